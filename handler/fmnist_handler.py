@@ -1,0 +1,178 @@
+"""The handler that TorchServe calls: image requests in, predictions out.
+
+A plain class, and the only one here: TorchServe takes a module's single class for the handler.
+Nothing of TorchServe is imported, so the room can move to another server.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from http import HTTPStatus
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import fmnist_wire as wire
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from typing import Protocol
+
+    class Context(Protocol):
+        """What is used of ts.context.Context; known to the type checker only."""
+
+        system_properties: Mapping[str, Any]
+        model_yaml_config: Mapping[str, Any]
+        metrics: Any
+
+        def get_all_request_header(self, idx: int) -> Mapping[str, Any]:
+            """The HTTP headers; under the name of each entry of the row its type."""
+
+        def set_response_status(self, code: int, phrase: str, idx: int) -> None:
+            """A line break in `phrase` would kill the worker."""
+
+        def set_response_content_type(self, idx: int, value: str) -> None:
+            """Without it an answer has no type."""
+
+
+logger = logging.getLogger(__name__)
+
+
+class FmnistHandler:
+    """Answers the requests of a batch with one pass of the model.
+
+    What the sender did wrong is answered in its own place and never raised. What is wrong with
+    the archive is raised by `initialize`, and the worker ends with the reason in its log.
+    """
+
+    def initialize(self, context: Context) -> None:
+        """Load what lies in the archive, and warm up. Raises ValueError, OSError, RuntimeError."""
+        folder = Path(context.system_properties["model_dir"])
+        self.settings = wire.read_settings(context.model_yaml_config)
+        self.card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        names = json.loads((folder / "index_to_name.json").read_text(encoding="utf-8"))
+        self.model = wire.read_model(self.card, names)
+        self.device = device(context.system_properties.get("gpu_id"))
+        self.network = load(folder / "model.pt", self.device)
+        torch.set_num_threads(self.settings.threads)
+        self.warm_up()
+
+    def warm_up(self) -> None:
+        """Run the sizes that are met later: TorchScript compiles on the first runs of a shape.
+
+        Raises ValueError when the model and the labels do not match.
+        """
+        for size in (1, self.settings.chunk) * 2:
+            rows = self.forward([np.zeros(self.model.shape, np.uint8)] * size)
+        if rows.shape[1] != len(self.model.labels):
+            raise ValueError(
+                f"model.pt knows {rows.shape[1]} classes, model.json {len(self.model.labels)}"
+            )
+
+    def handle(self, data: Sequence[dict[str, Any]], context: Context) -> list[bytes]:
+        """Answer each request of the batch, in order, as compact JSON."""
+        if asks_description(data, context):
+            description = wire.describe(self.card, self.model, self.settings)
+            return respond([(HTTPStatus.OK, description)], context)
+        questions = self.unpack(data, context)
+        images = stack(questions)
+        rows = self.predict(images)
+        answers = [
+            wire.answer(question, part, self.model, self.settings)
+            for question, part in zip(questions, split(rows, questions), strict=True)
+        ]
+        count(questions, context)
+        return respond(answers, context)
+
+    def unpack(
+        self, data: Sequence[dict[str, Any]], context: Context
+    ) -> list[wire.Question | wire.Refused]:
+        """Read each request on its own, so that a bad one harms no other."""
+        return [
+            wire.unpack(row, context.get_all_request_header(index), self.model, self.settings)
+            for index, row in enumerate(data)
+        ]
+
+    def predict(self, images: Sequence[wire.Pixels]) -> list[wire.Row | None]:
+        """Return the probabilities of each image; None where the model failed on it.
+
+        In chunks, so that the memory of a pass has a bound.
+        """
+        size = self.settings.chunk
+        chunks = (images[start : start + size] for start in range(0, len(images), size))
+        return [row for chunk in chunks for row in self.predict_chunk(chunk)]
+
+    def predict_chunk(self, images: Sequence[wire.Pixels]) -> list[wire.Row | None]:
+        """Try the images together, and one at a time when that failed: only the guilty fail."""
+        try:
+            return [row if np.isfinite(row).all() else None for row in self.forward(images)]
+        except (RuntimeError, torch.jit.Error):
+            logger.warning("The model failed on %d images", len(images), exc_info=True)
+        if len(images) == 1:
+            return [None]
+        return [row for image in images for row in self.predict_chunk([image])]
+
+    def forward(self, images: Sequence[wire.Pixels]) -> wire.Row:
+        """uint8 [C, H, W] each in, probabilities float32 [images, classes] out."""
+        with torch.inference_mode():
+            batch = torch.from_numpy(np.stack(images)).to(self.device)
+            rows: wire.Row = self.network(batch).cpu().numpy()
+        return rows
+
+
+def device(gpu: int | None) -> torch.device:
+    """Return the GPU that TorchServe assigned to this worker, or the CPU."""
+    return torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+
+
+def load(path: Path, place: torch.device) -> torch.jit.ScriptModule:
+    """Load a TorchScript module for inference. Raises ValueError or RuntimeError."""
+    with warnings.catch_warnings():
+        # TorchScript is the format of the archive on purpose; Python ends before it does.
+        warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
+        network = torch.jit.load(path, map_location=place)  # type: ignore[no-untyped-call] # torch
+    return cast("torch.jit.ScriptModule", network)
+
+
+def asks_description(data: Sequence[dict[str, Any]], context: Context) -> bool:
+    """Tell whether this is GET /models/NAME?customized=true, which comes alone and empty."""
+    headers = context.get_all_request_header(0)
+    return len(data) == 1 and not data[0] and headers.get("describe") == "True"
+
+
+def stack(questions: Sequence[wire.Question | wire.Refused]) -> list[wire.Pixels]:
+    """Return the good images of all requests in one line."""
+    return [image for question in questions for image in wire.good_images(question)]
+
+
+def split(
+    rows: Sequence[wire.Row | None], questions: Sequence[wire.Question | wire.Refused]
+) -> Iterator[list[wire.Row | None]]:
+    """Deal the rows out again: to each request as many as it has good images."""
+    line = iter(rows)
+    for question in questions:
+        yield list(islice(line, len(wire.good_images(question))))
+
+
+def count(questions: Sequence[wire.Question | wire.Refused], context: Context) -> None:
+    """Tell TorchServe's metrics of the batch.
+
+    With `idx` a line names one request; without, all of the batch.
+    """
+    refused = sum(wire.count_refused(question) for question in questions)
+    figures = {"FmnistBatches": 1, "FmnistImages": len(stack(questions)), "FmnistRejected": refused}
+    for name, value in figures.items():
+        if value and context.metrics is not None:
+            context.metrics.add_counter(name, value, idx=0)
+
+
+def respond(answers: Sequence[tuple[HTTPStatus, wire.Body]], context: Context) -> list[bytes]:
+    """Set status and type of each answer, and return their bytes."""
+    for index, (status, _) in enumerate(answers):
+        context.set_response_status(status.value, status.phrase, index)
+        context.set_response_content_type(index, "application/json")
+    return [wire.dump(body) for _, body in answers]
