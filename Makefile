@@ -1,0 +1,50 @@
+# Every target sets up what it needs by itself and can be repeated. `make` alone explains them.
+.DEFAULT_GOAL := help
+SHELL := bash
+BIN := .venv/bin
+BUDGET ?= 3m
+
+.PHONY: help
+help: ## say what the targets do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## virtual environment, Java, data set; quick when they are there
+	@tools/setup.sh
+
+.PHONY: train
+train: setup ## train a classifier on Fashion-MNIST; BUDGET=3m, 15m, …
+	$(BIN)/python -m training train --budget $(BUDGET)
+
+.PHONY: archive
+archive: setup ## model_store/fmnist.mar of the latest run; trains first when there is none
+	$(BIN)/python -m tools.archive
+
+model_store/fmnist.mar: | setup
+	$(BIN)/python -m tools.archive
+
+.PHONY: serve
+serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it
+	@$(BIN)/python -m tools.serve
+
+.PHONY: test
+test: setup archive ## format, lint, types and all tests, with real services: what CI runs
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+.PHONY: format
+format: setup ## format the code and mend what the linter can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+.PHONY: lock
+lock: setup ## pin the dependencies of pyproject.toml anew, with hashes, in requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes --universal \
+	  --python-version 3.11 --no-emit-index-url --custom-compile-command "make lock" \
+	  --upgrade --output-file requirements.txt
+
+.PHONY: clean
+clean: ## remove what was made, but for the environment, the data and the runs
+	rm -rf build run logs .pytest_cache .mypy_cache .ruff_cache .hypothesis model_store/*.mar

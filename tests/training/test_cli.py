@@ -1,0 +1,267 @@
+from __future__ import annotations
+
+import argparse
+import io
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+
+from training import ImageClassifier
+from training import __main__ as program
+from training.__main__ import duration, main, percentage
+from training.progress import Progress
+from training.recipe import Epoch, Recipe, Step
+from training.reports import confusion, wilson
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture
+def workplace(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stand in an empty folder with the small data set, and learn in a moment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA_DIR", str(small_data))
+    monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=2))
+    return tmp_path
+
+
+def train(*flags: str) -> int:
+    return main(["train", "--run", "first", "--min-accuracy", "0", *flags])
+
+
+def test_a_good_run_leaves_everything_and_becomes_the_latest(workplace: Path) -> None:
+    assert train() == 0
+
+    assert {path.name for path in (workplace / "runs" / "first").iterdir()} == {
+        "config.json",
+        "metrics.jsonl",
+        "summary.json",
+        "checkpoint.pt",
+        "curves.png",
+        "confusion.png",
+    }
+    assert (workplace / "runs" / "latest").readlink() == Path("first")
+    assert (workplace / "runs" / "first" / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_run_says_what_was_asked_and_what_came_out(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train("--budget", "90s", "--seed", "3", "--json") == 0
+
+    printed = json.loads(capsys.readouterr().out)
+    folder = workplace / "runs" / "first"
+    config = json.loads((folder / "config.json").read_text())
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert printed == json.loads((folder / "summary.json").read_text())
+    assert printed["good"] is True
+    assert printed["accuracy"] == lines[-1]["validation_accuracy"]
+    assert (config["budget"], config["seed"], config["recipe"]["epochs"]) == (90.0, 3, 2)
+    assert [line["number"] for line in lines] == [1, 2]
+
+
+def test_a_run_below_its_accuracy_fails_and_is_not_the_latest(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    assert main(["train", "--run", "second", "--min-accuracy", "100"]) == 1
+
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("error: second reached ")
+    assert "less than --min-accuracy 100: give it a longer --budget" in said
+    assert (workplace / "runs" / "latest").readlink() == Path("first")
+    assert json.loads((workplace / "runs" / "second" / "summary.json").read_text())["good"] is False
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_is_never_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    assert train() == 1
+
+    assert "there is a run runs/first already: name another" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("name", ["latest", "../elsewhere", "a/b"])
+def test_a_name_that_leads_elsewhere_is_refused(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--run", name]) == 1
+    assert "cannot name a run" in capsys.readouterr().err
+
+
+def test_interrupted_it_keeps_what_was_learned_and_leaves_with_130(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = ImageClassifier.steps
+
+    def interrupted(self: ImageClassifier, *args: Any, **kwargs: Any) -> Iterator[Step | Epoch]:  # noqa: ANN401 - passed on as they are
+        for event in whole(self, *args, **kwargs):
+            yield event
+            if isinstance(event, Epoch):
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageClassifier, "steps", interrupted)
+
+    assert train() == 130
+
+    assert "runs/first/checkpoint.pt, runs/latest is as it was" in capsys.readouterr().err
+    assert ImageClassifier.load(workplace / "runs" / "first" / "checkpoint.pt").classes == 10
+    assert not (workplace / "runs" / "latest").exists()
+    assert not (workplace / "runs" / "first" / "summary.json").exists()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_interrupted_before_the_first_step_it_leaves_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(program, "fashion_mnist", interrupt)
+
+    assert train() == 130
+    assert capsys.readouterr().err == "interrupted: nothing was kept\n"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_evaluate_scores_the_test_images_of_the_latest_run(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train()
+    capsys.readouterr()
+
+    assert main(["evaluate", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "--run", "first"]) == 0
+    sentence = capsys.readouterr().out
+
+    assert (result["run"], result["images"]) == ("first", 60)
+    assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
+    assert sentence.startswith(f"first: {100 * result['accuracy']:.2f} % of 60 test images")
+
+
+def test_export_writes_what_the_archive_needs(workplace: Path) -> None:
+    train()
+    summary = json.loads((workplace / "runs" / "first" / "summary.json").read_text())
+
+    assert main(["export"]) == 0
+
+    folder = workplace / "build" / "archive"
+    description = json.loads((folder / "model.json").read_text())
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "index_to_name.json",
+        "model.json",
+        "model.pt",
+    ]
+    assert description["input"] == {"channels": 1, "height": 12, "width": 12, "background": 0}
+    assert description["accuracy"] == summary["accuracy"]
+    assert description["data"] == summary["data"]
+    assert json.loads((folder / "index_to_name.json").read_text())["9"] == "Ankle boot"
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_without_a_run_it_says_how_to_get_one(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command]) == 1
+    assert "runs/latest/checkpoint.pt is missing: `make train`" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_data_verifies_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data"]) == 0
+    assert "Fashion-MNIST is whole" in capsys.readouterr().out
+
+
+def test_data_without_download_fails_on_a_missing_file(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "--no-download", "--data-dir", str(workplace / "nowhere")]) == 1
+    assert "train-images-idx3-ubyte is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("180", 180), ("90s", 90), ("3m", 180), ("1h", 3600), ("0.5m", 30)]
+)
+def test_a_duration_has_its_usual_forms(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "3 minutes", "-3m", "0", "0s", "nan", "1d"])
+def test_what_is_no_duration_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="write 180, 90s, 3m or 1h"):
+        duration(text)
+
+
+@pytest.mark.parametrize("text", ["-1", "101", "nan", "ninety"])
+def test_what_is_no_percentage_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="is no percentage"):
+        percentage(text)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "--budget", "soon"], ["train", "--threads", "0"], ["fly"], []]
+)
+def test_wrong_usage_leaves_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+
+    assert left.value.code == 2
+
+
+def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["--help"])
+
+    assert left.value.code == 0
+    assert "python -m training train --budget 15m" in capsys.readouterr().out
+
+
+EPOCH = Epoch(3, 645, 44.4, 0.708, 0.909, 0.918, 3945.3)
+
+
+def test_where_nobody_watches_an_epoch_is_one_plain_line() -> None:
+    stream = io.StringIO()
+
+    with Progress(stream) as progress:
+        progress.show(Step(1, 0.5, 0.01, 256, 0.7, 0.9))
+        progress.show(EPOCH)
+
+    assert stream.getvalue() == (
+        "epoch  3,   44 s: loss 0.708, accuracy 90.9 %, validation 91.80 %, 3,945 images/s\n"
+    )
+
+
+def test_on_a_terminal_there_is_a_bar_with_loss_accuracy_speed_and_time_left() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+
+    with Progress(stream) as progress:
+        for number in range(1, 4):
+            progress.show(Step(number, number / 4, 0.01, 256, 0.7, 0.9))
+            progress.refresh()
+
+    shown = stream.getvalue().split("\r")
+    assert any("75 %" in text and "left" in text for text in shown)
+    assert any("loss 0.700, accuracy 90.0 %" in text and "images/s" in text for text in shown)
+
+
+def test_the_interval_is_wilsons() -> None:
+    assert wilson(9400, 10_000) == pytest.approx((0.93518, 0.94448), abs=1e-5)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+
+
+def test_the_confusion_counts_labels_in_rows_and_predictions_in_columns() -> None:
+    matrix = confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3)
+
+    assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from training.classifier import Normalised
+from training.data import ImageSet
+from training.networks import named
+from training.recipe import Augmentation, Epoch, Recipe, Step, fit, one_cycle
+
+from .conftest import stripes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def ticking(seconds: float) -> Callable[[], float]:
+    """Return a clock on which every look takes so many seconds."""
+    ticks = count()
+    return lambda: next(ticks) * seconds
+
+
+class Pixels(torch.nn.Module):
+    """The smallest thing that can learn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(144, 3)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.linear(images.flatten(1) / 255)
+        return logits
+
+
+def told(budget: float, clock: Callable[[], float], recipe: Recipe) -> list[Step | Epoch]:
+    return list(fit(Pixels(), stripes(30), lambda: 0.5, recipe, budget=budget, seed=0, clock=clock))
+
+
+def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
+    rates = [one_cycle(progress, 0.2) for progress in (0.0, 0.1, 0.2, 0.6, 1.0, 1.1)]
+
+    assert rates == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0, 0.0])
+
+
+def test_the_schedule_ends_at_the_budget_however_slow_the_machine_is() -> None:
+    for seconds in (0.5, 2.0, 4.0):
+        steps = [e for e in told(200.0, ticking(seconds), Recipe(batch=10)) if isinstance(e, Step)]
+
+        assert steps[-1].progress == pytest.approx(1.0, abs=0.1)
+        assert steps[-1].rate == pytest.approx(0.0, abs=0.1 * 0.01 / 0.8)
+        assert max(step.rate for step in steps) == pytest.approx(0.01, rel=0.25)
+
+
+def test_a_machine_that_stands_still_for_a_while_still_ends_with_a_small_rate() -> None:
+    ticks = iter([*range(60), *range(150, 1000)])
+
+    events = told(200.0, lambda: float(next(ticks)), Recipe(batch=10))
+
+    assert [e for e in events if isinstance(e, Step)][-1].rate < 0.05 * Recipe().peak
+
+
+def test_a_small_data_set_ends_after_its_passes() -> None:
+    events = told(1e9, ticking(0), Recipe(batch=10, epochs=4))
+
+    steps = [event for event in events if isinstance(event, Step)]
+    assert [event.number for event in events if isinstance(event, Epoch)] == [1, 2, 3, 4]
+    assert [step.progress for step in steps] == pytest.approx([k / 12 for k in range(12)])
+
+
+def test_an_epoch_that_the_budget_cuts_short_is_told_too() -> None:
+    events = told(20.0, ticking(1.0), Recipe(batch=3))
+
+    assert isinstance(events[-1], Epoch)
+    assert events[-1].steps == sum(isinstance(event, Step) for event in events)
+    assert events[-1].steps % 10 != 0
+
+
+def test_even_the_smallest_budget_makes_one_step() -> None:
+    step, epoch = told(1e-9, ticking(1.0), Recipe())
+
+    assert isinstance(step, Step)
+    assert isinstance(epoch, Epoch)
+
+
+def test_no_batch_is_so_small_that_it_has_no_variance() -> None:
+    events = list(
+        fit(
+            Normalised(named("P(16,48,96)")(1, 3), 1),
+            stripes(17, size=8),
+            lambda: 0.0,
+            Recipe(batch=16, epochs=1),
+            budget=1e9,
+            seed=0,
+            clock=ticking(0.0),
+        )
+    )
+
+    assert [event.images for event in events if isinstance(event, Step)] == [9, 8]
+
+
+def test_a_step_learns() -> None:
+    recipe = Recipe(epochs=40, shift=0, smoothing=0)
+    epochs = [e for e in told(1e9, ticking(0), recipe) if isinstance(e, Epoch)]
+
+    assert epochs[-1].loss < 0.8 * epochs[0].loss
+
+
+def test_equal_seeds_learn_alike() -> None:
+    torch.manual_seed(0)
+    one = told(1e9, ticking(0), Recipe(epochs=2, batch=10))
+    torch.manual_seed(0)
+    two = told(1e9, ticking(0), Recipe(epochs=2, batch=10))
+
+    assert [e.loss for e in one] == [e.loss for e in two]
+
+
+def seen(recipe: Recipe, epoch: int, data: ImageSet) -> torch.Tensor:
+    augmentation = Augmentation(data, recipe, torch.Generator().manual_seed(3))
+    return augmentation(torch.arange(len(data)), epoch)
+
+
+def test_every_image_is_mirrored_in_every_second_epoch() -> None:
+    data = stripes(40)
+    recipe = Recipe(shift=0)
+
+    first, second = seen(recipe, 1, data), seen(recipe, 2, data)
+
+    assert torch.equal(second, first.flip(3))
+    mirrored = (first != data.images).flatten(1).any(1)
+    assert 0 < mirrored.sum() < 40
+    assert torch.equal(first[mirrored], data.images[mirrored].flip(3))
+
+
+def test_an_image_moves_by_no_more_than_the_shift_and_the_background_moves_in() -> None:
+    images = torch.full((200, 1, 5, 5), 9, dtype=torch.uint8)
+    images[:, :, 2, 2] = 200
+    data = ImageSet(images, torch.zeros(200, dtype=torch.int64))
+
+    found = seen(Recipe(shift=1), 1, data)
+
+    places = {tuple(place) for place in (found == 200).nonzero()[:, 2:].tolist()}
+    assert places == {(row, column) for row in (1, 2, 3) for column in (1, 2, 3)}
+    assert (found == 9).sum() == 200 * 24
+
+
+def test_what_may_not_be_mirrored_and_moved_stays_as_it_is() -> None:
+    data = stripes(10, channels=3)
+
+    assert torch.equal(seen(Recipe(flip=False, shift=0), 1, data), data.images)

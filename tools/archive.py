@@ -1,0 +1,74 @@
+"""Packs the exported model and the handler into model_store/fmnist.mar: `python -m tools.archive`.
+
+Trains first when there is no run yet, and exports the run of `runs/latest`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HANDLER = ROOT / "handler"
+
+
+def training(*arguments: str) -> None:
+    """Run one verb of the training package; raises CalledProcessError."""
+    subprocess.run([sys.executable, "-m", "training", *arguments], cwd=ROOT, check=True)
+
+
+def export() -> Path:
+    """Return the folder with the exported files of the latest run, made now."""
+    if not (ROOT / "runs" / "latest").exists():
+        print("archive: no trained model yet: training one, 3 minutes", flush=True)
+        training("train", "--budget", "3m")
+    folder = ROOT / "build" / "archive"
+    training("export", "--output", str(folder))
+    return folder
+
+
+def pack(model: Path, store: Path, name: str = "fmnist") -> Path:
+    """Return the archive `name`.mar in `store`, made of the folder `model` and the handler.
+
+    `model` holds model.pt, model.json and index_to_name.json. The archive appears whole or not
+    at all. Raises CalledProcessError when the archiver fails.
+    """
+    version = json.loads((model / "model.json").read_text())["version"]
+    extra = [model / "model.json", model / "index_to_name.json", HANDLER / "fmnist_wire.py"]
+    with tempfile.TemporaryDirectory(dir=store, prefix=".packing-") as scratch:
+        # torch-model-archiver removes $TMPDIR/<model name> before it begins, whatever that is.
+        command = [
+            *(str(Path(sys.executable).parent / "torch-model-archiver"), "--force"),
+            *("--model-name", name, "--version", str(version), "--runtime", "python"),
+            *("--serialized-file", str(model / "model.pt")),
+            *("--handler", str(HANDLER / "fmnist_handler.py")),
+            *("--config-file", str(HANDLER / "model-config.yaml")),
+            *("--extra-files", ",".join(map(str, extra)), "--export-path", scratch),
+        ]
+        subprocess.run(command, env=os.environ | {"TMPDIR": scratch}, check=True)
+        return (Path(scratch) / f"{name}.mar").replace(store / f"{name}.mar")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Make the archive; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tools.archive", description=__doc__)
+    parser.add_argument("--model", type=Path, help="a folder with exported files; default: export")
+    parser.add_argument("--store", type=Path, default=ROOT / "model_store")
+    parser.add_argument("--name", default="fmnist", help="the model's name in the service")
+    asked = parser.parse_args(argv)
+    try:
+        archive = pack(asked.model or export(), asked.store, asked.name)
+    except subprocess.CalledProcessError as error:
+        print(f"archive: {error.cmd[0]} failed; nothing was changed", file=sys.stderr)
+        return error.returncode
+    print(f"archive: {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

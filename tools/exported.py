@@ -1,0 +1,42 @@
+"""What the exported model says without a server in between, to hold the wire against."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tools.stack import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MODEL = ROOT / "build" / "archive" / "model.pt"
+RAW = ROOT / "data" / "FashionMNIST" / "raw"
+
+Bytes = NDArray[np.uint8]
+
+
+def first_images(count: int) -> Bytes:
+    """Return the first images of Fashion-MNIST's test set, uint8 [count, 28, 28]."""
+    flat = np.fromfile(RAW / "t10k-images-idx3-ubyte", np.uint8, offset=16, count=count * 784)
+    return flat.reshape(count, 28, 28)
+
+
+def first_labels(count: int) -> Bytes:
+    """Return their labels, uint8 [count]."""
+    return np.fromfile(RAW / "t10k-labels-idx1-ubyte", np.uint8, offset=8, count=count)
+
+
+def classes(images: Bytes, model: Path = MODEL) -> NDArray[np.int64]:
+    """Return the likeliest class of each grey image, int64 [count]; by TorchScript alone."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and chosen
+        module: Any = torch.jit.load(model)  # type: ignore[no-untyped-call] # torch's own
+    batches = torch.split(torch.from_numpy(images)[:, None], 1000)
+    with torch.inference_mode():
+        found: NDArray[np.int64] = torch.cat([module(x).argmax(1) for x in batches]).numpy()
+    return found

@@ -1,0 +1,49 @@
+"""Runs TorchServe in the foreground, as config.properties says: `python -m tools.serve`.
+
+It checks first what TorchServe reports badly (a taken port, a damaged archive, no Java), says
+when the model really predicts, and ends with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import NoReturn
+
+from tools.stack import PORTS, ROOT, StackError, TorchServe, properties
+
+
+def shipped() -> TorchServe:
+    """Return the server with the addresses of config.properties, writing below run/."""
+    settings = properties(ROOT / "config.properties")
+    folder = ROOT / "run" / "torchserve"
+    folder.mkdir(parents=True, exist_ok=True)
+    return TorchServe(folder=folder, overrides={key: settings[key] for key in PORTS})
+
+
+def leave(*_: object) -> NoReturn:
+    """Turn SIGTERM into the way out that Ctrl-C takes."""
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Serve until somebody ends it; return the exit code."""
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        print("serve: starting TorchServe …", flush=True)
+        with shipped() as server:
+            print(f"serve: ready; try: curl -T tests/data/ankle-boot.png {server.url}", flush=True)
+            print(f"serve: its log is {server.process.log.relative_to(ROOT)}; Ctrl-C ends it")
+            code = server.process.child.wait()
+            print(f"serve: TorchServe ended by itself:\n{server.process.tail()}", file=sys.stderr)
+            return code or 1
+    except StackError as error:
+        print(f"serve: {error}", file=sys.stderr)
+        return 69
+    except KeyboardInterrupt:
+        print("serve: stopped", flush=True)
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

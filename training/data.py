@@ -1,0 +1,305 @@
+"""Images and labels -> uint8 tensors in memory.
+
+A data set of this size fits in memory many times over, and slicing a tensor is hundreds of times
+faster than loading one image after the other: so everything is gathered once, then only sliced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import operator
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sized
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .errors import DataError
+
+FASHION_MNIST = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
+"""The names of the classes, in the order of the labels."""
+
+SHA256: Mapping[str, str] = {
+    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+"""Of the unpacked files: distributions pack them again, so the checksum of a .gz proves nothing."""
+
+DOWNLOAD_SILENCE = 30.0
+"""Seconds without a byte after which a download has failed."""
+
+SPLIT_SEED = 2017
+"""Fixed, so that every run is judged on the same held-out images."""
+
+PIXEL_TOLERANCE = 0.01
+"""How far 255 times a float may lie from a whole number and still be a pixel."""
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet(Dataset[tuple[Tensor, int]]):
+    """Images uint8 [N, C, H, W], labels int64 [N], and the names of the classes if they are known.
+
+    Raises DataError if it is empty or its parts do not fit each other.
+    """
+
+    images: Tensor
+    labels: Tensor
+    names: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:  # noqa: PLR2004 - N, C, H, W
+            raise DataError(
+                f"images must be uint8 [N, C, H, W], but these are {self.images.dtype} "
+                f"{list(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise DataError(
+                f"labels must be int64 [{len(self.images)}], one for each image, but these are "
+                f"{self.labels.dtype} {list(self.labels.shape)}"
+            )
+        if not len(self.images):
+            raise DataError("the data set is empty: give it at least one image")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+    def select(self, indices: Tensor) -> ImageSet:
+        """Return the images at these indices, in this order."""
+        return ImageSet(self.images[indices], self.labels[indices], self.names)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of shape, pixels and labels, in hexadecimal."""
+        content = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        content.update(self.images.numpy().tobytes())
+        content.update(self.labels.numpy().tobytes())
+        return content.hexdigest()
+
+    def background(self) -> int:
+        """Return the pixel value, 0 to 255, that is most frequent on the images' borders."""
+        rows, columns = self.images[:, :, [0, -1], :], self.images[:, :, :, [0, -1]]
+        border = torch.cat([rows.flatten(), columns.flatten()])
+        return int(torch.bincount(border, minlength=256).argmax())
+
+
+def gather(dataset: Dataset[Any], *, channels: int, classes: int) -> ImageSet:
+    """Take a map-style data set of (image, label) into memory.
+
+    An image is a PIL image of mode L, RGB or RGBA, or a tensor or array [H, W] or [C, H, W] of
+    uint8 pixels, or of floats that are pixels / 255 as torchvision's `ToTensor` makes them. A label
+    is a whole number from 0 to classes - 1. Raises DataError naming the first sample that is not.
+    """
+    gathered = dataset if isinstance(dataset, ImageSet) else _in_memory(dataset)
+    if gathered.images.shape[1] != channels:
+        raise DataError(
+            f"the images have {gathered.images.shape[1]} channels, but the classifier takes "
+            f"{channels}: convert them, and give arrays as [C, H, W]"
+        )
+    wrong = (gathered.labels < 0) | (gathered.labels >= classes)
+    if wrong.any():
+        at = int(wrong.nonzero()[0])
+        raise DataError(
+            f"sample {at} has label {int(gathered.labels[at])}, but with {classes} classes "
+            f"labels go from 0 to {classes - 1}"
+        )
+    return gathered
+
+
+def _in_memory(dataset: Dataset[Any]) -> ImageSet:
+    if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
+        raise DataError("the data set must be map-style: give it __len__ and __getitem__")
+    images: list[Tensor] = []
+    labels: list[int] = []
+    for index in range(len(dataset)):
+        image, label = _sample(dataset, index)
+        images.append(image)
+        labels.append(label)
+        if image.shape != images[0].shape:
+            raise DataError(
+                f"sample {index} is {_by(image)} but sample 0 is {_by(images[0])}: "
+                "bring all images to one size"
+            )
+    if not images:
+        raise DataError("the data set is empty: give it at least one image")
+    names = tuple(str(name) for name in getattr(dataset, "classes", ()))
+    return ImageSet(torch.stack(images), torch.tensor(labels, dtype=torch.int64), names)
+
+
+def _sample(dataset: Dataset[Any], index: int) -> tuple[Tensor, int]:
+    sample = dataset[index]
+    try:
+        image, label = sample
+        return _pixels(image), operator.index(label)
+    except DataError as error:
+        raise DataError(f"sample {index}: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise DataError(
+            f"sample {index} is not a pair (image, label) with a whole number as label: {error}"
+        ) from error
+
+
+def _by(image: Tensor) -> str:
+    return "x".join(str(length) for length in image.shape)
+
+
+def _pixels(image: object) -> Tensor:
+    """Return one image as uint8 [C, H, W]."""
+    if isinstance(image, Image.Image):
+        return _pixels_of_pil(image)
+    if isinstance(image, np.ndarray):
+        # A copy: torch takes neither an array that is read-only nor one that is turned round.
+        image = torch.from_numpy(np.array(image, order="C"))
+    if not isinstance(image, Tensor):
+        raise DataError(f"{type(image).__name__} is no image: give a PIL image, a tensor or array")
+    pixels = image
+    if pixels.ndim not in {2, 3}:
+        raise DataError(f"an image must be [H, W] or [C, H, W], but this is {list(pixels.shape)}")
+    if pixels.is_floating_point():
+        pixels = _whole(pixels)
+    if pixels.dtype != torch.uint8:
+        raise DataError(
+            f"pixels must be uint8, or floats from 0 to 1, but these are {pixels.dtype}"
+        )
+    return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels  # noqa: PLR2004 - H, W
+
+
+def _pixels_of_pil(image: Image.Image) -> Tensor:
+    if image.mode not in {"L", "RGB", "RGBA"}:
+        raise DataError(f"a PIL image of mode {image.mode} is ambiguous: convert it to L or RGB")
+    height_width_channels = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1)
+    return height_width_channels.permute(2, 0, 1).contiguous()
+
+
+def _whole(floats: Tensor) -> Tensor:
+    """Return pixels / 255 as the uint8 pixels they came from."""
+    scaled = floats.double() * 255
+    pixels = scaled.round()
+    exact = ((scaled - pixels).abs() <= PIXEL_TOLERANCE) & (pixels >= 0) & (pixels <= 255)  # noqa: PLR2004
+    if not exact.all():
+        raise DataError(
+            "floats must be pixels / 255, from 0 to 1: leave out normalisation and augmentation, "
+            "training does both itself"
+        )
+    return pixels.to(torch.uint8)
+
+
+def split(
+    whole: ImageSet, *, share: float = 1 / 12, seed: int = SPLIT_SEED
+) -> tuple[ImageSet, ImageSet]:
+    """Return (training, validation): `share` of every class is held out, always the same images.
+
+    The 60,000 images of Fashion-MNIST become 55,000 and 5,000.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(whole), dtype=torch.bool)
+    for label in sorted(set(whole.labels.tolist())):
+        members = (whole.labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        held_out[members[: round(len(members) * share)]] = True
+    return whole.select((~held_out).nonzero().flatten()), whole.select(held_out.nonzero().flatten())
+
+
+def data_folder(given: Path | None = None) -> Path:
+    """Return the folder of the data: as given, else $DATA_DIR, else `data`."""
+    return given or Path(os.environ.get("DATA_DIR") or "data")
+
+
+def fashion_mnist(folder: Path, *, train: bool) -> ImageSet:
+    """Read one part of Fashion-MNIST; raises DataError if a file is missing or corrupt."""
+    part = "train" if train else "t10k"
+    images = read_idx(_verified(folder, f"{part}-images-idx3-ubyte"))
+    labels = read_idx(_verified(folder, f"{part}-labels-idx1-ubyte"))
+    return ImageSet(images.unsqueeze(1), labels.to(torch.int64), FASHION_MNIST)
+
+
+def obtain(folder: Path) -> None:
+    """Have the four files verified in `folder`, downloading them if one is missing."""
+    if not all(_path(folder, name).is_file() for name in SHA256):
+        _download(folder)
+    verify(folder)
+
+
+def verify(folder: Path) -> None:
+    """Raise DataError unless the four files are there and whole."""
+    for name in SHA256:
+        _verified(folder, name)
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an idx file of bytes as uint8 [lengths…].
+
+    The format: two zero bytes, 8 for "unsigned byte", the number of dimensions, each length as
+    four bytes (big-endian), the data (http://yann.lecun.com/exdb/mnist).
+    """
+    content = path.read_bytes()
+    if content[:3] != b"\x00\x00\x08":
+        raise DataError(f"{path} is not an idx file of bytes: rm it and `make setup`")
+    start = 4 + 4 * content[3]
+    shape = np.frombuffer(content[4:start], dtype=">u4").tolist()
+    values = torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8)
+    return values.reshape(shape)
+
+
+def _path(folder: Path, name: str) -> Path:
+    return folder / "FashionMNIST" / "raw" / name
+
+
+def _verified(folder: Path, name: str) -> Path:
+    path = _path(folder, name)
+    try:
+        with path.open("rb") as file:
+            content = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: `make setup` fetches it") from None
+    if content != SHA256[name]:
+        raise DataError(f"{path} is corrupt: `rm {path}` and `make setup`")
+    return path
+
+
+def _download(folder: Path) -> None:
+    # Slow to import, and needed only here.
+    from torchvision.datasets import FashionMNIST  # noqa: PLC0415
+
+    try:
+        with _silence_limited_to(DOWNLOAD_SILENCE):
+            FashionMNIST(str(folder), download=True)
+    except (URLError, RuntimeError, OSError) as error:
+        raise DataError(
+            f"Fashion-MNIST could not be downloaded ({error}): "
+            "set DATA_DIR to a folder that holds FashionMNIST/raw"
+        ) from error
+
+
+@contextmanager
+def _silence_limited_to(seconds: float) -> Iterator[None]:
+    # torchvision passes no time-out, so the only place to set one is the default.
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)

@@ -1,0 +1,25 @@
+"""What can go wrong, as a tree; every message is one sentence with its fix.
+
+TrainingError
+├── DataError      the images or the labels cannot be used as they are
+├── RunError       there is no such run, or it is not good enough
+└── ExportError    the exported module does not answer as the trained one
+"""
+
+from __future__ import annotations
+
+
+class TrainingError(Exception):
+    """Whatever this package raises on purpose."""
+
+
+class DataError(TrainingError, ValueError):
+    """The images or the labels cannot be used as they are."""
+
+
+class RunError(TrainingError):
+    """There is no such run, or it is not good enough."""
+
+
+class ExportError(TrainingError):
+    """The exported module does not answer as the trained one."""

@@ -1,0 +1,71 @@
+"""What a run shows for itself: an interval, a table, two pictures."""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import TYPE_CHECKING
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from .files import written_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from .recipe import Epoch
+
+NORMAL_95 = 1.959964
+"""The two-sided 95 % quantile of the normal distribution."""
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of which `right` of `total` were seen (Wilson 1927)."""
+    share, weight = right / total, NORMAL_95**2 / total
+    centre = share + weight / 2
+    reach = NORMAL_95 * sqrt(share * (1 - share) / total + weight / (4 * total))
+    # Rounding must not lead out of 0..1.
+    return max(0.0, (centre - reach) / (1 + weight)), min(1.0, (centre + reach) / (1 + weight))
+
+
+def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
+    """Return how often each label (row) was taken for each class (column), int64."""
+    return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)
+
+
+def draw_curves(epochs: Sequence[Epoch], path: Path) -> None:
+    """Draw loss and accuracy over the seconds of the training."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    seconds = [epoch.seconds for epoch in epochs]
+    left.plot(seconds, [epoch.loss for epoch in epochs], marker="o")
+    left.set(title="loss, augmented training images", xlabel="seconds")
+    for name, shares in (
+        ("training, augmented", [epoch.accuracy for epoch in epochs]),
+        ("validation", [epoch.validation_accuracy for epoch in epochs]),
+    ):
+        right.plot(seconds, [100 * share for share in shares], marker="o", label=name)
+    right.set(title="accuracy, %", xlabel="seconds")
+    right.legend()
+    _save(figure, path)
+
+
+def draw_confusion(matrix: Tensor, names: Sequence[str], path: Path) -> None:
+    """Draw a confusion matrix; the colours leave out the diagonal, which would drown the rest."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow((matrix - matrix.diag().diag()).numpy(), cmap="Reds")
+    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="predicted", ylabel="label")
+    for row, counts in enumerate(matrix.tolist()):
+        for column, number in enumerate(counts):
+            axes.text(column, row, str(number), ha="center", va="center", fontsize=8)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with written_whole(path) as partial:
+        figure.savefig(partial, format="png", dpi=120)
