@@ -1,0 +1,66 @@
+"""The README cannot rot: what it names exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split(" #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip() and not line.startswith("#")
+]
+
+
+@cache
+def help_of(*module_and_verb: str) -> str:
+    """Return what `python -m MODULE VERB --help` prints."""
+    command = [sys.executable, "-m", *module_and_verb, "--help"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    return done.stdout
+
+
+def test_every_make_target_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert named
+    assert named <= targets
+
+
+def test_every_target_is_explained() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    phony = set(re.findall(r"^\.PHONY: ([a-z]+)", makefile, re.MULTILINE))
+    explained = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    assert phony == explained
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python -m ")])
+def test_every_flag_in_a_command_of_the_readme_is_in_its_help(line: str) -> None:
+    _, _, module, verb, *rest = line.split()
+    shown = help_of(module, verb)
+    for flag in (word for word in rest if word.startswith("--")):
+        assert flag in shown
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
+def test_every_file_that_the_readme_links_to_exists(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_every_decision_is_short_and_says_what_was_decided() -> None:
+    decisions = sorted((ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    assert decisions
+    for decision in decisions:
+        lines = decision.read_text().splitlines()
+        assert lines[0].startswith("# ")
+        assert len(lines) <= 20, decision.name
