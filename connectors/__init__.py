@@ -1,0 +1,1 @@
+"""Relays records between a message broker and an inference API: nothing lost, nothing doubled."""

@@ -1,0 +1,1 @@
+"""One module per broker; each offers the `Broker` protocol of `connectors.records`."""

@@ -1,0 +1,427 @@
+"""What an operator can set: flags > `CONNECTOR_<FLAG>` > `--config FILE` (TOML) > default.
+
+One class for each verb and broker, built from small groups; the flags of the command line are
+made from the fields. A broker is added by one class of settings and its lines in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import textwrap
+import tomllib
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import Field, FilePath, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+)
+
+from .errors import Exit, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from typing import NoReturn, Self
+
+    from pydantic.fields import FieldInfo
+
+PREFIX = "CONNECTOR_"
+
+Seconds = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseSettings):
+    """Sources of settings."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_prefix_target="all",
+        env_ignore_empty=True,
+        extra="ignore",  # a key of another verb; a key of none has been refused before
+        frozen=True,
+        hide_input_in_errors=True,  # it may be a secret
+        validate_by_alias=True,
+        validate_by_name=True,
+        validate_default=False,
+    )
+
+    config: FilePath | None = Field(
+        default=None, description="TOML file; keys are flags with underscores"
+    )
+
+    @classmethod
+    def settings_customise_sources(  # noqa: D102 - the library's hook, its signature
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = {**env_settings(), **init_settings()}.get("config")
+        file = InitSettingsSource(settings_cls, _read(Path(path)) if path else {})
+        return init_settings, env_settings, file
+
+
+class Service(Settings):
+    """The inference API."""
+
+    url: str = Field(
+        default="http://127.0.0.1:8080/predictions/fmnist",
+        description="where images are sent",
+        pattern="^https?://[^/@]+(/|$)",  # a password does not belong into argv
+    )
+    token_file: Path | None = Field(
+        default=None, description="TorchServe's key_file.json; read again whenever it changes"
+    )
+    timeout: Seconds = Field(
+        default=20.0,
+        description="seconds to wait for an answer; above the server's responseTimeout",
+    )
+
+
+class Pace(Settings):
+    """Pace and patience."""
+
+    pack: Count = Field(
+        default=64, le=1024, description="most images in one request; 1,024 at most"
+    )
+    in_flight: Count = Field(default=4, description="most requests out at once")
+    window: Count = Field(default=4096, description="most records held")
+    window_bytes: Count = Field(
+        default=64 << 20, description="most bytes held; one poll may exceed it"
+    )
+    commit_interval: Seconds = Field(
+        default=0.1, description="least seconds from the end of one commit to the next"
+    )
+    tries: Count = Field(
+        default=3, description="failures of a record, alone, before it is rejected"
+    )
+    dead_letter_row: Count = Field(
+        default=100, description="dead letters in a row that stop the daemon (78)"
+    )
+    dead_letter_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5, description="share of the last 1,000 records, likewise"
+    )
+    drain_limit: Seconds = Field(default=25.0, description="seconds to leave in after SIGTERM")
+    stuck_after: Seconds = Field(
+        default=120.0, description="seconds without a lap before giving up (70)"
+    )
+
+
+class Log(Settings):
+    """Log."""
+
+    log: Literal["text", "json"] = Field(default="text", description="form of the lines on stderr")
+    status_every: Seconds = Field(default=10.0, description="seconds between two status lines")
+
+
+class Daemon(Service, Pace, Log):
+    """The relay."""
+
+    tombstones: Literal["dead-letter", "skip"] = Field(
+        default="dead-letter", description="what becomes of records without a value"
+    )
+
+
+class KafkaSettings(Daemon):
+    """Kafka."""
+
+    bootstrap_servers: str = Field(
+        default="127.0.0.1:9092", description="host:port, comma separated"
+    )
+    input_topic: str = Field(default="", description="images in")
+    output_topic: str = Field(default="", description="predictions out")
+    dead_letter_topic: str = Field(
+        default_factory=lambda known: f"{known['input_topic']}.dead",
+        description="records without a prediction (default: <input topic>.dead)",
+    )
+    group: str = Field(default="fmnist", description="consumer group", min_length=1)
+    instance: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        description="name of this daemon, unique in its group (default: <hostname>-<process id>); "
+        "a stable name lets a restart fence its predecessor at once",
+        min_length=1,
+    )
+    delivery: Literal["exactly-once", "at-least-once"] = Field(
+        default="exactly-once", description="one transaction for results and offsets, or none"
+    )
+    start: Literal["earliest", "latest"] = Field(
+        default="earliest",
+        validation_alias="from",
+        description="where a group without offsets begins",
+    )
+    session_timeout: Seconds = Field(
+        default=10.0, description="seconds of silence before the group moves on without this daemon"
+    )
+    heartbeat_interval: Seconds = Field(default=2.0, description="seconds between two heartbeats")
+    transaction_timeout: Seconds = Field(
+        default=8.0, description="seconds before the broker aborts a transaction nobody ends"
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="how to speak with the broker"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        default=None, description="how to log in"
+    )
+    sasl_username: str | None = Field(default=None, description="who logs in")
+    sasl_password_file: FilePath | None = Field(
+        default=None, description="file that holds the password"
+    )
+    ssl_cafile: FilePath | None = Field(default=None, description="authorities to trust (PEM)")
+    ssl_certfile: FilePath | None = Field(
+        default=None, description="certificate of this client (PEM)"
+    )
+    ssl_keyfile: FilePath | None = Field(default=None, description="its private key (PEM)")
+    kafka: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,  # may hold secrets
+        description="arguments for kafka-python's clients, as they are: a table of the file",
+    )
+
+    @model_validator(mode="after")
+    def _login_is_complete(self) -> Self:
+        login = (self.sasl_mechanism, self.sasl_username, self.sasl_password_file)
+        if any(login) and not self.security_protocol.startswith("SASL"):
+            msg = "security_protocol must be SASL_SSL or SASL_PLAINTEXT when a sasl_ flag is given"
+            raise ValueError(msg)
+        if any(login) and not all(login):
+            msg = "sasl_mechanism, sasl_username and sasl_password_file go together"
+            raise ValueError(msg)
+        return self
+
+    def sasl_password(self) -> str | None:
+        """The password, without the newline that editors put at the end of a file."""
+        file = self.sasl_password_file
+        return file.read_text(encoding="utf-8").rstrip("\r\n") if file else None
+
+
+class Send(Settings):
+    """What to send."""
+
+    paths: list[Path] = Field(
+        default_factory=list, description="image files, or folders that hold some"
+    )
+    test_set: bool = Field(default=False, description="send Fashion-MNIST's 10,000 test images")
+    data: Path = Field(default=Path("data"), description="folder of the data set")
+    limit: Count | None = Field(default=None, description="stop after so many")
+    rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="most images per second"
+    )
+    repeat: Count = Field(default=1, description="send everything so many times")
+
+
+class Listen(Settings):
+    """What to show."""
+
+    json_lines: bool = Field(
+        default=False,
+        validation_alias="json",
+        description="one JSON object per line instead of a table",
+    )
+    from_beginning: bool = Field(default=False, description="also what is already in the topic")
+    limit: Count | None = Field(default=None, description="stop after so many")
+    idle_timeout: Seconds | None = Field(
+        default=None, description="stop after so many silent seconds"
+    )
+
+
+class RunKafka(KafkaSettings):
+    """Relay images from a Kafka topic to the inference API, and its predictions to another.
+
+    Example: python -m connectors kafka --input-topic images --output-topic predictions
+    """
+
+    input_topic: str = Field(description="images in", min_length=1)
+    output_topic: str = Field(description="predictions out", min_length=1)
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        if len({self.input_topic, self.output_topic, self.dead_letter_topic}) < 3:  # noqa: PLR2004 - the three named here
+            msg = "input_topic, output_topic and dead_letter_topic must be three different topics"
+            raise ValueError(msg)
+        return self
+
+
+class SendKafka(Send, KafkaSettings):
+    """Send images to a Kafka topic.
+
+    Example: python -m connectors send kafka --input-topic images --test-set --limit 1000
+    """
+
+    input_topic: str = Field(description="images in", min_length=1)
+
+    @model_validator(mode="after")
+    def _something_to_send(self) -> Self:
+        if bool(self.paths) == self.test_set:
+            msg = "name either paths or --test-set"
+            raise ValueError(msg)
+        return self
+
+
+class ListenKafka(Listen, KafkaSettings):
+    """Watch the predictions in a Kafka topic.
+
+    Example: python -m connectors listen kafka --output-topic predictions
+    """
+
+    output_topic: str = Field(description="predictions out", min_length=1)
+
+
+KINDS: Mapping[tuple[str, str], type[Settings]] = {
+    ("run", "kafka"): RunKafka,
+    ("send", "kafka"): SendKafka,
+    ("listen", "kafka"): ListenKafka,
+}
+"""The grammar: which verbs there are, for which brokers, and what can be set for them."""
+
+S = TypeVar("S", bound=Settings)
+
+
+def load(kind: type[S], arguments: Sequence[str], prog: str) -> S:
+    """The settings of one command, validated once.
+
+    Raises Stop(2) with one sentence for anything unknown, missing or out of range.
+    """
+    flags = _flags(kind, arguments, prog)
+    _refuse_unknown_variables()
+    try:
+        return kind(**flags)
+    except ValidationError as error:
+        raise Stop(_sentence(error), Exit.USAGE) from None
+    except SettingsError as error:
+        raise Stop(
+            f"the environment holds a value that cannot be read: {error}", Exit.USAGE
+        ) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_context=False)[0]
+    flag = _flag(str(first["loc"][0])) if first["loc"] else ""
+    if first["type"] == "missing":
+        return f"{flag} is required"
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{flag}: {message[0].lower()}{message[1:]}" if flag else message
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Stop(f"{path} cannot be read as TOML: {error}", Exit.USAGE) from None
+    _refuse_unknown(str(path), values, _keys())
+    return values
+
+
+def _refuse_unknown_variables() -> None:
+    known = {PREFIX + key.upper() for key in _keys()}
+    _refuse_unknown("the environment", [n for n in os.environ if n.startswith(PREFIX)], known)
+
+
+def _refuse_unknown(where: str, names: Iterable[str], known: Collection[str]) -> None:
+    """A name that no command knows would be taken for an effect that it has not."""
+    for name in names:
+        if name not in known:
+            raise Stop(f"{where} sets {name}, which is unknown{_nearest(name, known)}", Exit.USAGE)
+
+
+def _keys() -> set[str]:
+    return {_key(*field) for kind in KINDS.values() for field in kind.model_fields.items()}
+
+
+def _nearest(word: str, known: Collection[str]) -> str:
+    matches = get_close_matches(word, known, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _key(name: str, field: FieldInfo) -> str:
+    return str(field.validation_alias or name)
+
+
+def _flag(key: str) -> str:
+    return "--" + key.replace("_", "-")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise Stop(f"{message} ({self.prog} --help lists the flags)", Exit.USAGE)
+
+
+def _flags(kind: type[Settings], arguments: Sequence[str], prog: str) -> dict[str, Any]:
+    """What the command line sets, as text: the model converts it."""
+    parser = _parser(kind, prog)
+    found, unknown = parser.parse_known_intermixed_args(list(arguments))
+    for word in unknown:
+        flag = word.partition("=")[0]
+        known = [f for action in parser._actions for f in action.option_strings]  # noqa: SLF001 - no public list
+        parser.error(f"{flag} is unknown{_nearest(flag, known)}")
+    return vars(found)
+
+
+def _parser(kind: type[Settings], prog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=prog,
+        usage=f"{prog} [flags]" + (" [PATH ...]" if "paths" in kind.model_fields else ""),
+        description=textwrap.dedent(f"    {kind.__doc__}"),
+        epilog="Each flag can also be set as CONNECTOR_<FLAG>, or in the file of --config.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for title, fields in reversed(list(_groups(kind))):
+        group = parser.add_argument_group(title)
+        for name, field in fields.items():
+            _add_flag(group, _key(name, field), field)
+    return parser
+
+
+def _groups(kind: type[Settings]) -> Iterator[tuple[str, dict[str, FieldInfo]]]:
+    """The fields under the class that first named them."""
+    seen: set[str] = set()
+    for group in reversed(kind.__mro__):
+        if issubclass(group, Settings):
+            fields = {n: kind.model_fields[n] for n in group.model_fields if n not in seen}
+            seen |= set(fields)
+            if fields:
+                yield str(group.__doc__).rstrip("."), fields
+
+
+def _add_flag(group: argparse._ArgumentGroup, key: str, field: FieldInfo) -> None:
+    if field.annotation == dict[str, Any]:
+        return  # a table has no flag
+    if field.annotation == list[Path]:
+        group.add_argument(key, nargs="*", metavar="PATH", help=field.description)
+    elif field.annotation is bool:
+        action = argparse.BooleanOptionalAction
+        group.add_argument(_flag(key), dest=key, action=action, help=field.description)
+    else:
+        group.add_argument(_flag(key), dest=key, metavar=_metavar(field), help=_help(field))
+
+
+def _metavar(field: FieldInfo) -> str:
+    choices = [str(choice) for choice in _choices(field.annotation)]
+    return "{" + ",".join(choices) + "}" if choices else "VALUE"
+
+
+def _choices(annotation: object) -> Iterator[object]:
+    for part in get_args(annotation):
+        yield from (part,) if isinstance(part, str) else _choices(part)
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").replace("%", "%%")
+    if field.is_required():
+        return f"{text} (required)"
+    return (
+        text
+        if field.default in (None, "") or field.default_factory
+        else f"{text} (default: {field.default})"
+    )

@@ -1,0 +1,648 @@
+"""One suite for every broker: what `connectors.records.Broker` promises, asked of each backend.
+
+A backend inherits `Conformance` and gives it a `Harness`. No test sleeps: the harness says how
+long its broker may take, in real seconds for a server, in virtual ones for the memory broker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Literal, Protocol
+
+import pytest
+
+from connectors.errors import Exit, Rewound, Stop
+from connectors.records import (
+    Broker,
+    Headers,
+    Message,
+    Prediction,
+    Record,
+    Rejection,
+    Settled,
+    Skipped,
+)
+
+Encode = Callable[[Settled], Message | None]
+"""What the daemon gives its broker; None: acknowledge without a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Topics:
+    """The three topics of one daemon."""
+
+    input: str
+    output: str
+    dead: str
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """One record as a reader of a topic finds it."""
+
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes | None
+    headers: Headers
+
+
+class Transaction(Protocol):
+    """Somebody else's open transaction on an input topic."""
+
+    def commit(self) -> None: ...
+    def abort(self) -> None: ...
+
+
+class Harness(Protocol):
+    """What the suite needs of a backend.
+
+    Everything runs in one thread; two members of a group are polled in turn. What the harness
+    opened, its fixture closes, also after a failed test.
+    """
+
+    def topics(self, partitions: int = 2, output_partitions: int | None = None) -> Topics:
+        """Make three new topics under new names; the dead letters have as many as the input.
+
+        `output_partitions` is the same number unless given.
+        """
+        ...
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        partition: int = 0,
+        key: bytes | None = None,
+        headers: Headers = (),
+    ) -> None:
+        """Append one record and wait until the server has it."""
+        ...
+
+    def begin(self, topic: str, value: bytes, *, partition: int = 0) -> Transaction:
+        """Append one record in a transaction that stays open."""
+        ...
+
+    def open(
+        self,
+        topics: Topics,
+        encode: Encode,
+        *,
+        group: str = "group",
+        instance: str = "one",
+        start: Literal["earliest", "latest"] = "earliest",
+        delivery: Literal["exactly-once", "at-least-once"] = "exactly-once",
+    ) -> Broker:
+        """Start the daemon's face of the broker, fencing an elder one with the same `instance`.
+
+        It need not have joined its group yet: `poll` does that, and may return nothing meanwhile.
+        For topics that do not exist, here or at a later `poll`, Stop.
+        """
+        ...
+
+    def read_committed(self, topic: str) -> list[Published]:
+        """Return what a new read_committed reader finds up to the last stable offset.
+
+        In the order of (partition, offset). An orphaned transaction is waited for.
+        """
+        ...
+
+    def peek(self, topic: str) -> list[Published]:
+        """As `read_committed`, but at once: what lies behind an open transaction is not there."""
+        ...
+
+    def committed(self, topics: Topics, group: str = "group") -> Mapping[int, int]:
+        """Return the group's next offset for each input partition that has one."""
+        ...
+
+    def patience(self) -> Iterator[None]:
+        """Yield again and again for as long as the slowest step may take, then fail the test.
+
+        Suite and harness put what is waited for into the loop's body, and leave by `return`.
+        """
+        ...
+
+    # Faults, applied from outside.
+
+    def break_commit(self, broker: Broker, after: int) -> None:
+        """Let the next commit of `broker` fail when `after` of its messages have been sent.
+
+        With a transaction this is before its end; without, those `after` stay published.
+        """
+        ...
+
+    def lose_answer(self, broker: Broker) -> None:
+        """Let the next commit of `broker` happen in full, and then look to it as failed."""
+        ...
+
+    def watch_commit(self, broker: Broker, look: Callable[[], None]) -> None:
+        """Call `look` once inside the next commit: all has been sent, nothing is committed."""
+        ...
+
+    def expel(self, broker: Broker) -> None:
+        """Take this member out of its group, as though its session had run out.
+
+        It keeps running, and is told nothing until it asks. (Kafka: a LeaveGroup in its name.)
+        """
+        ...
+
+
+def encode(settled: Settled) -> Message | None:
+    """Publish what was predicted, or the record itself as a dead letter, or nothing."""
+    record, outcome = settled.record, settled.outcome
+    match outcome:
+        case Prediction(body):
+            value = json.dumps(dict(body)).encode()
+            return Message(value, record.key, record.headers, dead=False)
+        case Rejection(reason):
+            headers = (*record.headers, ("connector.reason", reason.encode()))
+            return Message(record.value, record.key, headers, dead=True)
+        case Skipped():
+            return None
+
+
+def predicted(records: Sequence[Record]) -> list[Settled]:
+    return [Settled(record, Prediction({"of": record.id})) for record in records]
+
+
+def rejected(record: Record, detail: str = "no image at all") -> Settled:
+    return Settled(record, Rejection("not_an_image", detail))
+
+
+def sources(published: Sequence[Published]) -> list[str]:
+    """Return the ids of the records that these results answer."""
+    return [json.loads(one.value or b"null")["of"] for one in published]
+
+
+class Valued(Protocol):
+    @property
+    def value(self) -> bytes | None: ...
+
+
+def values(records: Sequence[Valued]) -> list[bytes | None]:
+    return [record.value for record in records]
+
+
+def in_partition(records: Sequence[Record], topic: str, partition: int) -> list[Record]:
+    return [record for record in records if record.id.startswith(f"{topic}/{partition}/")]
+
+
+def take(harness: Harness, broker: Broker, count: int) -> list[Record]:
+    """Poll until `count` records are held; what came before a Rewound is void."""
+    records: list[Record] = []
+    for _ in harness.patience():
+        try:
+            records += broker.poll(count - len(records), 0.1)
+        except Rewound:
+            records = []
+        if len(records) == count:
+            return records
+    raise AssertionError
+
+
+def poll_in_turn(harness: Harness, brokers: Sequence[Broker], count: int) -> list[list[str]]:
+    """Poll and commit in turn until `count` are committed; return the ids that each committed."""
+    done: list[list[str]] = [[] for _ in brokers]
+    for _ in harness.patience():
+        for broker, ids in zip(brokers, done, strict=True):
+            with suppress(Rewound):
+                records = broker.poll(10, 0.1)
+                if records:
+                    broker.commit(predicted(records))
+                ids += [record.id for record in records]
+        if sum(map(len, done)) >= count:
+            return done
+    raise AssertionError
+
+
+def poll_until_rewound(harness: Harness, broker: Broker, others: Sequence[Broker]) -> list[Record]:
+    """Poll all in turn until `broker` is told to begin again; return what the others took."""
+    taken: list[Record] = []
+    for _ in harness.patience():
+        for other in others:
+            taken += other.poll(10, 0.1)
+        try:
+            broker.poll(0, 0.1)
+        except Rewound:
+            return taken
+    raise AssertionError
+
+
+class Conformance:
+    """What every backend promises. A subclass gives the `harness`."""
+
+    @pytest.fixture
+    def harness(self) -> Harness:
+        raise NotImplementedError
+
+    # Reading
+
+    def test_a_record_is_what_was_produced(self, harness: Harness) -> None:
+        topics = harness.topics()
+        headers = (("b", b"1"), ("a", b""), ("b", b"2"))
+        harness.produce(topics.input, b"\x00\xff", partition=1, key=b"k", headers=headers)
+        (record,) = take(harness, harness.open(topics, encode), 1)
+        assert record.id == f"{topics.input}/1/0"
+        assert (record.value, record.key, record.headers) == (b"\x00\xff", b"k", headers)
+        assert record.time > 0
+
+    def test_nulls_and_empty_bytes_are_told_apart(self, harness: Harness) -> None:
+        topics = harness.topics()
+        harness.produce(topics.input, b"", key=b"")
+        harness.produce(topics.input, None, key=None, headers=(("nothing", None),))
+        empty, null = take(harness, harness.open(topics, encode), 2)
+        assert (empty.value, empty.key) == (b"", b"")
+        assert (null.value, null.key, null.headers) == (None, None, (("nothing", None),))
+
+    def test_a_large_value_arrives_whole(self, harness: Harness) -> None:
+        topics = harness.topics()
+        value = bytes(range(250)) * 3_600
+        harness.produce(topics.input, value)
+        assert values(take(harness, harness.open(topics, encode), 1)) == [value]
+
+    def test_a_lane_is_a_partition_and_comes_in_order(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=2)
+        for number in range(20):
+            harness.produce(topics.input, b"%d" % number, partition=number % 2)
+        records = take(harness, harness.open(topics, encode), 20)
+        lanes = {record.lane for record in records}
+        assert len(lanes) == 2
+        for lane in lanes:
+            own = [int(record.value or b"") for record in records if record.lane == lane]
+            assert own == sorted(own)
+
+    def test_poll_never_takes_more_than_its_limit(self, harness: Harness) -> None:
+        topics = harness.topics()
+        for partition in (0, 1) * 5:
+            harness.produce(topics.input, b"x", partition=partition)
+        broker = harness.open(topics, encode)
+        sizes: list[int] = []
+        for _ in harness.patience():
+            sizes.append(len(broker.poll(3, 0.1)))
+            if sum(sizes) == 10:
+                break
+        assert max(sizes) == 3
+
+    def test_a_limit_of_zero_stays_alive_and_takes_nothing(self, harness: Harness) -> None:
+        topics = harness.topics()
+        harness.produce(topics.input, b"x")
+        broker = harness.open(topics, encode)
+        assert not any(broker.poll(0, 0.1) for _ in islice(harness.patience(), 30))
+        assert values(take(harness, broker, 1)) == [b"x"]
+
+    def test_what_is_in_an_open_transaction_is_not_handed_out(self, harness: Harness) -> None:
+        topics = harness.topics()
+        broker = harness.open(topics, encode)
+        harness.produce(topics.input, b"before")
+        transaction = harness.begin(topics.input, b"inside")
+        harness.produce(topics.input, b"after")
+        assert values(take(harness, broker, 1)) == [b"before"]
+        assert not any(broker.poll(10, 0.1) for _ in islice(harness.patience(), 10))
+        transaction.commit()
+        assert values(take(harness, broker, 2)) == [b"inside", b"after"]
+
+    def test_what_was_aborted_is_never_handed_out(self, harness: Harness) -> None:
+        topics = harness.topics()
+        harness.begin(topics.input, b"aborted").abort()
+        harness.produce(topics.input, b"after")
+        broker = harness.open(topics, encode)
+        records = take(harness, broker, 1)
+        broker.commit(predicted(records))
+        assert values(records) == [b"after"]
+        assert sources(harness.read_committed(topics.output)) == [records[0].id]
+
+    def test_a_missing_topic_stops_the_daemon(self, harness: Harness) -> None:
+        there = harness.topics()
+        for name in ("input", "output", "dead"):
+            topics = replace(there, **{name: f"{there.input}-missing"})
+            with pytest.raises(Stop) as stop:
+                take(harness, harness.open(topics, encode), 1)
+            assert stop.value.code is Exit.UNAVAILABLE
+
+    # Where a group begins
+
+    def test_a_new_group_begins_at_the_earliest(self, harness: Harness) -> None:
+        topics = harness.topics()
+        harness.produce(topics.input, b"x")
+        assert values(take(harness, harness.open(topics, encode), 1)) == [b"x"]
+
+    def test_a_new_group_may_begin_at_the_latest(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, b"old")
+        broker = harness.open(topics, encode, start="latest")
+        for _ in harness.patience():
+            harness.produce(topics.input, b"new")
+            if records := broker.poll(1, 0.1):
+                break
+        assert values(records) == [b"new"]
+
+    def test_a_rewind_before_the_first_commit_goes_back_to_the_start(
+        self, harness: Harness
+    ) -> None:
+        topics = harness.topics(partitions=1)
+        for start in ("earliest", "latest"):
+            broker = harness.open(
+                topics,
+                encode,
+                group=start,
+                start=start,
+            )
+            for _ in harness.patience():
+                harness.produce(topics.input, b"x")
+                if records := broker.poll(1, 0.1):
+                    break
+            harness.break_commit(broker, after=0)
+            with pytest.raises(Rewound):
+                broker.commit(predicted(records))
+            assert take(harness, broker, 1)[0].id == records[0].id
+
+    def test_a_group_goes_on_where_it_stopped(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        elder = harness.open(topics, encode)
+        elder.commit(predicted(take(harness, elder, 2)))
+        elder.close()
+        younger = harness.open(topics, encode, instance="two", start="latest")
+        assert values(take(harness, younger, 1)) == [b"3"]
+
+    # The commit
+
+    def test_results_dead_letters_and_offsets_are_one_act(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        first, second, third = take(harness, broker, 3)
+        seen: list[Published] = []
+
+        def look() -> None:
+            seen.extend(harness.peek(topics.output) + harness.peek(topics.dead))
+
+        harness.watch_commit(broker, look)
+        broker.commit([*predicted([first]), rejected(second), *predicted([third])])
+        assert seen == []
+        assert sources(harness.read_committed(topics.output)) == [first.id, third.id]
+        assert [one.value for one in harness.read_committed(topics.dead)] == [b"2"]
+        assert harness.committed(topics) == {0: 3}
+
+    def test_results_come_in_the_order_of_the_commit(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=2)
+        for number in range(20):
+            harness.produce(topics.input, b"x", partition=number % 2)
+        broker = harness.open(topics, encode)
+        records = take(harness, broker, 20)
+        for begin in range(0, 20, 7):
+            broker.commit(predicted(records[begin : begin + 7]))
+        for partition in (0, 1):
+            own = [
+                one for one in harness.read_committed(topics.output) if one.partition == partition
+            ]
+            assert sources(own) == [
+                record.id for record in in_partition(records, topics.input, partition)
+            ]
+
+    def test_a_skipped_record_is_acknowledged_without_a_message(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, b"x")
+        broker = harness.open(topics, encode)
+        broker.commit([Settled(take(harness, broker, 1)[0], Skipped())])
+        assert harness.committed(topics) == {0: 1}
+        assert harness.read_committed(topics.output) == []
+        assert harness.read_committed(topics.dead) == []
+
+    @pytest.mark.parametrize("after", [0, 1, 2])
+    def test_nothing_of_a_broken_commit_is_visible(self, harness: Harness, after: int) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        first, second = take(harness, broker, 2)
+        harness.break_commit(broker, after)
+        with pytest.raises(Rewound):
+            broker.commit([*predicted([first]), rejected(second)])
+        assert harness.read_committed(topics.output) == []
+        assert harness.read_committed(topics.dead) == []
+        assert not any(harness.committed(topics).values())
+
+    def test_what_was_not_acknowledged_comes_again_and_counts_once(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        first, *rest = take(harness, broker, 3)
+        broker.commit(predicted([first]))
+        harness.break_commit(broker, after=1)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(rest))
+        again = take(harness, broker, 2)
+        assert [record.id for record in again] == [record.id for record in rest]
+        broker.commit(predicted(again))
+        assert sources(harness.read_committed(topics.output)) == [
+            record.id for record in (first, *rest)
+        ]
+
+    def test_a_commit_whose_answer_was_lost_counts_once(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, b"1")
+        broker = harness.open(topics, encode)
+        first = take(harness, broker, 1)
+        harness.lose_answer(broker)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(first))
+        harness.produce(topics.input, b"2")
+        second = take(harness, broker, 1)
+        broker.commit(predicted(second))
+        assert values(second) == [b"2"]
+        assert sources(harness.read_committed(topics.output)) == [first[0].id, second[0].id]
+
+    def test_at_least_once_acknowledges_what_was_published(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode, delivery="at-least-once")
+        records = take(harness, broker, 3)
+        broker.commit(predicted(records))
+        assert sources(harness.read_committed(topics.output)) == [record.id for record in records]
+        assert harness.committed(topics) == {0: 3}
+
+    def test_at_least_once_begins_again_after_the_last_one_published(
+        self, harness: Harness
+    ) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode, delivery="at-least-once")
+        records = take(harness, broker, 3)
+        harness.break_commit(broker, after=2)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(records))
+        assert len(harness.read_committed(topics.output)) == 2
+        assert values(take(harness, broker, 1)) == [b"3"]
+
+    # What is published
+
+    def test_a_result_goes_to_its_records_partition(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=3)
+        for partition in (2, 0, 1):
+            harness.produce(topics.input, b"x", partition=partition, key=b"the same")
+        broker = harness.open(topics, encode)
+        broker.commit(predicted(take(harness, broker, 3)))
+        assert [
+            (one.partition, *sources([one])) for one in harness.read_committed(topics.output)
+        ] == [(number, f"{topics.input}/{number}/0") for number in range(3)]
+
+    def test_results_of_one_key_share_a_partition_where_the_numbers_differ(
+        self, harness: Harness
+    ) -> None:
+        topics = harness.topics(partitions=2, output_partitions=5)
+        for number in range(12):
+            harness.produce(topics.input, b"x", partition=number % 2, key=b"%d" % (number % 4))
+        broker = harness.open(topics, encode)
+        broker.commit(predicted(take(harness, broker, 12)))
+        results = harness.read_committed(topics.output)
+        assert len(results) == 12
+        assert len({(one.key, one.partition) for one in results}) == 4
+
+    def test_key_and_headers_go_along(self, harness: Harness) -> None:
+        topics = harness.topics()
+        headers = (("b", b"1"), ("a", b""), ("b", b"2"))
+        harness.produce(topics.input, b"x", key=b"k", headers=headers)
+        broker = harness.open(topics, encode)
+        broker.commit(predicted(take(harness, broker, 1)))
+        (result,) = harness.read_committed(topics.output)
+        assert (result.key, result.headers) == (b"k", headers)
+
+    def test_a_dead_letter_says_where_it_came_from(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=2)
+        harness.produce(topics.input, b"first", partition=1)
+        harness.produce(topics.input, b"\x00bad", partition=1, key=b"k", headers=(("a", b"1"),))
+        broker = harness.open(topics, encode)
+        first, bad = take(harness, broker, 2)
+        broker.commit([*predicted([first]), rejected(bad, "no image at äll")])
+        (letter,) = harness.read_committed(topics.dead)
+        assert (letter.partition, letter.key, letter.value) == (1, b"k", b"\x00bad")
+        assert letter.headers[0] == ("a", b"1")
+        assert set(letter.headers[1:]) == {
+            ("connector.reason", b"not_an_image"),
+            ("__connect.errors.topic", topics.input.encode()),
+            ("__connect.errors.partition", b"1"),
+            ("__connect.errors.offset", b"1"),
+            ("__connect.errors.exception.message", "no image at äll".encode()),
+        }
+
+    def test_the_origin_of_a_dead_letter_is_replaced_not_stacked(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        headers = (("__connect.errors.topic", b"elder"), ("__connect.errors.offset", b"77"))
+        harness.produce(topics.input, b"x", headers=headers)
+        broker = harness.open(topics, encode)
+        broker.commit([rejected(take(harness, broker, 1)[0])])
+        (letter,) = harness.read_committed(topics.dead)
+        names = [name for name, _ in letter.headers]
+        assert sorted(names) == sorted(set(names))
+        assert ("__connect.errors.topic", topics.input.encode()) in letter.headers
+
+    def test_a_record_of_nulls_can_be_a_dead_letter(self, harness: Harness) -> None:
+        """Some clients cannot write nulls: those arrive as empty bytes, but they do arrive."""
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, None, headers=(("nothing", None),))
+        harness.produce(topics.input, b"", key=b"")
+        broker = harness.open(topics, encode)
+        broker.commit([rejected(record) for record in take(harness, broker, 2)])
+        null, empty = harness.read_committed(topics.dead)
+        assert not null.value
+        assert null.headers[0] in {("nothing", None), ("nothing", b"")}
+        assert (empty.key, empty.value) == (b"", b"")
+
+    def test_a_large_dead_letter_arrives_whole(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        value = bytes(range(250)) * 3_600
+        harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        broker.commit([rejected(take(harness, broker, 1)[0])])
+        assert [one.value for one in harness.read_committed(topics.dead)] == [value]
+
+    # Groups
+
+    def test_a_second_member_rewinds_the_first_and_takes_its_share(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=2)
+        for number in range(8):
+            harness.produce(topics.input, b"x", partition=number % 2)
+        first = harness.open(topics, encode, instance="one")
+        everything = take(harness, first, 8)
+        second = harness.open(topics, encode, instance="two")
+        given = poll_until_rewound(harness, first, [second])
+        if given:
+            second.commit(predicted(given))
+        mine, others = poll_in_turn(harness, [first, second], 8 - len(given))
+        others += [record.id for record in given]
+        assert sorted(mine + others) == sorted(record.id for record in everything)
+        assert {one.rsplit("/", 1)[0] for one in mine}.isdisjoint(
+            one.rsplit("/", 1)[0] for one in others
+        )
+        assert sorted(sources(harness.read_committed(topics.output))) == sorted(mine + others)
+
+    def test_a_member_that_was_put_out_cannot_commit(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2"):
+            harness.produce(topics.input, value)
+        stale = harness.open(topics, encode, instance="one")
+        held = take(harness, stale, 2)
+        harness.expel(stale)
+        heir = harness.open(topics, encode, instance="two")
+        heir.commit(predicted(take(harness, heir, 2)))
+        with pytest.raises(Rewound):
+            stale.commit(predicted(held))
+        assert sources(harness.read_committed(topics.output)) == [record.id for record in held]
+
+    def test_a_member_that_was_put_out_joins_again(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        first = take(harness, broker, 1)
+        broker.commit(predicted(first))
+        assert values(take(harness, broker, 1)) == [b"2"]
+        harness.expel(broker)
+        poll_until_rewound(harness, broker, [])
+        again = take(harness, broker, 1)
+        broker.commit(predicted(again))
+        assert values(again) == [b"2"]
+        assert len(harness.read_committed(topics.output)) == 2
+
+    def test_a_younger_daemon_of_the_same_instance_fences_the_elder(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, b"x")
+        elder = harness.open(topics, encode, instance="the same")
+        held = take(harness, elder, 1)
+        younger = harness.open(topics, encode, instance="the same")
+        younger.poll(0, 0.1)
+        with pytest.raises(Stop) as stop:
+            elder.commit(predicted(held))
+        elder.close()
+        assert stop.value.code is Exit.FENCED
+        assert harness.read_committed(topics.output) == []
+        younger.commit(predicted(take(harness, younger, 1)))
+        assert sources(harness.read_committed(topics.output)) == [held[0].id]
+
+    def test_close_gives_back_what_was_never_answered(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2"):
+            harness.produce(topics.input, value)
+        leaving = harness.open(topics, encode, instance="one")
+        take(harness, leaving, 2)
+        leaving.close()
+        assert not any(harness.committed(topics).values())
+        staying = harness.open(topics, encode, instance="two")
+        assert values(take(harness, staying, 2)) == [b"1", b"2"]
+
+    def test_close_may_come_twice(self, harness: Harness) -> None:
+        broker = harness.open(harness.topics(), encode)
+        broker.poll(0, 0.1)
+        broker.close()
+        broker.close()

@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import threading
+from collections import deque
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import pytest
+
+from connectors import client as client_module
+from connectors.client import HttpClient
+from connectors.records import Busy, Failed, Image, Prediction, Rejection, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from email.message import Message
+    from pathlib import Path
+
+    from connectors.records import Answer
+
+BOOT = {"class": 9, "label": "Ankle boot", "score": 0.97}
+MODEL = {"name": "fmnist", "version": "1.0"}
+PATIENCE = 10.0
+
+
+def predictions(count: int) -> bytes:
+    return json.dumps({"predictions": [{**BOOT, "top": [BOOT]}] * count, "model": MODEL}).encode()
+
+
+def request(count: int = 1) -> Request:
+    return Request((Image(b"png"),) * count)
+
+
+class Asked(NamedTuple):
+    path: str
+    headers: Message
+    body: bytes
+
+
+class Script(NamedTuple):
+    """An answer; `length`: the Content-Length to claim."""
+
+    status: int = 200
+    body: bytes = predictions(1)
+    headers: tuple[tuple[str, str], ...] = ()
+    length: int | None = None
+
+
+class Service:
+    """A local HTTP server that answers from a script, the last answer for ever."""
+
+    def __init__(self, *script: Script) -> None:
+        self.asked: list[Asked] = []
+        self.peers: set[tuple[str, int]] = set()
+        self._script = deque(script)
+        self._lock = threading.Lock()
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def next(self, peer: tuple[str, int], asked: Asked) -> Script:
+        with self._lock:
+            self.peers.add(peer)
+            self.asked.append(asked)
+            return self._script.popleft() if len(self._script) > 1 else self._script[0]
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+            service: ClassVar = self
+            disable_nagle_algorithm = True
+
+            def do_POST(self) -> None:
+                size = int(self.headers["Content-Length"])
+                asked = Asked(self.path, self.headers, self.rfile.read(size))
+                script = self.service.next(self.client_address, asked)
+                self.service.gate.wait(PATIENCE)
+                self.send_response(script.status)
+                for header in script.headers:
+                    self.send_header(*header)
+                length = len(script.body) if script.length is None else script.length
+                self.send_header("Content-Length", str(length))
+                self.end_headers()
+                self.wfile.write(script.body)
+                self.close_connection = length != len(script.body)
+
+            def log_message(self, *_: object) -> None:
+                """Quiet."""
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+            server.daemon_threads = True
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{server.server_address[1]}/predictions/fmnist"
+            finally:
+                self.gate.set()
+                server.shutdown()
+                thread.join()
+
+
+@contextmanager
+def raw_server(treat: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A server that does one thing with its first connection."""
+
+    def accept() -> None:
+        with closing(server.accept()[0]) as connection:
+            treat(connection)
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/predictions/fmnist"
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+@contextmanager
+def connected(
+    url: str, timeout: float = PATIENCE, in_flight: int = 1, token_file: Path | None = None
+) -> Iterator[HttpClient]:
+    with closing(
+        HttpClient(url, timeout=timeout, in_flight=in_flight, token_file=token_file)
+    ) as client:
+        yield client
+
+
+def ask(client: HttpClient, asked: Request | None = None) -> Answer:
+    asked = asked or request()
+    client.send(asked)
+    [(answered, answer)] = client.collect(PATIENCE)
+    assert answered is asked
+    return answer
+
+
+def unused_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port: int = server.getsockname()[1]
+        return port
+
+
+def test_images_go_out_and_outcomes_come_back() -> None:
+    service = Service(Script(body=predictions(2)))
+    with service.serving() as url, connected(url) as client:
+        answer = ask(client, request(2))
+    assert answer == [Prediction({**BOOT, "top": [BOOT], "model": MODEL})] * 2
+    [asked] = service.asked
+    assert asked.path == "/predictions/fmnist"
+    assert asked.headers.get_content_type() == "multipart/form-data"
+    assert asked.body.count(b"png") == 2
+
+
+def test_headers_are_few_as_torchserve_hands_each_to_the_worker() -> None:
+    service = Service(Script())
+    with service.serving() as url, connected(url) as client:
+        ask(client)
+    assert sorted(service.asked[0].headers.keys()) == [
+        "Accept-Encoding",
+        "Content-Length",
+        "Content-Type",
+        "Host",
+        "User-Agent",
+    ]
+
+
+def test_one_connection_serves_many_requests() -> None:
+    service = Service(Script())
+    with service.serving() as url, connected(url) as client:
+        for _ in range(3):
+            ask(client)
+    assert len(service.peers) == 1
+
+
+def test_as_many_requests_are_out_as_there_are_places() -> None:
+    service = Service(Script())
+    service.gate.clear()
+    asked = [request() for _ in range(3)]
+    with service.serving() as url, connected(url, in_flight=3) as client:
+        for one in asked:
+            client.send(one)
+        assert client.collect(0) == []
+        service.gate.set()
+        answered: list[Request] = []
+        while len(answered) < 3:
+            answered += [one for one, _ in client.collect(PATIENCE)]
+    assert {id(one) for one in answered} == {id(one) for one in asked}
+
+
+def test_nothing_out_is_nothing_to_collect() -> None:
+    with connected("http://127.0.0.1:9/") as client:
+        assert client.collect(-1.0) == []
+
+
+@pytest.mark.parametrize(("seconds", "after"), [("7", 7.0), ("soon", None)])
+def test_a_busy_service_is_told_from_its_answer(seconds: str, after: float | None) -> None:
+    script = Script(503, b"full", (("Retry-After", seconds),))
+    with Service(script).serving() as url, connected(url) as client:
+        assert ask(client) == Busy("503: full", after)
+
+
+def test_a_redirect_is_not_followed() -> None:
+    service = Service(Script(302, b"", (("Location", "/elsewhere"),)), Script())
+    with service.serving() as url, connected(url) as client:
+        assert ask(client) == Busy("302")
+    assert len(service.asked) == 1
+
+
+def test_cookies_are_not_sent_back() -> None:
+    service = Service(Script(headers=(("Set-Cookie", "a=b"),)))
+    with service.serving() as url, connected(url) as client:
+        ask(client)
+        ask(client)
+    assert "Cookie" not in service.asked[1].headers
+
+
+def test_a_proxy_in_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{unused_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Service(Script()).serving() as url, connected(url) as client:
+        assert not isinstance(ask(client), Busy | Failed)
+
+
+def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "RESPONSE_LIMIT", 100)
+    with Service(Script(body=b"x" * 1000)).serving() as url, connected(url) as client:
+        assert ask(client) == Busy("200: the answer has more than 100 bytes")
+
+
+def test_a_service_that_is_not_there_serves_nobody() -> None:
+    with connected(f"http://127.0.0.1:{unused_port()}/") as client:
+        assert ask(client) == Busy("ConnectionRefusedError: [Errno 111] Connection refused")
+
+
+def test_a_name_that_does_not_resolve_serves_nobody() -> None:
+    with connected("http://nowhere.invalid/") as client:
+        assert isinstance(ask(client), Busy)
+
+
+def hang_up(connection: socket.socket) -> None:
+    while not connection.recv(65536).endswith(b"--\r\n"):
+        pass
+
+
+def reset(connection: socket.socket) -> None:
+    hang_up(connection)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+
+def test_a_connection_reset_after_the_request_is_a_failure() -> None:
+    with raw_server(reset) as url, connected(url) as client:
+        answer = ask(client)
+    assert isinstance(answer, Failed)
+    assert "ConnectionResetError" in answer.detail
+    assert not answer.final
+
+
+def test_a_connection_closed_after_the_request_is_a_failure() -> None:
+    with raw_server(hang_up) as url, connected(url) as client:
+        answer = ask(client)
+    assert isinstance(answer, Failed)
+    assert "RemoteDisconnected" in answer.detail
+
+
+def test_an_answer_cut_short_is_a_failure() -> None:
+    with Service(Script(length=10_000)).serving() as url, connected(url) as client:
+        assert isinstance(ask(client), Failed)
+
+
+def test_a_service_that_never_answers_is_a_failure() -> None:
+    over = threading.Event()
+
+    def be_silent(_: socket.socket) -> None:
+        over.wait(PATIENCE)
+
+    with raw_server(be_silent) as url:
+        with connected(url, timeout=0.05) as client:
+            answer = ask(client)
+        over.set()
+    assert answer == Failed("TimeoutError: timed out")
+
+
+def test_a_service_that_stops_within_its_answer_is_a_failure() -> None:
+    over = threading.Event()
+
+    def begin(connection: socket.socket) -> None:
+        hang_up(connection)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{")
+        over.wait(PATIENCE)
+
+    with raw_server(begin) as url:
+        with connected(url, timeout=0.2) as client:
+            answer = ask(client)
+        over.set()
+    assert isinstance(answer, Failed)
+
+
+def test_close_leaves_a_silent_service_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "CLOSE_TIMEOUT", 0.01)
+    service = Service(Script())
+    service.gate.clear()
+    with service.serving() as url:
+        with connected(url, in_flight=2) as client:
+            client.send(request())
+            client.send(request())
+        assert not service.gate.is_set()
+
+
+def test_an_idle_client_ends_its_threads() -> None:
+    client = HttpClient("http://127.0.0.1:9/", in_flight=3)
+    client.close()
+    assert not any(thread.is_alive() for thread in client._threads)
+
+
+def test_an_unexpected_error_ends_the_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> tuple[str, bytes]:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("connectors.codec.body", broken)
+    with connected("http://127.0.0.1:9/") as client, pytest.raises(ZeroDivisionError):
+        ask(client)
+
+
+# the key
+
+
+def write_key(path: Path, key: str) -> None:
+    path.write_text(json.dumps({"inference": {"key": key}, "API": {"key": "other"}}))
+
+
+def test_the_inference_key_goes_along(tmp_path: Path) -> None:
+    file = tmp_path / "key_file.json"
+    write_key(file, "abc")
+    service = Service(Script())
+    with service.serving() as url, connected(url, token_file=file) as client:
+        ask(client)
+    assert service.asked[0].headers["Authorization"] == "Bearer abc"
+
+
+def test_a_new_key_is_read_when_the_file_changes(tmp_path: Path) -> None:
+    file = tmp_path / "key_file.json"
+    write_key(file, "old")
+    os.utime(file, ns=(1, 1))
+    service = Service(Script())
+    with service.serving() as url, connected(url, token_file=file) as client:
+        ask(client)
+        write_key(file, "new")
+        ask(client)
+    assert [asked.headers["Authorization"] for asked in service.asked] == [
+        "Bearer old",
+        "Bearer new",
+    ]
+
+
+def test_a_refused_key_is_read_again_though_the_file_looks_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "key_file.json"
+    write_key(file, "old")
+    os.utime(file, ns=(1, 1))
+    refusal = json.dumps({"code": 400, "type": "InvalidKeyException", "message": "no"}).encode()
+    service = Service(Script(400, refusal), Script())
+    with service.serving() as url, connected(url, token_file=file) as client:
+        assert isinstance(ask(client), Busy)
+        write_key(file, "new")
+        os.utime(file, ns=(1, 1))
+        assert isinstance(ask(client), list)
+    assert service.asked[1].headers["Authorization"] == "Bearer new"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [None, "", "[]", '{"inference": {}}', json.dumps({"inference": {"key": "a\r\nX-Evil: 1"}})],
+)
+def test_without_a_key_nothing_is_sent(tmp_path: Path, content: str | None) -> None:
+    file = tmp_path / "key_file.json"
+    if content is not None:
+        file.write_text(content)
+    service = Service(Script())
+    with service.serving() as url, connected(url, token_file=file) as client:
+        answer = ask(client)
+    assert isinstance(answer, Busy)
+    assert "X-Evil" not in answer.detail
+    assert service.asked == []
+
+
+def test_a_rejected_image_is_an_outcome() -> None:
+    item = {"error": {"code": "not_an_image", "message": "no"}}
+    body = json.dumps({"predictions": [item], "model": MODEL}).encode()
+    with Service(Script(body=body)).serving() as url, connected(url) as client:
+        assert ask(client) == [Rejection("not_an_image", "no", status=200)]

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from io import BytesIO
+from itertools import count
+from typing import TYPE_CHECKING, Any
+
+import PIL.Image
+import pytest
+from rich.console import Console
+
+from connectors import clients
+from connectors.clients import Board, Picture, arrivals, listen, paced, read_idx, send
+from connectors.errors import Exit, Stop
+from connectors.records import Record
+from connectors.settings import Listen, Send
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from connectors.records import Headers
+
+BOOT = {"class": 9, "label": "Ankle boot", "score": 0.97}
+RESULT = {**BOOT, "id": "images/0/1", "top": [BOOT], "time": 1_700_000_000_000}
+
+
+class Topic:
+    """A Publisher that keeps what it was given, and in what order it was treated."""
+
+    def __init__(self, stop: Stop | None = None) -> None:
+        self.records: list[tuple[bytes | None, bytes, Headers]] = []
+        self.calls: list[str] = []
+        self._stop = stop
+
+    def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+        if self._stop:
+            raise self._stop
+        self.records.append((key, value, headers))
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+class Feed:
+    """A Reader of what it was given, then of nothing."""
+
+    def __init__(self, *batches: Sequence[Record] | type[BaseException]) -> None:
+        self._batches = list(batches)
+        self.closed = False
+
+    def read(self, timeout: float) -> Sequence[Record]:
+        assert 0 < timeout <= 1
+        batch = self._batches.pop(0) if self._batches else []
+        if isinstance(batch, type):
+            raise batch
+        return batch
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def prediction(
+    value: bytes | None = json.dumps(RESULT).encode(),
+    key: bytes | None = b"boot.png",
+    headers: Headers = (),
+) -> Record:
+    return Record("predictions/0/1", value, key, headers, 1_700_000_000_500, None, None)
+
+
+def idx(path: Path, values: bytes, *shape: int) -> None:
+    path.write_bytes(struct.pack(f">4B{len(shape)}I", 0, 0, 8, len(shape), *shape) + values)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Three images of 2 rows and 3 columns, filled with 0, 1 and 2, labelled 7, 8 and 9."""
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    idx(raw / "t10k-images-idx3-ubyte", b"\0" * 6 + b"\1" * 6 + b"\2" * 6, 3, 2, 3)
+    idx(raw / "t10k-labels-idx1-ubyte", b"\7\x08\x09", 3)
+    return tmp_path
+
+
+# send
+
+
+def test_the_test_set_goes_out_as_png_with_index_and_label(data: Path) -> None:
+    topic = Topic()
+    send(Send(test_set=True, data=data), topic)
+    assert [key for key, _, _ in topic.records] == [b"test/0", b"test/1", b"test/2"]
+    _, value, headers = topic.records[1]
+    assert headers == (("content-type", b"image/png"), ("index", b"1"), ("label", b"8"))
+    with PIL.Image.open(BytesIO(value)) as image:
+        assert (image.size, image.mode, image.tobytes()) == ((3, 2), "L", b"\1" * 6)
+
+
+def test_all_is_flushed_before_the_end(data: Path) -> None:
+    topic = Topic()
+    send(Send(test_set=True, data=data), topic)
+    assert topic.calls == ["flush", "close"]
+
+
+def test_the_limit_is_taken_before_the_repetition(data: Path) -> None:
+    topic = Topic()
+    send(Send(test_set=True, data=data, limit=2, repeat=2), topic)
+    assert [key for key, _, _ in topic.records] == [b"test/0", b"test/1"] * 2
+
+
+def test_files_go_out_as_they_are_under_their_names(tmp_path: Path) -> None:
+    (tmp_path / "folder" / "deep").mkdir(parents=True)
+    (tmp_path / "folder" / "b.jpg").write_bytes(b"b")
+    (tmp_path / "folder" / "deep" / "c.png").write_bytes(b"c")
+    (tmp_path / "folder" / "notes.txt").write_bytes(b"no image")
+    (tmp_path / "raw").write_bytes(b"named, so it goes")
+    topic = Topic()
+    send(Send(paths=[tmp_path / "raw", tmp_path / "folder"]), topic)
+    assert topic.records == [
+        (
+            b"raw",
+            b"named, so it goes",
+            (("content-type", b"application/octet-stream"), ("index", b"0")),
+        ),
+        (b"b.jpg", b"b", (("content-type", b"image/jpeg"), ("index", b"1"))),
+        (b"c.png", b"c", (("content-type", b"image/png"), ("index", b"2"))),
+    ]
+
+
+@pytest.mark.parametrize("name", ["missing.png", "."])
+def test_nothing_to_send_is_wrong_usage(tmp_path: Path, name: str) -> None:
+    with pytest.raises(Stop, match=r"is not there|no image") as stop:
+        send(Send(paths=[tmp_path / name]), Topic())
+    assert stop.value.code == Exit.USAGE
+
+
+def test_a_missing_test_set_is_wrong_usage(tmp_path: Path) -> None:
+    with pytest.raises(Stop, match="--data names its folder") as stop:
+        send(Send(test_set=True, data=tmp_path), Topic())
+    assert stop.value.code == Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\0",
+        b"\0\0\x08\xff",
+        b"\0\0\x08\1\0\0\0\2A",
+        b"\0\0\x0d\1\0\0\0\1A",
+        b"\0\0\x08\2\0\0\0\1\0",
+    ],
+)
+def test_what_is_no_idx_file_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "broken"
+    path.write_bytes(content)
+    with pytest.raises(Stop, match="broken is not an idx file"):
+        read_idx(path)
+
+
+def test_the_publisher_is_closed_when_the_topic_is_missing(data: Path) -> None:
+    topic = Topic(Stop("no topic", Exit.UNAVAILABLE))
+    with pytest.raises(Stop, match="no topic"):
+        send(Send(test_set=True, data=data), topic)
+    assert topic.calls == ["close"]
+
+
+def test_a_rate_holds_each_image_until_its_time() -> None:
+    slept: list[float] = []
+    now = 100.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        slept.append(seconds)
+        now += seconds
+
+    some = [Picture(str(n), (), bytes) for n in range(3)]
+    assert list(paced(some, 4.0, lambda: now, sleep)) == some
+    assert slept == [0.0, 0.25, 0.25]
+
+
+def test_no_rate_never_sleeps() -> None:
+    some = [Picture("a", (), bytes)]
+    assert list(paced(some, None, lambda: 0.0, lambda _: pytest.fail("slept"))) == some
+
+
+# listen
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_json_is_one_line_per_record(capsys: pytest.CaptureFixture[str]) -> None:
+    feed = Feed([prediction(headers=(("label", b"9"), ("none", None)))], [prediction(key=None)])
+    listen(Listen(json_lines=True, limit=2), feed)
+    first, second = lines(capsys)
+    assert first == {
+        "record": "predictions/0/1",
+        "time": 1_700_000_000_500,
+        "key": "boot.png",
+        "headers": {"label": "9", "none": None},
+        "result": RESULT,
+    }
+    assert second["key"] is None
+    assert feed.closed
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\x89PNG\r\n", b"[1]"])
+def test_what_is_no_result_is_shown_as_null(
+    value: bytes | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listen(Listen(json_lines=True, limit=1), Feed([prediction(value)]))
+    assert [line["result"] for line in lines(capsys)] == [None]
+
+
+def test_no_more_than_the_limit_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    listen(Listen(json_lines=True, limit=3), Feed([prediction()] * 2, [], [prediction()] * 9))
+    assert len(lines(capsys)) == 3
+
+
+def test_silence_ends_it() -> None:
+    ticks = count()
+    feed = Feed([], [prediction()], [], [])
+    batches = list(arrivals(feed, None, 3.0, lambda: float(next(ticks))))
+    assert [len(batch) for batch in batches] == [0, 1, 0, 0]
+
+
+def test_control_c_ends_it_in_peace(capsys: pytest.CaptureFixture[str]) -> None:
+    feed = Feed([prediction()], KeyboardInterrupt)
+    listen(Listen(json_lines=True), feed)
+    assert len(lines(capsys)) == 1
+    assert feed.closed
+
+
+def test_the_table_is_drawn(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("connectors.clients.time.time", lambda: 1_700_000_001.5)
+    listen(Listen(limit=2), Feed([prediction(headers=(("label", b"9"),)), prediction(b"?")]))
+    shown = capsys.readouterr().out
+    for part in ("2 predictions", "latency 1.500 s", "100.00% of 1 right", "boot.png", "0.970"):
+        assert part in shown
+
+
+def test_the_rate_is_that_of_late() -> None:
+    board = Board()
+    assert board.rate() == 0.0
+    for second in range(5):
+        board.add(prediction(), 100.0 + second / 2)
+    assert board.rate() == 2.0
+
+
+def test_the_table_shows_the_last_few() -> None:
+    board = Board()
+    for number in range(clients.SHOWN + 1):
+        board.add(prediction(key=b"key %d" % number), 0.0)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(board.table())
+    assert "key 0 " not in capture.get()
+    assert f"key {clients.SHOWN}" in capture.get()
+
+
+def test_a_wrong_prediction_counts_as_wrong() -> None:
+    board = Board()
+    board.add(prediction(headers=(("label", b"9"),)), 0.0)
+    board.add(prediction(headers=(("label", b"3"),)), 0.0)
+    assert "50.00% of 2 right" in board.summary()
+
+
+def test_a_key_cannot_command_the_terminal() -> None:
+    board = Board()
+    board.add(prediction(key=b"\x1b[2J[bold]key"), 0.0)
+    console = Console(width=80, force_terminal=True)
+    with console.capture() as capture:
+        console.print(board.table())
+    assert "\N{REPLACEMENT CHARACTER}[2J[bold]key" in capture.get()
+
+
+PIPED = """
+from connectors.clients import listen
+from connectors.settings import Listen
+from tests.connectors.test_clients import Feed, prediction
+
+listen(Listen(json_lines=True, idle_timeout=60), Feed(*[[prediction()] * 1000] * 1000))
+"""
+
+
+def test_a_reader_that_has_enough_ends_it() -> None:
+    with subprocess.Popen([sys.executable, "-c", PIPED], stdout=-1, stderr=-1) as listener:
+        assert listener.stdout is not None
+        assert listener.stderr is not None
+        assert json.loads(listener.stdout.readline())["result"] == RESULT
+        listener.stdout.close()
+        assert listener.stderr.read() == b""
+        assert listener.wait(60) == 0

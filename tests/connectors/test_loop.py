@@ -1,0 +1,246 @@
+"""The order of the stages, and where the loop sleeps. Sleeping advances the clock, no more."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+
+from connectors import loop
+from connectors.errors import Exit, Rewound, Stop
+from connectors.records import (
+    Failed,
+    Image,
+    Prediction,
+    Record,
+    Rejection,
+    Request,
+    Settled,
+    Skipped,
+)
+from connectors.relay import Policy, Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from connectors.records import Answer
+
+
+def record(offset: int) -> Record:
+    return Record(f"images/0/{offset}", b"%d" % offset, None, (), 0, 0, offset)
+
+
+def decode(one: Record) -> Image | Rejection | Skipped:
+    return Image(one.value) if one.value else Rejection("empty", "no bytes")
+
+
+def predict(request: Request) -> Answer:
+    return [Prediction({"image": image.data}) for image in request.images]
+
+
+@dataclass
+class World:
+    """A broker with one partition, a service and a clock, in one: everything the loop touches."""
+
+    arrivals: list[tuple[float, Record]]
+    answer: Callable[[Request], Answer] = predict
+    latency: float = 0.01
+    now: float = 0.0
+    position: int = 0
+    committed: list[Settled] = field(default_factory=list)
+    out: list[tuple[float, Request]] = field(default_factory=list)
+    sent: list[tuple[float, Request]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    polls: list[tuple[float, int, float]] = field(default_factory=list)
+    commits: list[float] = field(default_factory=list)
+    failing: dict[str, list[Exception]] = field(default_factory=dict)
+    on_lap: Callable[[], None] = lambda: None
+
+    def clock(self) -> float:
+        return self.now
+
+    def lap(self) -> None:
+        self._called("lap")
+        self.on_lap()
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Record]:
+        self._called("poll")
+        self.polls.append((self.now, limit, timeout))
+        rest = self.arrivals[self.position :]
+        if timeout:
+            self._sleep(timeout, rest[0][0] if rest and limit else None)
+        records = [one for time, one in rest if time <= self.now][:limit]
+        self.position += len(records)
+        return records
+
+    def commit(self, settled: Sequence[Settled]) -> None:
+        self._called("commit")
+        self.commits.append(self.now)
+        self.committed += settled
+
+    def send(self, request: Request) -> None:
+        self._called("send")
+        self.sent.append((self.now, request))
+        self.out.append((self.now + self.latency, request))
+
+    def collect(self, timeout: float) -> Sequence[tuple[Request, Answer]]:
+        self._called("collect")
+        if timeout:
+            self._sleep(timeout, min((time for time, _ in self.out), default=None))
+        ready = [(time, request) for time, request in self.out if time <= self.now]
+        self.out = [one for one in self.out if one not in ready]
+        return [(request, self.answer(request)) for _, request in ready]
+
+    def close(self) -> None:
+        raise AssertionError("whoever opened it closes it")
+
+    def rewind(self) -> None:
+        self.position = len(self.committed)
+
+    def ids(self) -> list[str]:
+        return [settled.record.id for settled in self.committed]
+
+    def _sleep(self, timeout: float, until: float | None) -> None:
+        wake = self.now + timeout
+        self.now = wake if until is None else max(self.now, min(wake, until))
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if self.failing.get(name):
+            self.rewind()
+            raise self.failing[name].pop()
+
+
+def run(world: World, relay: Relay | None = None, *, until: float = 10.0) -> Relay:
+    """Run until everything has arrived and is committed, or until the time is over."""
+    relay = relay or Relay(Policy(), lambda upper: upper, Image(b"blank"))
+
+    def drain_at_the_end() -> None:
+        if world.now >= until or len(world.committed) == len(world.arrivals):
+            relay.drain(world.now)
+
+    world.on_lap = drain_at_the_end
+    loop.run(relay, world, world, decode, world.clock, world.lap)
+    return relay
+
+
+def test_records_in_predictions_out() -> None:
+    world = World([(0.0, record(0)), (0.0, record(1))])
+    run(world)
+    assert [settled.outcome for settled in world.committed] == [
+        Prediction({"image": b"0"}),
+        Prediction({"image": b"1"}),
+    ]
+
+
+def test_the_stages_come_in_their_order() -> None:
+    world = World([(0.0, record(0))])
+    run(world)
+    assert world.calls[:5] == ["lap", "poll", "send", "collect", "commit"]
+
+
+def test_the_watchdog_is_optional() -> None:
+    relay = Relay(Policy(), lambda upper: upper, Image(b"blank"))
+    world = World([])
+    relay.drain(0.0)
+    loop.run(relay, world, world, decode, world.clock)
+    assert world.calls == []
+
+
+def test_what_cannot_be_decoded_is_committed_without_a_request() -> None:
+    empty = Record("images/0/0", b"", None, (), 0, 0, 0)
+    world = World([(0.0, empty)])
+    run(world)
+    assert world.committed == [Settled(empty, Rejection("empty", "no bytes"))]
+    assert world.sent == []
+
+
+def test_an_idle_loop_sleeps_in_poll_and_sends_a_record_the_moment_it_comes() -> None:
+    world = World([(7.3, record(0))])
+    run(world)
+    assert [time for time, _ in world.sent] == [7.3]
+    assert len(world.polls) <= 10
+
+
+def test_an_answer_is_committed_the_moment_it_comes() -> None:
+    world = World([(7.3, record(0))], latency=0.2)
+    run(world)
+    assert world.commits == pytest.approx([7.5])
+
+
+def test_a_record_that_comes_while_another_is_out_soon_follows_it() -> None:
+    world = World([(0.0, record(0)), (1.5, record(1))], latency=5.0)
+    run(world, until=30.0)
+    (_, _), (time, _) = world.sent
+    assert 1.5 <= time <= 1.5 + loop.GLANCE
+
+
+def test_the_broker_is_polled_once_a_second_while_there_is_no_room() -> None:
+    world = World([(0.0, record(0))], latency=20.0)
+    run(world, Relay(Policy(window=1), lambda upper: upper, Image(b"blank")), until=50.0)
+    assert {limit for _, limit, _ in world.polls[1:]} == {0}
+    times = [time for time, _, _ in world.polls]
+    assert len(times) == 21
+    assert all(later - time <= loop.HEARTBEAT for time, later in pairwise(times))
+
+
+def test_a_loop_without_room_sleeps_until_the_alarm_and_does_not_spin() -> None:
+    world = World([(0.0, record(0))], answer=lambda _: Failed("500"))
+    relay = Relay(Policy(window=1, trial_limit=2.0), lambda upper: upper, Image(b"blank"))
+    run(world, relay, until=100.0)
+    assert len(world.polls) < 400
+    assert {timeout for _, limit, timeout in world.polls if limit == 0} == {0.0}
+
+
+@pytest.mark.parametrize("stage", ["poll", "commit"])
+def test_after_a_rewound_everything_not_committed_comes_again(
+    stage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    world = World([(float(number), record(number)) for number in range(3)])
+    world.failing[stage] = [Rewound("a rebalance")]
+    relay = run(world)
+    assert world.ids() == ["images/0/0", "images/0/1", "images/0/2"]
+    assert relay.tally.rewound == 1
+    assert "Beginning again from the last commit: a rebalance" in caplog.messages
+
+
+@pytest.mark.parametrize("error", [Stop("fenced", Exit.FENCED), RuntimeError("unexpected")])
+def test_any_other_error_ends_the_loop_and_commits_nothing(error: Exception) -> None:
+    world = World([(0.0, record(0))])
+    world.failing["collect"] = [error]
+    with pytest.raises(type(error)):
+        run(world)
+    assert world.committed == []
+
+
+def test_the_dead_letter_limit_ends_the_loop_before_the_commit() -> None:
+    world = World([(0.0, Record(f"images/0/{n}", b"", None, (), 0, 0, n)) for n in range(100)])
+    with pytest.raises(Stop, match="100 records in a row"):
+        run(world)
+    assert world.committed == []
+
+
+def test_a_drain_answers_and_commits_what_is_held_and_takes_nothing_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    relay = Relay(Policy(), lambda upper: upper, Image(b"blank"))
+    world = World([(0.0, record(0)), (1.0, record(1))], latency=3.0)
+    world.on_lap = lambda: relay.drain(20.0) if world.sent else None
+    loop.run(relay, world, world, decode, world.clock, world.lap)
+    assert world.ids() == ["images/0/0"]
+    assert world.now == pytest.approx(3.0)
+    assert caplog.messages == []
+
+
+def test_the_drain_limit_binds_and_a_warning_counts_what_is_left(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    relay = Relay(Policy(), lambda upper: upper, Image(b"blank"))
+    world = World([(0.0, record(0)), (0.0, record(1))], latency=60.0)
+    world.on_lap = lambda: relay.drain(4.5) if world.sent else None
+    loop.run(relay, world, world, decode, world.clock, world.lap)
+    assert world.now == pytest.approx(4.5)
+    assert world.committed == []
+    assert caplog.messages == ["Left 2 records without a commit; they will be delivered again."]

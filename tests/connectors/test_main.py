@@ -1,0 +1,390 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import pytest
+
+from connectors import __main__ as program
+from connectors import codec
+from connectors.__main__ import Line, Report, Watchdog, grammar, main, obeyed, run, watched
+from connectors.brokers.memory import Memory, MemoryBroker, Subscription
+from connectors.errors import Exit, Stop
+from connectors.relay import Policy, Relay, Tally
+from connectors.settings import ListenKafka, RunKafka, SendKafka
+
+from .test_client import Script, Service, predictions, unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from connectors.records import Settled
+
+RUN = ["kafka", "--input-topic", "images", "--output-topic", "predictions"]
+
+
+class Left(BaseException):
+    """The process would be gone."""
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+@pytest.fixture
+def exits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The codes the process would have left with, at once."""
+    codes: list[int] = []
+
+    def leave(code: int) -> NoReturn:
+        codes.append(code)
+        raise Left
+
+    monkeypatch.setattr(os, "_exit", leave)
+    return codes
+
+
+def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
+    return RunKafka(input_topic="images", output_topic="predictions", **given)
+
+
+# the grammar
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command"),
+    [
+        (["run", "kafka", "--pack", "1"], ("run", "kafka", ["--pack", "1"])),
+        (["kafka", "--pack", "1"], ("run", "kafka", ["--pack", "1"])),
+        (["send", "kafka"], ("send", "kafka", [])),
+        (["listen", "kafka"], ("listen", "kafka", [])),
+    ],
+)
+def test_a_command_is_a_verb_and_a_broker(
+    arguments: list[str], command: tuple[str, str, list[str]]
+) -> None:
+    assert grammar(arguments) == command
+
+
+@pytest.mark.parametrize("arguments", [[], ["send"], ["kafka2"], ["send", "carrier-pigeon"]])
+def test_any_other_command_is_wrong_usage(arguments: list[str]) -> None:
+    with pytest.raises(Stop, match="these commands: run kafka, send kafka") as stop:
+        grammar(arguments)
+    assert stop.value.code == Exit.USAGE
+
+
+def test_help_shows_commands_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["--help"])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for part in ("listen kafka", "Examples:", "78 do not start again"):
+        assert part in shown
+
+
+# the exit code
+
+
+def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
+    def open_broker(_: object) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr(program, "_open_broker", open_broker)
+    return main(RUN)
+
+
+def test_wrong_settings_end_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger().handlers.clear()
+    assert main(["kafka"]) == 2
+    assert capsys.readouterr().err == "connectors: --input-topic is required\n"
+
+
+def test_stop_ends_with_its_code_and_its_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(Stop("create the topic images", Exit.UNAVAILABLE), monkeypatch) == 69
+    shown = capsys.readouterr().err
+    assert shown.endswith("ERROR create the topic images\n")
+    assert "Traceback" not in shown
+
+
+def test_the_unexpected_ends_with_70_and_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fail_with(ZeroDivisionError("oops"), monkeypatch) == 70
+    assert "ZeroDivisionError: oops" in capsys.readouterr().err
+
+
+def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fail_with(KeyboardInterrupt(), monkeypatch) == 130
+
+
+def test_each_verb_goes_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[str, object, object]] = []
+    monkeypatch.setattr(program, "_open_publisher", lambda _: "publisher")
+    monkeypatch.setattr(program, "_open_reader", lambda _: "reader")
+    monkeypatch.setattr("connectors.clients.send", lambda *a: taken.append(("send", *a)))
+    monkeypatch.setattr("connectors.clients.listen", lambda *a: taken.append(("listen", *a)))
+    assert main(["send", "kafka", "--input-topic", "images", "--test-set"]) == 0
+    assert main(["listen", "kafka", "--output-topic", "predictions"]) == 0
+    (_, sent, publisher), (_, listened, reader) = taken
+    assert isinstance(sent, SendKafka)
+    assert isinstance(listened, ListenKafka)
+    assert (publisher, reader) == ("publisher", "reader")
+
+
+# the daemon
+
+
+class LastCommit(MemoryBroker):
+    """Asks the process to stop once so many records are committed."""
+
+    left = 0
+
+    def commit(self, settled: Sequence[Settled]) -> None:
+        super().commit(settled)
+        self.left -= len(settled)
+        if self.left == 0:
+            signal.raise_signal(signal.SIGTERM)
+
+
+def broker_with(memory: Memory, records: int) -> LastCommit:
+    topics = Subscription(input="images", output="predictions", dead="images.dead")
+    for topic in ("images", "predictions", "images.dead"):
+        memory.create(topic)
+    for number in range(records):
+        memory.produce("images", b"png %d" % number if number else None, key=b"%d" % number)
+    broker = LastCommit(memory, topics, codec.encode)
+    broker.left = records
+    return broker
+
+
+def relayed(url: str, records: int, **given: Any) -> Memory:  # noqa: ANN401 - any field
+    memory = Memory(time.monotonic, time.sleep)
+    broker = broker_with(memory, records)
+    run(settings(url=url, pack=1, in_flight=1, **given), lambda _: broker)
+    return memory
+
+
+def test_records_become_results_and_dead_letters_until_sigterm() -> None:
+    with Service(Script(body=predictions(1))).serving() as url:
+        memory = relayed(url, 3)
+    assert [entry.key for entry in memory.read("predictions")] == [b"1", b"2"]
+    assert [entry.key for entry in memory.read("images.dead")] == [b"0"]
+    assert memory.offsets("connector") == {("images", 0): 3}
+
+
+def test_tombstones_are_skipped_when_the_operator_says_so() -> None:
+    with Service(Script(body=predictions(1))).serving() as url:
+        memory = relayed(url, 2, tombstones="skip")
+    assert memory.read("images.dead") == []
+    assert len(memory.read("predictions")) == 1
+
+
+def test_what_is_not_answered_at_the_drain_limit_stays_uncommitted() -> None:
+    memory = Memory(time.monotonic, time.sleep)
+    broker = broker_with(memory, 3)
+    broker.left = 1  # the tombstone alone: nobody answers for the others
+    url = f"http://127.0.0.1:{unused_port()}/"
+    run(settings(url=url, drain_limit=0.01), lambda _: broker)
+    assert memory.offsets("connector") == {("images", 0): 1}
+
+
+def test_the_handlers_of_signals_are_given_back() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with obeyed(lambda: None):
+        assert signal.getsignal(signal.SIGTERM) is not before
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_the_first_signal_asks_and_the_second_leaves(
+    number: signal.Signals, code: int, exits: list[int]
+) -> None:
+    asked: list[str] = []
+    with obeyed(lambda: asked.append("drain")):
+        signal.raise_signal(signal.SIGTERM)
+        assert (asked, exits) == (["drain"], [])
+        with pytest.raises(Left):
+            signal.raise_signal(number)
+    assert (asked, exits) == (["drain"], [code])
+
+
+# the watchdog
+
+
+def test_a_loop_without_laps_is_stuck_after_so_many_ticks() -> None:
+    watchdog = Watchdog(3.0)
+    assert [watchdog.stuck() for _ in range(3)] == [False, False, True]
+
+
+def test_a_lap_starts_the_count_again() -> None:
+    watchdog = Watchdog(2.0)
+    found = []
+    for lap in (False, True, False, False):
+        if lap:
+            watchdog.lap()
+        found.append(watchdog.stuck())
+    assert found == [False, False, False, True]
+
+
+def test_in_a_hurry_laps_do_not_help() -> None:
+    watchdog = Watchdog(100.0)
+    watchdog.hurry(2.0)
+    found = []
+    for _ in range(3):
+        watchdog.lap()
+        found.append(watchdog.stuck())
+    assert found == [False, False, True]
+
+
+def report(tally: Tally | None = None, **given: Any) -> Report:  # noqa: ANN401 - any field
+    relay = Relay(Policy(), lambda upper: upper, codec.WITNESS)
+    relay.tally = tally or Tally()
+    return Report(relay, settings(**given), 0.0)
+
+
+def test_a_stuck_process_shows_its_stacks_and_leaves_with_70(
+    monkeypatch: pytest.MonkeyPatch, exits: list[int]
+) -> None:
+    monkeypatch.setattr(program, "TICK", 0.001)
+    shown: list[bool] = []
+    monkeypatch.setattr(
+        "faulthandler.dump_traceback", lambda *, all_threads: shown.append(all_threads)
+    )
+    left = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _: left.set())
+    with watched(Watchdog(0.001), report()):
+        assert left.wait(10)
+    assert (shown, exits) == ([True], [70])
+
+
+def test_reports_are_logged_by_the_watching_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(program, "TICK", 0.001)
+    logged = threading.Event()
+    monkeypatch.setattr(program._log, "log", lambda *_, **__: logged.set())
+    with watched(Watchdog(1000.0), report(status_every=0.001)):
+        assert logged.wait(10)
+
+
+# what the operator is told
+
+
+def test_a_status_line_tells_how_things_stand() -> None:
+    tally = Tally(
+        predicted=500,
+        rejected=Counter({"empty": 2}),
+        skipped=3,
+        retries=Counter({"busy": 4, "failed": 1}),
+        held=120,
+        out=4,
+        oldest_since=9.5,
+    )
+    told = report(tally)
+    told.lag = {"images/0": 1000, "images/1": 42}
+    [line] = told.lines(10.0)
+    assert line.text == (
+        "50.5 records/s, 120 held, 4 out, oldest unanswered 0.5 s, lag 1042, "
+        "retries: 4 busy 1 failed, dead letters: 2 empty"
+    )
+    assert line.fields == {
+        "records_per_second": 50.5,
+        "held": 120,
+        "out": 4,
+        "oldest_unanswered": 0.5,
+        "lag": 1042,
+        "retries": {"busy": 4, "failed": 1},
+        "dead_letters": {"empty": 2},
+    }
+
+
+def test_status_lines_come_at_their_interval_and_count_from_the_last() -> None:
+    told = report(Tally(predicted=100))
+    assert [len(list(told.lines(now))) for now in (9.9, 10.0, 19.9)] == [0, 1, 0]
+    [line] = told.lines(20.0)
+    assert line.text.startswith("0.0 records/s, 0 held")
+    assert line.text.endswith("lag unknown, retries: none, dead letters: none")
+
+
+def test_an_outage_is_told_after_10_s_then_every_30_s_and_its_end_too() -> None:
+    told = report(Tally(busy_since=0.0, busy_detail="503: full"), status_every=1000.0)
+    times = [now for now in range(75) if list(told.lines(float(now)))]
+    assert times == [10, 40, 70]
+    told._relay.tally = Tally()
+    assert [line.text for line in told.lines(75.0)] == [f"{told._url} serves again."]
+    assert list(told.lines(76.0)) == []
+
+
+def test_an_outage_is_told_with_url_and_cause() -> None:
+    told = report(Tally(busy_since=0.0, busy_detail="503: full"), status_every=1000.0)
+    url = "http://127.0.0.1:8080/predictions/fmnist"
+    text = f"{url} has served nobody for 12 s: 503: full"
+    assert list(told.lines(12.0)) == [Line(logging.WARNING, text, {"url": url, "seconds": 12})]
+
+
+def test_a_short_outage_is_not_told() -> None:
+    told = report(Tally(busy_since=0.0), status_every=1000.0)
+    assert list(told.lines(9.0)) == []
+    told._relay.tally = Tally()
+    assert list(told.lines(11.0)) == []
+
+
+def test_json_logs_are_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
+    program.configure_log("json")
+    logging.getLogger("connectors").info("two\nlines", extra={"fields": {"held": 3}})
+    logging.getLogger("connectors").error("oops", exc_info=ZeroDivisionError("why"))
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["level"], first["message"], first["held"]) == ("INFO", "two\nlines", 3)
+    assert second["traceback"].endswith("ZeroDivisionError: why")
+
+
+def test_a_library_complains_of_the_same_thing_once_in_a_while() -> None:
+    seldom = program.Seldom()
+
+    def passes(name: str, line: int, second: float) -> bool:
+        record = logging.LogRecord(name, logging.ERROR, "manager.py", line, "lost", (), None)
+        record.created = second
+        return seldom.filter(record)
+
+    assert [passes("kafka.net", 1, second) for second in (0.0, 29.0, 31.0)] == [True, False, True]
+    assert passes("kafka.net", 2, 31.0)
+    assert [passes("connectors", 1, 31.0) for _ in range(2)] == [True, True]
+
+
+def test_a_drain_is_told_once() -> None:
+    told = report(drain_limit=7.0)
+    told.draining = True
+    assert [line.text for line in told.lines(1.0)] == ["Draining, for 7 s at the longest."]
+    assert list(told.lines(2.0)) == []
+
+
+def test_the_settings_reach_the_relay() -> None:
+    same = {"pack": 1, "in_flight": 2, "window": 3, "window_bytes": 4, "tries": 5}
+    given = settings(commit_interval=0.5, dead_letter_row=6, dead_letter_share=0.25, **same)
+    policy = Policy(commit_interval=0.5, dead_row=6, dead_share=0.25, **same)
+    assert program._policy(given) == policy
+
+
+def test_the_defaults_are_those_of_the_relay() -> None:
+    assert program._policy(settings()) == Policy()
+
+
+def test_jitter_is_within_its_bound() -> None:
+    assert all(0.0 <= program._jitter(2.0) <= 2.0 for _ in range(100))
+
+
+def test_the_module_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["connectors", "nonsense"])
+    assert main() == 2

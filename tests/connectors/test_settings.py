@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from connectors.errors import Exit, Stop
+from connectors.settings import KINDS, ListenKafka, RunKafka, SendKafka, load
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOPICS = ["--input-topic", "images", "--output-topic", "predictions"]
+
+
+@pytest.fixture(autouse=True)
+def _no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith("CONNECTOR_"):
+            monkeypatch.delenv(name)
+
+
+def loaded(*flags: str) -> RunKafka:
+    return load(RunKafka, [*TOPICS, *flags], "connectors")
+
+
+def refusal(*flags: str, kind: type = RunKafka) -> str:
+    with pytest.raises(Stop) as stop:
+        load(kind, flags, "connectors")
+    assert stop.value.code == Exit.USAGE
+    assert "\n" not in str(stop.value)
+    return str(stop.value)
+
+
+def toml(folder: Path, text: str) -> str:
+    file = folder / "connector.toml"
+    file.write_text(text)
+    return str(file)
+
+
+def test_defaults_are_those_of_the_contract() -> None:
+    settings = loaded()
+    assert settings.dead_letter_topic == "images.dead"
+    assert settings.url == "http://127.0.0.1:8080/predictions/fmnist"
+    assert settings.instance.endswith(f"-{os.getpid()}")
+    assert (settings.delivery, settings.start) == ("exactly-once", "earliest")
+    assert (settings.drain_limit, settings.stuck_after, settings.status_every) == (25, 120, 10)
+    assert settings.timeout == 20
+
+
+def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = toml(tmp_path, "pack = 1\ntries = 1\ngroup = 'file'\n")
+    monkeypatch.setenv("CONNECTOR_PACK", "2")
+    monkeypatch.setenv("CONNECTOR_TRIES", "2")
+    settings = loaded("--config", file, "--pack", "3")
+    assert (settings.pack, settings.tries, settings.group) == (3, 2, "file")
+    assert settings.in_flight == 4
+
+
+def test_the_file_can_be_named_by_a_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONNECTOR_CONFIG", toml(tmp_path, "pack = 7"))
+    assert loaded().pack == 7
+
+
+def test_every_source_calls_the_start_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded("--from", "latest").start == "latest"
+    assert loaded("--config", toml(tmp_path, 'from = "latest"')).start == "latest"
+    monkeypatch.setenv("CONNECTOR_FROM", "latest")
+    assert loaded().start == "latest"
+
+
+def test_the_kafka_table_holds_whatever_the_client_takes(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[kafka]\nfetch_max_wait_ms = 10\nclient_id = 'a'\n")
+    assert loaded("--config", file).kafka == {"fetch_max_wait_ms": 10, "client_id": "a"}
+
+
+def test_one_file_serves_all_verbs(tmp_path: Path) -> None:
+    file = toml(tmp_path, "rate = 10\nidle_timeout = 3\npack = 5\n")
+    assert loaded("--config", file).pack == 5
+    assert load(ListenKafka, [*TOPICS, "--config", file], "connectors").idle_timeout == 3
+
+
+def test_an_unknown_flag_names_the_nearest() -> None:
+    assert "--in-flite is unknown; did you mean --in-flight?" in refusal(*TOPICS, "--in-flite=3")
+
+
+def test_a_flag_is_not_abbreviated() -> None:
+    assert "--input is unknown; did you mean --input-topic?" in refusal("--input", "images")
+
+
+def test_an_unknown_variable_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNECTOR_PAK", "3")
+    assert "CONNECTOR_PAK, which is unknown; did you mean CONNECTOR_PACK?" in refusal(*TOPICS)
+
+
+def test_an_unknown_key_of_the_file_names_the_nearest(tmp_path: Path) -> None:
+    file = toml(tmp_path, "input-topic = 'images'")
+    assert "input-topic, which is unknown; did you mean input_topic?" in refusal("--config", file)
+
+
+def test_a_far_off_word_has_no_nearest() -> None:
+    assert "did you mean" not in refusal("--zzzzzzzz", *TOPICS)
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "--input-topic is required"),
+        (["--input-topic", "images"], "--output-topic is required"),
+        ([*TOPICS, "--pack", "0"], "--pack: input should be greater than or equal to 1"),
+        ([*TOPICS, "--timeout", "x"], "--timeout: input should be a valid number"),
+        ([*TOPICS, "--from", "now"], "--from: input should be 'earliest' or 'latest'"),
+        ([*TOPICS, "--url", "127.0.0.1:8080"], "--url: string should match pattern"),
+        ([*TOPICS, "--url", "http://me:secret@host/"], "--url: string should match pattern"),
+        ([*TOPICS, "--pack"], "--pack: expected one argument"),
+        ([*TOPICS, "--dead-letter-topic", "images"], "must be three different topics"),
+        ([*TOPICS, "--config", "missing.toml"], "missing.toml cannot be read as TOML"),
+        ([*TOPICS, "--ssl-cafile", "missing.pem"], "--ssl-cafile: path does not point to a file"),
+        ([*TOPICS, "--sasl-username", "me"], "security_protocol must be"),
+        (
+            [*TOPICS, "--sasl-username", "me", "--security-protocol", "SASL_SSL"],
+            "sasl_mechanism, sasl_username and sasl_password_file go together",
+        ),
+    ],
+)
+def test_a_mistake_is_one_sentence(flags: list[str], sentence: str) -> None:
+    assert sentence in refusal(*flags)
+
+
+def test_a_mistake_never_shows_a_value_that_may_be_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNECTOR_KAFKA", "hunter2")
+    assert "hunter2" not in refusal(*TOPICS)
+    assert "hunter2" not in refusal(*TOPICS, "--url", "http://me:hunter2@host/")
+
+
+def test_not_even_a_traceback_shows_it() -> None:
+    with pytest.raises(ValueError, match="valid dictionary") as error:
+        RunKafka(input_topic="a", output_topic="b", kafka="hunter2")  # type: ignore[arg-type] # on purpose
+    assert "hunter2" not in str(error.value)
+
+
+def test_a_broken_file_is_named(tmp_path: Path) -> None:
+    file = toml(tmp_path, "pack = ")
+    assert f"{file} cannot be read as TOML" in refusal(*TOPICS, "--config", file)
+
+
+def test_the_password_comes_from_a_file_without_its_newline(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text(" hunter2 \r\n")
+    login = ["--sasl-mechanism", "PLAIN", "--sasl-username", "me", "--sasl-password-file"]
+    settings = loaded(*login, str(file), "--security-protocol", "SASL_SSL")
+    assert settings.sasl_password() == " hunter2 "
+    assert "hunter2" not in repr(settings)
+    assert loaded().sasl_password() is None
+
+
+def test_the_kafka_table_is_not_shown(tmp_path: Path) -> None:
+    file = toml(tmp_path, "[kafka]\nsasl_plain_password = 'hunter2'\n")
+    assert "hunter2" not in repr(loaded("--config", file))
+
+
+def test_paths_and_flags_may_be_mixed() -> None:
+    settings = load(SendKafka, ["a.png", *TOPICS[:2], "b.png", "--rate", "5"], "connectors")
+    assert [str(path) for path in settings.paths] == ["a.png", "b.png"]
+    assert settings.rate == 5
+
+
+def test_there_must_be_one_thing_to_send() -> None:
+    sentence = "name either paths or --test-set"
+    assert sentence in refusal(*TOPICS, kind=SendKafka)
+    assert sentence in refusal(*TOPICS, "a.png", "--test-set", kind=SendKafka)
+
+
+def test_a_switch_can_be_turned_off_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONNECTOR_JSON", "true")
+    assert load(ListenKafka, TOPICS, "connectors").json_lines
+    assert not load(ListenKafka, [*TOPICS, "--no-json"], "connectors").json_lines
+
+
+@pytest.mark.parametrize("command", KINDS)
+def test_help_tells_the_flags_and_an_example(
+    command: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        load(KINDS[command], ["--help"], "python -m connectors")
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    for flag in ("--bootstrap-servers", "--dead-letter-topic", "--sasl-password-file", "--from"):
+        assert flag in shown
+    assert "Example: python -m connectors" in shown
+    assert "required" in shown
+
+
+def test_a_secret_has_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        loaded("--help")
+    shown = capsys.readouterr().out
+    assert "--sasl-password " not in shown
+    assert "--kafka" not in shown
+
+
+def test_settings_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        loaded().pack = 3
