@@ -3,6 +3,8 @@
 SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
+# What decides alone, without a service: every branch of it is tested.
+PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
 
 .PHONY: help
 help: ## say what the targets do
@@ -27,12 +29,32 @@ model_store/fmnist.mar: | setup
 serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it
 	@$(BIN)/python -m tools.serve
 
+.PHONY: maven
+maven:
+	@tools/setup.sh maven
+
+.PHONY: demo
+demo: setup maven model_store/fmnist.mar ## 1,000 images through Kafka, TorchServe and back; leaves nothing running
+	$(BIN)/python -m tools.demo
+
+.PHONY: up
+up: setup maven model_store/fmnist.mar ## Kafka, TorchServe and the connector in the background
+	@$(BIN)/python -m tools.up start
+
+.PHONY: down
+down: ## end what `make up` started
+	@$(BIN)/python -m tools.up stop
+
+.PHONY: status
+status: ## show what `make up` started
+	@$(BIN)/python -m tools.up status
+
 .PHONY: test
-test: setup archive ## format, lint, types and all tests, with real services: what CI runs
+test: setup maven archive ## format, lint, types and all tests, with real services: what CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PURE:%=--cov=%) --cov-branch --cov-report=term-missing --cov-fail-under=100
 
 .PHONY: format
 format: setup ## format the code and mend what the linter can mend

@@ -161,6 +161,7 @@ def run(settings: Daemon, open_broker: Callable[[Settings], Broker]) -> None:
         client = stack.enter_context(closing(_client(settings)))
         broker = stack.enter_context(closing(open_broker(settings)))
         _LIBRARY.setLevel(logging.ERROR)
+        report.relaying = True
         _log.info("Relaying by way of %s.", settings.url)
         decode = partial(codec.decode, tombstones=settings.tombstones)
         lag = getattr(broker, "lag", lambda: None)  # records by lane; not every broker knows
@@ -263,6 +264,7 @@ class Report:
 
     def __init__(self, relay: Relay, settings: Daemon, now: float) -> None:
         self.lag: Mapping[Hashable, int] | None = None
+        self.relaying = False  # not yet: there is nothing to tell of
         self.draining = False
         self._relay = relay
         self._url = settings.url
@@ -280,7 +282,7 @@ class Report:
             self._asked = True
             yield Line(logging.INFO, f"Draining, for {self._drain_limit:g} s at the longest.")
         yield from self._outage(tally, now)
-        if now - self._last >= self._every:
+        if self.relaying and now - self._last >= self._every:
             yield self._status(tally, now)
 
     def _outage(self, tally: Tally, now: float) -> Iterator[Line]:

@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-HANDLER = ROOT / "handler"
+HANDLER = ROOT / "handler" / "fmnist_handler.py"
 
 
 def training(*arguments: str) -> None:
@@ -32,22 +32,24 @@ def export() -> Path:
     return folder
 
 
-def pack(model: Path, store: Path, name: str = "fmnist") -> Path:
+def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER) -> Path:
     """Return the archive `name`.mar in `store`, made of the folder `model` and the handler.
 
-    `model` holds model.pt, model.json and index_to_name.json. The archive appears whole or not
-    at all. Raises CalledProcessError when the archiver fails.
+    `model` holds model.pt, model.json and index_to_name.json. Another `handler` can import the
+    shipped one. The archive appears whole or not at all. Raises CalledProcessError when the
+    archiver fails.
     """
     version = json.loads((model / "model.json").read_text())["version"]
-    extra = [model / "model.json", model / "index_to_name.json", HANDLER / "fmnist_wire.py"]
+    extra = [model / "model.json", model / "index_to_name.json"]
+    extra += [file for file in sorted(HANDLER.parent.glob("*.py")) if file != handler]
     with tempfile.TemporaryDirectory(dir=store, prefix=".packing-") as scratch:
         # torch-model-archiver removes $TMPDIR/<model name> before it begins, whatever that is.
         command = [
             *(str(Path(sys.executable).parent / "torch-model-archiver"), "--force"),
             *("--model-name", name, "--version", str(version), "--runtime", "python"),
             *("--serialized-file", str(model / "model.pt")),
-            *("--handler", str(HANDLER / "fmnist_handler.py")),
-            *("--config-file", str(HANDLER / "model-config.yaml")),
+            *("--handler", str(handler)),
+            *("--config-file", str(HANDLER.parent / "model-config.yaml")),
             *("--extra-files", ",".join(map(str, extra)), "--export-path", scratch),
         ]
         subprocess.run(command, env=os.environ | {"TMPDIR": scratch}, check=True)

@@ -1,21 +1,21 @@
-"""What the exported model says without a server in between, to hold the wire against."""
+"""What the archive's model says without a server in between, to hold the wire against."""
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
-from typing import TYPE_CHECKING, Any
+import zipfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tools.stack import ROOT
+from tools.stack import ARCHIVE, ROOT
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-MODEL = ROOT / "build" / "archive" / "model.pt"
-RAW = ROOT / "data" / "FashionMNIST" / "raw"
+RAW = Path(os.environ.get("DATA_DIR", ROOT / "data")) / "FashionMNIST" / "raw"
 
 Bytes = NDArray[np.uint8]
 
@@ -31,8 +31,10 @@ def first_labels(count: int) -> Bytes:
     return np.fromfile(RAW / "t10k-labels-idx1-ubyte", np.uint8, offset=8, count=count)
 
 
-def classes(images: Bytes, model: Path = MODEL) -> NDArray[np.int64]:
+def classes(images: Bytes, archive: Path = ARCHIVE) -> NDArray[np.int64]:
     """Return the likeliest class of each grey image, int64 [count]; by TorchScript alone."""
+    with zipfile.ZipFile(archive) as opened:
+        model = io.BytesIO(opened.read("model.pt"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and chosen
         module: Any = torch.jit.load(model)  # type: ignore[no-untyped-call] # torch's own

@@ -253,7 +253,9 @@ def test_in_a_hurry_laps_do_not_help() -> None:
 def report(tally: Tally | None = None, **given: Any) -> Report:  # noqa: ANN401 - any field
     relay = Relay(Policy(), lambda upper: upper, codec.WITNESS)
     relay.tally = tally or Tally()
-    return Report(relay, settings(**given), 0.0)
+    made = Report(relay, settings(**given), 0.0)
+    made.relaying = True
+    return made
 
 
 def test_a_stuck_process_shows_its_stacks_and_leaves_with_70(
@@ -308,6 +310,12 @@ def test_a_status_line_tells_how_things_stand() -> None:
         "retries": {"busy": 4, "failed": 1},
         "dead_letters": {"empty": 2},
     }
+
+
+def test_before_it_relays_there_is_no_status_line() -> None:
+    told = report(status_every=10.0)
+    told.relaying = False
+    assert list(told.lines(11.0)) == []
 
 
 def test_status_lines_come_at_their_interval_and_count_from_the_last() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.conftest import missing
-from tools.stack import ARCHIVE, TorchServe
+from tools import stack_kafka
+from tools.stack import ARCHIVE, StackError, TorchServe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tools.stack_kafka import Cluster
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +24,14 @@ def server() -> Iterator[TorchServe]:
         missing("model_store/fmnist.mar is not there: run `make archive`")
     with TorchServe() as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[Cluster]:
+    """A Kafka of one node, or the one of KAFKA_BOOTSTRAP_SERVERS."""
+    with ExitStack() as stack:
+        try:
+            broker = stack.enter_context(stack_kafka.kafka())
+        except StackError as error:
+            missing(str(error))
+        yield broker

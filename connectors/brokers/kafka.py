@@ -1,0 +1,947 @@
+"""Kafka, through kafka-python: read, publish and acknowledge, in one transaction.
+
+A reader with `isolation_level=read_committed` finds exactly one outcome for each input record,
+because results, dead letters and the group's offsets are one transaction, and because after
+every doubt about it this broker *begins again*: a new producer (its `init_transactions` waits for
+the pending end and makes strays of the old one worthless), then the committed offsets, then
+Rewound. Offsets are committed under the group's generation that the records were read under, so
+the coordinator refuses them when the partitions are somebody else's by now (KIP-447).
+
+Which errors mean what:
+
+    fenced                          Stop 75
+    refused by the broker           Stop 69: a restart helps once the password or right is mended
+    settings it cannot work with    Stop 2
+    offset out of range             Stop 78
+    anything else of kafka-python   begin again, then Rewound
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import socket
+import time
+from collections import deque
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.errors import KafkaError
+from kafka.net.compat import KafkaNetClient
+from kafka.protocol.producer import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    EndTxnRequest,
+    TxnOffsetCommitRequest,
+)
+from kafka.structs import MemberState
+
+from ..errors import Exit, Rewound, Stop
+from ..records import Message, Record, Rejection, Settled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+
+    from ..records import Headers
+    from ..settings import KafkaSettings
+
+    Encode = Callable[[Settled], Message | None]
+
+Untyped = Any  # an object of kafka-python, which ships no types
+
+log = logging.getLogger(__name__)
+
+FENCED = (
+    kafka_errors.ProducerFencedError,
+    kafka_errors.InvalidProducerEpochError,  # the same, as partitions say it
+    kafka_errors.FencedInstanceIdError,
+)
+REFUSED = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+)
+UNUSABLE = (
+    kafka_errors.KafkaConfigurationError,
+    kafka_errors.InvalidSessionTimeoutError,
+    kafka_errors.InvalidGroupIdError,
+    kafka_errors.InvalidTransactionTimeoutError,
+    kafka_errors.IncompatibleBrokerVersion,
+)
+TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
+PATIENCE = {
+    "bootstrap_timeout_ms": 10_000,
+    "request_timeout_ms": 15_000,
+    "reconnect_backoff_max_ms": 1_000,
+    "max_block_ms": 10_000,
+}
+"""What bounds each wait of the library, but for the end of a transaction, which has no bound."""
+
+CALL = 10.0
+"""Seconds for one question to the broker."""
+
+CLOSE = 3.0
+"""Seconds for closing one client."""
+
+LARGEST = 64 << 20
+"""Bytes of one request; a broker hangs up at 100 MiB (`socket.request.max.bytes`)."""
+
+ORIGIN = "__connect.errors."
+OURS = "connector."
+
+
+class Position(NamedTuple):
+    """Where a record stands; the leader's epoch is -1 when unknown."""
+
+    topic: str
+    partition: int
+    offset: int
+    leader_epoch: int
+
+
+class Outgoing(NamedTuple):
+    """What `KafkaProducer.send` takes; `partition` None: by key."""
+
+    topic: str
+    value: bytes | None
+    key: bytes | None
+    headers: list[tuple[str, bytes]]
+    partition: int | None
+
+    def size(self) -> int:
+        """Bytes, but for the few that the format adds."""
+        headers = sum(len(name) + len(value) for name, value in self.headers)
+        return len(self.value or b"") + len(self.key or b"") + headers
+
+
+# Clients
+
+
+class _Wire(KafkaNetClient):  # type: ignore[misc]  # kafka-python ships no types
+    """Counts the transactional requests that a broken connection cut off.
+
+    kafka-python sends those again and says nothing, but the first copy may still be on its way:
+    a stray EndTxn ends a later transaction, a stray TxnOffsetCommit moves its offsets back.
+    What is sent again after an answer (CONCURRENT_TRANSACTIONS) is normal and not counted.
+    """
+
+    counted = (
+        AddPartitionsToTxnRequest,
+        AddOffsetsToTxnRequest,
+        TxnOffsetCommitRequest,
+        EndTxnRequest,
+    )
+
+    def __init__(self, **configs: Untyped) -> None:
+        super().__init__(**configs)
+        self.cut_off = 0
+
+    def send(self, node_id: int, request: object, **options: Untyped) -> Untyped:
+        future = super().send(node_id, request, **options)
+        if isinstance(request, self.counted):
+            future.add_errback(self._count)
+        return future
+
+    def _count(self, error: Exception) -> None:
+        if isinstance(error, kafka_errors.KafkaConnectionError):
+            self.cut_off += 1
+
+
+def _open(kind: type, settings: KafkaSettings, ours: Mapping[str, Any]) -> tuple[Untyped, _Wire]:
+    """Make a client of kafka-python; what its constructor leaves open when it fails is closed."""
+    wires: list[_Wire] = []
+
+    def connect(**configs: Untyped) -> _Wire:
+        wires.append(_Wire(**configs))
+        return wires[-1]
+
+    try:
+        return kind(kafka_client=connect, **_arguments(kind, settings, ours)), wires[0]
+    except BaseException:
+        for wire in wires:
+            wire.close()
+        raise
+
+
+def _arguments(kind: Untyped, settings: KafkaSettings, ours: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of a client: ours, the operator's `kafka` table, the flags.
+
+    The table holds arguments of the consumer and of the producer; each client takes its own.
+    """
+    known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
+    for name in settings.kafka:
+        if name not in known:
+            raise Stop(f"the kafka table sets {name}, which kafka-python does not know", Exit.USAGE)
+        if name in ours:
+            raise Stop(f"the kafka table sets {name}, which this program must decide", Exit.USAGE)
+    arguments = {**PATIENCE, **_connection(settings), **settings.kafka, **ours}
+    return {name: arguments[name] for name in arguments if name in kind.DEFAULT_CONFIG}
+
+
+def _connection(settings: KafkaSettings) -> dict[str, Any]:
+    """Where the broker is and how to be let in; the password is read anew each time."""
+    files = {
+        name: str(path)
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+        if (path := getattr(settings, name))
+    }
+    return {
+        "bootstrap_servers": settings.bootstrap_servers.split(","),
+        "client_id": settings.instance,
+        "security_protocol": settings.security_protocol,
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password(),
+        "allow_auto_create_topics": False,
+        **files,
+    }
+
+
+def _abandon(producer: Untyped) -> None:
+    """Close a producer and drop what it has not delivered, in bounded time.
+
+    Its own `close` first waits for that, and gives up without ending its thread.
+    """
+    producer._sender.force_close()  # noqa: SLF001 - there is no public way; tested
+    producer.close(timeout=CLOSE)
+
+
+def _forget_fetches(consumer: Untyped) -> None:
+    """Make the next `committed` ask the coordinator.
+
+    One that timed out leaves its request behind, and the next would take that one's late answer,
+    which may be older than what another member has committed since.
+    """
+    consumer._coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - there is no public way; tested
+
+
+def _rejoin(consumer: Untyped) -> None:
+    """Let a member that is not settled go on joining; it does no harm to one that does.
+
+    The library joins again when partitions were added, but if that takes longer than one poll it
+    forgets why, and stays outside for ever without a word.
+    """
+    consumer._coordinator.request_rejoin()  # noqa: SLF001 - there is no public way; tested
+
+
+def _check(error: Exception, settings: KafkaSettings) -> None:
+    """Raise Stop when time will not mend it."""
+    # What failed after the cause, and because of it, may carry it along.
+    causes = (error, *error.args)
+    if any(isinstance(one, FENCED) for one in causes):
+        raise Stop(
+            f"fenced: either a younger daemon is called {settings.instance} too, or this one slept "
+            f"longer than its transaction timeout ({settings.transaction_timeout:g} s); give each "
+            "its own --instance, or just start again",
+            Exit.FENCED,
+        ) from error
+    if any(isinstance(one, REFUSED) for one in causes):
+        raise Stop(
+            f"the broker at {settings.bootstrap_servers} refuses this client ({error}): correct "
+            "its credentials or its rights",
+            Exit.UNAVAILABLE,
+        ) from error
+    if isinstance(error, UNUSABLE):
+        raise Stop(f"Kafka cannot work with these settings ({error}): correct them", Exit.USAGE)
+
+
+@contextmanager
+def _reaching(settings: KafkaSettings) -> Iterator[None]:
+    """Turn what goes wrong at the start into Stop: nothing has been promised yet."""
+    try:
+        yield
+    except KafkaError as error:
+        _check(error, settings)
+        servers = settings.bootstrap_servers
+        if any(map(_listens, servers.split(","))):
+            what = f"who listens at {servers} does not let us in: correct the security flags"
+        else:
+            what = f"no Kafka broker listens at {servers}: start it, or correct --bootstrap-servers"
+        raise Stop(f"{what} ({error})", Exit.UNAVAILABLE) from error
+
+
+def _listens(server: str) -> bool:
+    """Say whether a connection can be made.
+
+    kafka-python gives no other hint: it drops what a broker says when it hangs up right after.
+    """
+    host, _, port = server.strip().rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """How many partitions each topic has; Stop when one is missing, since none is ever created."""
+    with _reaching(settings), ExitStack() as undo:
+        admin, _ = _open(KafkaAdminClient, settings, {})
+        undo.callback(admin.close)
+        found = {one["name"]: one for one in admin.describe_topics(list(topics))}
+    for topic in topics:
+        if code := found[topic]["error_code"]:
+            why = kafka_errors.for_code(code).__name__
+            raise Stop(
+                f"topic {topic} cannot be used ({why}): create it, or correct its name",
+                Exit.UNAVAILABLE,
+            )
+    return {topic: len(found[topic]["partitions"]) for topic in topics}
+
+
+# What is published
+
+
+class _Addressing:
+    """Says what may be published for a settled record, and where."""
+
+    def __init__(self, settings: KafkaSettings, encode: Encode) -> None:
+        self._encode = encode
+        self._input = settings.input_topic
+        self._topics = {False: settings.output_topic, True: settings.dead_letter_topic}
+        counts = _partitions(settings, [self._input, *self._topics.values()])
+        self._alike = {topic for topic in counts if counts[topic] == counts[self._input]}
+
+    def forms(self, settled: Settled) -> Iterator[Outgoing]:
+        """What may be published, each smaller than the one before; nothing if skipped.
+
+        The result; the dead letter; that without its value; and without key and headers, too.
+        """
+        message = self._encode(settled)
+        if message and not message.dead:
+            result = self._address(message, settled)
+            yield result
+            detail = f"{result.topic} takes no result of {result.size()} bytes"
+            settled = Settled(settled.record, Rejection("result_too_large", detail))
+            message = self._encode(settled)
+        if message:
+            letter = self._address(message, settled)
+            yield letter
+            yield from _remains(letter)
+
+    def _address(self, message: Message, settled: Settled) -> Outgoing:
+        topic = self._topics[message.dead]
+        partition = settled.record.position.partition if topic in self._alike else None
+        headers = message.headers
+        if message.dead and isinstance(settled.outcome, Rejection):
+            headers = _replace(headers, self._origin(settled.record, settled.outcome))
+        return _sendable(topic, message, headers, partition)
+
+    def _origin(self, record: Record, rejection: Rejection) -> dict[str, bytes]:
+        """The headers by which the tools around Kafka Connect find the source."""
+        detail = rejection.detail.encode("utf-8", "replace")[:1024].decode("utf-8", "ignore")
+        return {
+            f"{ORIGIN}topic": self._input.encode(),
+            f"{ORIGIN}partition": b"%d" % record.position.partition,
+            f"{ORIGIN}offset": b"%d" % record.position.offset,
+            f"{ORIGIN}exception.message": detail.encode(),
+        }
+
+
+def _replace(headers: Iterable[tuple[str, Any]], ours: Mapping[str, bytes]) -> tuple[Any, ...]:
+    """The headers as they are, with ours at the end instead of those of an earlier trip."""
+    return (*(header for header in headers if header[0] not in ours), *ours.items())
+
+
+def _sendable(topic: str, message: Message, headers: Headers, partition: int | None) -> Outgoing:
+    """What `send` can take: it refuses a null header, and null for both key and value.
+
+    Those become empty bytes, and `connector.nulls` says which.
+    """
+    nulls = [f"headers[{place}]" for place, (_, value) in enumerate(headers) if value is None]
+    value = message.value
+    if value is None and message.key is None:
+        value = b""
+        nulls.append("value")
+    filled: Iterable[tuple[str, bytes]] = [(name, content or b"") for name, content in headers]
+    if nulls:
+        filled = _replace(filled, {f"{OURS}nulls": ",".join(nulls).encode()})
+    return Outgoing(topic, value, message.key, list(filled), partition)
+
+
+def _remains(letter: Outgoing) -> Iterator[Outgoing]:
+    """What is left of a dead letter that its topic does not take."""
+    if letter.value:
+        digest = hashlib.sha256(letter.value).hexdigest()
+        size = b"%d" % len(letter.value)
+        ours = {f"{OURS}value-bytes": size, f"{OURS}value-sha256": digest.encode()}
+        letter = letter._replace(value=b"", headers=list(_replace(letter.headers, ours)))
+        yield letter
+    ours_only = [header for header in letter.headers if header[0].startswith((ORIGIN, OURS))]
+    yield letter._replace(value=b"", key=None, headers=ours_only)
+
+
+class _Parcel:
+    """A record and its message, in the largest form that was not refused yet."""
+
+    def __init__(self, record: Record, forms: Iterator[Outgoing]) -> None:
+        self.record = record
+        self._forms = forms
+        self.message = next(forms, None)
+
+    def shrink(self) -> None:
+        """Go on to the next form."""
+        refused, self.message = self.message, next(self._forms, None)
+        if refused and not self.message:
+            raise Stop(
+                f"{refused.topic} takes not even the {refused.size()} bytes that say why "
+                f"{self.record.id} has no prediction: raise its max.message.bytes",
+                Exit.GIVEN_UP,
+            )
+
+    def is_as_large_as(self, message: Outgoing) -> bool:
+        """Say whether a topic that refuses `message` refuses this, too."""
+        mine = self.message
+        return mine is not None and mine.topic == message.topic and mine.size() >= message.size()
+
+
+Failure = tuple[_Parcel, Exception]
+
+
+def _publish(producer: Untyped, parcels: Iterable[_Parcel], timeout: float) -> list[Failure]:
+    """Send in the order given and wait; return what failed, the cause of all first.
+
+    In a transaction, kafka-python lets everything that waits fail with the first error. It runs
+    the callbacks of one failure before it makes the next, so the first one noted is the cause.
+    """
+    noted: list[_Parcel] = []
+    sent: list[tuple[_Parcel, Untyped]] = []
+    failed: dict[_Parcel, Exception] = {}
+    for parcel in parcels:
+        if failed and not all(isinstance(error, TOO_LARGE) for error in failed.values()):
+            failed[parcel] = kafka_errors.Cancelled("not sent after an earlier failure")
+        elif parcel.message:
+            try:
+                future = producer.send(**parcel.message._asdict())
+            except KafkaError as error:
+                failed[parcel] = error
+            else:
+                future.add_errback(lambda parcel, _: noted.append(parcel), parcel)
+                sent.append((parcel, future))
+    failed |= _await(sent, time.monotonic() + timeout)
+    return sorted(failed.items(), key=lambda failure: failure[0] not in noted[:1])
+
+
+def _await(sent: Iterable[tuple[_Parcel, Untyped]], deadline: float) -> Iterator[Failure]:
+    for parcel, future in sent:
+        try:
+            future.get(timeout=max(0.0, deadline - time.monotonic()))
+        except KafkaError as error:
+            yield parcel, error
+
+
+Offsets = dict[TopicPartition, OffsetAndMetadata]
+
+
+def _offsets(parcels: Iterable[_Parcel]) -> Offsets:
+    """The offset after the last record of each partition."""
+    positions = [parcel.record.position for parcel in parcels]
+    return {
+        TopicPartition(at.topic, at.partition): OffsetAndMetadata(
+            at.offset + 1, "", at.leader_epoch
+        )
+        for at in positions
+    }
+
+
+# Reading
+
+
+def _record(found: Untyped) -> Record:
+    topic, partition, offset = found.topic, found.partition, found.offset
+    return Record(
+        id=f"{topic}/{partition}/{offset}",
+        value=found.value,
+        key=found.key,
+        headers=tuple(found.headers),
+        time=found.timestamp,
+        lane=f"{topic}/{partition}",
+        position=Position(topic, partition, offset, found.leader_epoch),
+    )
+
+
+class _Source:
+    """The input topic, as one member of the group reads it.
+
+    `membership` is what the group called us when everything handed out since was read. None: a
+    rewind is owed, and nothing is handed out before it has succeeded.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self.membership: Untyped = None
+        self._settings = settings
+        self._committed: dict[TopicPartition, int] = {}
+        ours = {
+            "group_id": settings.group,
+            "session_timeout_ms": round(settings.session_timeout * 1000),
+            "heartbeat_interval_ms": round(settings.heartbeat_interval * 1000),
+            # A daemon that is stuck for so long gives up; the group need not wait longer either.
+            "max_poll_interval_ms": round(settings.stuck_after * 1000),
+            "enable_auto_commit": False,
+            "isolation_level": "read_committed",
+            "auto_offset_reset": "none",  # never jump: out of range is for a person to decide
+            "fetch_max_bytes": 16 << 20,
+        }
+        self._consumer, _ = _open(KafkaConsumer, settings, ours)
+        self._consumer.subscribe([settings.input_topic])
+        # Or the leader of the group, knowing no partitions yet, shares out none at first.
+        self._consumer.partitions_for_topic(settings.input_topic)
+
+    def poll(self, limit: int, timeout: float) -> list[Untyped]:
+        """As `Broker.poll`, but in ConsumerRecords."""
+        reading = self.membership is not None
+        fetched = self._fetch(limit if reading else 0, timeout)
+        if reading and self._is_current():
+            return fetched
+        self.rewind()
+        if reading:
+            raise Rewound("the group has shared out its partitions anew")
+        return []
+
+    def _fetch(self, limit: int, timeout: float) -> list[Untyped]:
+        """What the library hands out now; it has to be asked even when nothing is wanted.
+
+        It pauses partitions, but not those that it is assigned inside the call.
+        """
+        turn = self._consumer.resume if limit else self._consumer.pause
+        turn(*self._consumer.assignment())
+        try:
+            fetched = self._ask(limit or 1, timeout)
+        except kafka_errors.NoOffsetForPartitionError:
+            self.membership = None  # just assigned and never committed: rewinding places it
+            return []
+        except kafka_errors.OffsetOutOfRangeError as error:
+            raise self._out_of_range(error) from error
+        return [found for records in fetched.values() for found in records]
+
+    def _ask(self, limit: int, timeout: float) -> Mapping[TopicPartition, list[Untyped]]:
+        """Poll, and go on while the group shares out its partitions.
+
+        The library forgets the answer to its JoinGroup when that comes between two polls, and
+        asks again, for which everybody has to join again. The others hear of it with their next
+        heartbeat.
+        """
+        until = time.monotonic() + self._settings.heartbeat_interval + 1.0
+        while True:
+            fetched: Mapping[TopicPartition, list[Untyped]] = self._consumer.poll(
+                round(timeout * 1000), max_records=limit
+            )
+            state = self._consumer.group_metadata().state
+            if fetched or state is MemberState.STABLE or time.monotonic() > until:
+                return fetched
+            _rejoin(self._consumer)
+            timeout = max(timeout, 0.1)
+
+    def _is_current(self) -> bool:
+        """Say whether the generation that everything was read under is still the group's."""
+        now, then = self._consumer.group_metadata(), self.membership
+        return then is not None and now[:3] == then[:3]
+
+    def rewind(self) -> None:
+        """Go back to what the group has committed; still owed when that does not succeed."""
+        self.membership = None
+        now = self._consumer.group_metadata()
+        if now.state is not MemberState.STABLE:
+            return
+        try:
+            for partition in self._consumer.assignment():
+                self._place(partition)
+        except (KafkaError, ValueError) as error:  # ValueError: no longer assigned
+            _check(error, self._settings)
+            log.warning("cannot go back to the committed offsets yet: %s", error)
+            return
+        if self._consumer.group_metadata() == now:
+            self.membership = now
+
+    def _place(self, partition: TopicPartition) -> None:
+        _forget_fetches(self._consumer)
+        offset = self._consumer.committed(partition, timeout_ms=CALL * 1000)
+        if offset is None:
+            offset = self._first(partition)
+        self._consumer.seek(partition, offset)
+        self._committed[partition] = offset
+
+    def _first(self, partition: TopicPartition) -> int:
+        """Where a group without an offset begins.
+
+        The latest is committed at once, or whatever comes before the first commit would be
+        skipped by the next rewind.
+        """
+        if self._settings.start == "earliest":
+            found = self._consumer.beginning_offsets([partition], timeout_ms=CALL * 1000)
+            return int(found[partition])
+        found = self._consumer.end_offsets([partition], timeout_ms=CALL * 1000)
+        offset = int(found[partition])
+        self._consumer.commit({partition: OffsetAndMetadata(offset, "", -1)}, CALL * 1000)
+        return offset
+
+    def _out_of_range(self, error: KafkaError) -> Stop:
+        ((partition, wanted),) = error.args[0].items()
+        first = self._consumer.beginning_offsets([partition], timeout_ms=CALL * 1000)[partition]
+        name = f"{partition.topic}/{partition.partition}"
+        if first > wanted:
+            what = f"{first - wanted} records from {name}/{wanted} on were deleted unread"
+        else:
+            what = f"{name} ends before offset {wanted}, up to which this group has read"
+        return Stop(f"{what}: reset the group's offset to accept that", Exit.GIVEN_UP)
+
+    def commit(self, offsets: Offsets) -> None:
+        """Acknowledge without a transaction."""
+        if not self._is_current():
+            raise kafka_errors.CommitFailedError
+        self._consumer.commit(offsets, CALL * 1000)
+        self.acknowledged(offsets)
+
+    def acknowledged(self, offsets: Offsets) -> None:
+        """Remember what has been committed, for `lag`."""
+        self._committed |= {partition: one.offset for partition, one in offsets.items()}
+
+    def lag(self) -> dict[Hashable, int]:
+        """Records in each lane that are not acknowledged, as far as the broker has said."""
+        ends = {one: self._consumer.highwater(one) for one in self._consumer.assignment()}
+        return {
+            f"{one.topic}/{one.partition}": max(0, end - self._committed[one])
+            for one, end in ends.items()
+            if end is not None and one in self._committed
+        }
+
+    def close(self) -> None:
+        """Leave the group, so that it need not wait for the session to run out."""
+        self._consumer.close(autocommit=False, timeout_ms=CLOSE * 1000)
+
+
+# Publishing and acknowledging
+
+
+class _Delivery(Protocol):
+    """One of the two promises."""
+
+    def mend(self) -> None:
+        """Make up for whatever went wrong last; nothing is delivered or read before that."""
+        ...
+
+    def deliver(self, parcels: Sequence[_Parcel], source: _Source) -> None:
+        """Publish, then acknowledge; raises KafkaError when not all of it is known to be done."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is not done, in bounded time."""
+        ...
+
+
+class _ExactlyOnce:
+    """Results, dead letters and offsets in one transaction, never open across anything else."""
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._timeout = settings.transaction_timeout
+        self._producer: Untyped = None
+        self._sound = False
+
+    def mend(self) -> None:
+        if not self._sound:
+            self._renew()
+
+    def _renew(self) -> None:
+        """A new producer; the coordinator ends what the old one left open, and bumps the epoch."""
+        self.close()
+        ours = {
+            **_production(self._settings),
+            "transactional_id": f"{self._settings.group}-{self._settings.instance}",
+            "transaction_timeout_ms": round(self._timeout * 1000),
+        }
+        self._producer, self._wire = _open(KafkaProducer, self._settings, ours)
+        self._producer.init_transactions()
+        self._sound = True
+
+    def deliver(self, parcels: Sequence[_Parcel], source: _Source) -> None:
+        """1. Send all. 2. Wait for each. 3. Send the offsets. 4. End the transaction.
+
+        A message that its topic does not take is replaced, in a new transaction.
+        """
+        self.mend()
+        while failed := self._send(parcels):
+            self._shrink(parcels, *failed[0])
+            self._renew()
+        offsets = _offsets(parcels)
+        self._producer.send_offsets_to_transaction(offsets, source.membership)
+        self._producer.commit_transaction()
+        self._sound = not self._wire.cut_off
+        source.acknowledged(offsets)
+
+    def _send(self, parcels: Sequence[_Parcel]) -> list[Failure]:
+        self._sound = False  # until its end is known
+        self._producer.begin_transaction()
+        return _publish(self._producer, parcels, self._timeout)
+
+    def _shrink(self, parcels: Sequence[_Parcel], cause: _Parcel, error: Exception) -> None:
+        """Replace what is too large, and what is no smaller and goes to the same topic."""
+        if not isinstance(error, TOO_LARGE) or not cause.message:
+            raise error
+        refused = cause.message
+        for parcel in parcels:
+            if parcel.is_as_large_as(refused):
+                parcel.shrink()
+
+    def close(self) -> None:
+        self._sound = False
+        if self._producer:
+            _abandon(self._producer)
+        self._producer = None
+
+
+class _AtLeastOnce:
+    """Results and dead letters first, then the offsets of what has been published.
+
+    The producer is not idempotent: one that is ends for good with the first message that is too
+    large, and takes the others along.
+    """
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        self._producer: Untyped = None
+
+    def mend(self) -> None:
+        if self._producer:
+            return
+        ours = {
+            **_production(self._settings),
+            "enable_idempotence": False,
+            "max_in_flight_requests_per_connection": 1,  # or a retry overtakes
+        }
+        self._producer, _ = _open(KafkaProducer, self._settings, ours)
+
+    def deliver(self, parcels: Sequence[_Parcel], source: _Source) -> None:
+        self.mend()
+        lost = dict(self._publish(parcels))
+        offsets = _offsets(_before(parcels, lost))
+        if offsets:
+            source.commit(offsets)
+        for error in lost.values():
+            raise error
+
+    def _publish(self, parcels: Iterable[_Parcel]) -> Iterator[Failure]:
+        """Publish each in the largest form that its topic takes; give back what was not."""
+        timeout = self._settings.transaction_timeout
+        while failed := _publish(self._producer, parcels, timeout):
+            parcels = [parcel for parcel, error in failed if isinstance(error, TOO_LARGE)]
+            for parcel in parcels:
+                parcel.shrink()
+            yield from (failure for failure in failed if failure[0] not in parcels)
+
+    def close(self) -> None:
+        if self._producer:
+            _abandon(self._producer)
+        self._producer = None
+
+
+def _production(settings: KafkaSettings) -> dict[str, Any]:
+    """What every producer of ours is told; a message that outlives a transaction is no use."""
+    timeout = round(settings.transaction_timeout * 1000)
+    return {
+        "acks": -1,
+        "max_request_size": LARGEST,
+        "request_timeout_ms": timeout // 2,
+        "delivery_timeout_ms": timeout,
+        # For some ms after one transaction the next is told to wait; by default it waits 0.1 s.
+        "retry_backoff_ms": 20,
+    }
+
+
+def _before(parcels: Iterable[_Parcel], lost: Mapping[_Parcel, Exception]) -> Iterator[_Parcel]:
+    """Those of each lane that come before the first one lost."""
+    ended: set[Hashable] = set()
+    for parcel in parcels:
+        if parcel in lost:
+            ended.add(parcel.record.lane)
+        if parcel.record.lane not in ended:
+            yield parcel
+
+
+class KafkaBroker:
+    """A `Broker` between the input topic and the two others, with either promise.
+
+    Raises Stop(69) when the broker or one of the topics is not there. A younger one of the same
+    group and instance fences this one: its next commit is Stop(75).
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        encode: Encode,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._settings = settings
+        self._backoff = _Backoff(clock, sleep)
+        self._addressing = _Addressing(settings, encode)
+        exactly_once = settings.delivery == "exactly-once"
+        self._delivery: _Delivery = (_ExactlyOnce if exactly_once else _AtLeastOnce)(settings)
+        with _reaching(settings), ExitStack() as undo:
+            undo.callback(self._delivery.close)
+            self._delivery.mend()
+            self._source = _Source(settings)
+            undo.pop_all()
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Record]:
+        """See `Broker.poll`; nothing comes while a failure is not mended."""
+        if not self._mended():
+            return ()
+        try:
+            return [_record(found) for found in self._source.poll(limit, timeout)]
+        except KafkaError as error:
+            raise self._begin_again(error) from error
+        except Rewound:
+            self._backoff.wait()
+            raise
+
+    def commit(self, settled: Sequence[Settled]) -> None:
+        """See `Broker.commit`; what does not fit its topic becomes a dead letter instead."""
+        if self._source.membership is None:
+            raise Rewound("nothing that was handed out is ours any more")
+        parcels = [_Parcel(one.record, self._addressing.forms(one)) for one in settled]
+        try:
+            self._delivery.deliver(parcels, self._source)
+        except KafkaError as error:
+            raise self._begin_again(error) from error
+        self._backoff.reset()
+
+    def _begin_again(self, error: KafkaError) -> Rewound:
+        """First the producer, since a pending transaction may still move the offsets.
+
+        The next poll goes back to them, or tries to mend the producer again.
+        """
+        _check(error, self._settings)
+        log.warning("beginning again: %s", error)
+        self._source.membership = None
+        self._mended()
+        self._backoff.wait()
+        return Rewound(str(error))
+
+    def _mended(self) -> bool:
+        try:
+            self._delivery.mend()
+        except KafkaError as error:
+            _check(error, self._settings)
+            log.warning("cannot begin again yet: %s", error)
+            return False
+        return True
+
+    def lag(self) -> Mapping[Hashable, int]:
+        """Records in each lane that are not acknowledged, as far as is known."""
+        return self._source.lag()
+
+    def close(self) -> None:
+        """See `Broker.close`."""
+        self._delivery.close()
+        self._source.close()
+
+
+class _Backoff:
+    """Spaces what fails again and again: 0.1 s, doubled each time, up to 5 s."""
+
+    def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
+        self._clock = clock
+        self._sleep = sleep
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget the failures: something has succeeded."""
+        self._until = self._clock()
+        self._delay = 0.1
+
+    def wait(self) -> None:
+        """Return at once after a success, later after a failure."""
+        self._sleep(max(0.0, self._until - self._clock()))
+        self._until = self._clock() + self._delay
+        self._delay = min(2 * self._delay, 5.0)
+
+
+# The two ends of the relay
+
+
+class _Publisher:
+    """Puts images into the input topic; idempotent, so a repeated request counts once."""
+
+    records_out = 1_000
+    bytes_out = LARGEST
+
+    def __init__(self, settings: KafkaSettings) -> None:
+        self._settings = settings
+        _partitions(settings, [settings.input_topic])
+        with _reaching(settings):
+            ours = {"max_request_size": LARGEST}
+            self._producer, _ = _open(KafkaProducer, settings, ours)
+        self._out: deque[tuple[Untyped, int]] = deque()
+        self._bytes = 0
+
+    def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+        filled = [(name, content or b"") for name, content in headers]
+        topic = self._settings.input_topic
+        with self._delivering():
+            self._out.append((self._producer.send(topic, value, key, filled), len(value)))
+            self._bytes += len(value)
+            while len(self._out) > self.records_out or self._bytes > self.bytes_out:
+                self._settle_one()
+
+    def _settle_one(self) -> None:
+        future, size = self._out.popleft()
+        self._bytes -= size
+        future.get(timeout=CALL)
+
+    def flush(self) -> None:
+        with self._delivering():
+            while self._out:
+                self._settle_one()
+
+    @contextmanager
+    def _delivering(self) -> Iterator[None]:
+        try:
+            yield
+        except KafkaError as error:
+            _check(error, self._settings)
+            topic = self._settings.input_topic
+            raise Stop(f"{topic} did not take a record: {error}", Exit.UNAVAILABLE) from error
+
+    def close(self) -> None:
+        _abandon(self._producer)
+
+
+class _Reader:
+    """Reads all partitions of one topic, outside any group; commits nothing."""
+
+    def __init__(self, settings: KafkaSettings, topic: str, bound: str) -> None:
+        self._settings = settings
+        partitions = [
+            TopicPartition(topic, number) for number in range(_partitions(settings, [topic])[topic])
+        ]
+        ours = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
+        with _reaching(settings):
+            self._consumer, _ = _open(KafkaConsumer, settings, ours)
+            self._consumer.assign(partitions)
+            # Asked for now: a lazy `seek_to_end` would miss what comes before the first read.
+            places = getattr(self._consumer, bound)(partitions, timeout_ms=CALL * 1000)
+            for partition, offset in places.items():
+                self._consumer.seek(partition, offset)
+
+    def read(self, timeout: float) -> Sequence[Record]:
+        with _reaching(self._settings):
+            fetched = self._consumer.poll(round(timeout * 1000))
+        return [_record(found) for records in fetched.values() for found in records]
+
+    def close(self) -> None:
+        self._consumer.close(autocommit=False, timeout_ms=CLOSE * 1000)
+
+
+def open_publisher(settings: KafkaSettings) -> _Publisher:
+    """The sending client's way into `settings.input_topic`."""
+    return _Publisher(settings)
+
+
+def open_reader(settings: KafkaSettings, topic: str, from_beginning: bool) -> _Reader:  # noqa: FBT001 - the same for every broker
+    """The listening client's way out of `topic`: from its beginning, or from now on."""
+    return _Reader(settings, topic, "beginning_offsets" if from_beginning else "end_offsets")

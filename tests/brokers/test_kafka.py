@@ -1,0 +1,847 @@
+"""Real Kafka: what every broker promises, and what only Kafka can do to us."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import socket
+import time
+from contextlib import ExitStack, suppress
+from itertools import count
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+from kafka import (
+    KafkaAdminClient,
+    KafkaConsumer,
+    KafkaProducer,
+    OffsetAndMetadata,
+    TopicPartition,
+)
+from kafka.admin import MemberToRemove, NewPartitions
+from kafka.errors import (
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    NotLeaderForPartitionError,
+)
+from kafka.protocol.consumer import SyncGroupRequest
+from kafka.protocol.producer import EndTxnRequest, ProduceRequest
+from kafka.record.memory_records import MemoryRecordsBuilder
+
+from connectors.brokers.kafka import KafkaBroker, open_publisher, open_reader
+from connectors.errors import Exit, Rewound, Stop
+from connectors.records import Message, Prediction, Settled
+from connectors.settings import KafkaSettings
+from tests.conftest import missing
+from tools.stack import StackError
+from tools.stack_kafka import Kafka, create_topic
+
+from . import conformance
+from .conformance import (
+    Conformance,
+    Encode,
+    Harness,
+    Published,
+    Topics,
+    predicted,
+    rejected,
+    sources,
+    take,
+    values,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+    from pathlib import Path
+
+    from connectors.records import Broker, Headers
+
+pytestmark = [
+    pytest.mark.system,
+    # kafka-python leaves the sockets of refused connections to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
+
+Untyped = Any  # kafka-python ships no types
+
+TIMEOUT = 30.0
+"""Seconds that the slowest step may take."""
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Kafka]:
+    """Kafka with a listener that wants a password beside the open one."""
+    with ExitStack() as stack:
+        try:
+            kafka = stack.enter_context(Kafka(sasl=True))
+        except StackError as error:
+            missing(str(error))
+        yield kafka
+    gc.collect()  # while the filter above holds
+
+
+@pytest.fixture(scope="session")
+def servers(request: pytest.FixtureRequest) -> str:
+    """The open listener: of KAFKA_BOOTSTRAP_SERVERS if there is one."""
+    there = os.environ.get("KAFKA_BOOTSTRAP_SERVERS")
+    return there or str(request.getfixturevalue("server").plain_servers)
+
+
+class Elsewhere:
+    """Somebody else's open transaction."""
+
+    def __init__(self, producer: Untyped) -> None:
+        self.producer = producer
+
+    def commit(self) -> None:
+        self.producer.commit_transaction()
+
+    def abort(self) -> None:
+        self.producer.abort_transaction()
+
+
+class KafkaHarness:
+    """The suite's view of one Kafka; topics, groups and names are new for each test."""
+
+    names = count()
+
+    def __init__(self, servers: str, stack: ExitStack) -> None:
+        self.servers = servers
+        self.stack = stack
+        self.run = f"{os.getpid()}-{next(self.names)}"
+        self.admin = self.closing(KafkaAdminClient(bootstrap_servers=servers))
+        self.readers = {
+            level: self.closing(
+                KafkaConsumer(
+                    bootstrap_servers=servers,
+                    isolation_level=level,
+                    auto_offset_reset="earliest",
+                    enable_auto_commit=False,
+                )
+            )
+            for level in ("read_committed", "read_uncommitted")
+        }
+
+    def closing(self, client: Untyped) -> Untyped:
+        self.stack.callback(client.close)
+        return client
+
+    def create(self, name: str, partitions: int = 1, **config: object) -> str:
+        topic = f"{name}-{self.run}-{next(self.names)}"
+        create_topic(self.servers, topic, partitions, **config)
+        return topic
+
+    def topics(self, partitions: int = 2, output_partitions: int | None = None) -> Topics:
+        return Topics(
+            self.create("in", partitions),
+            self.create("out", output_partitions or partitions),
+            self.create("dead", partitions),
+        )
+
+    def produce(
+        self,
+        topic: str,
+        value: bytes | None,
+        *,
+        partition: int = 0,
+        key: bytes | None = None,
+        headers: Headers = (),
+    ) -> None:
+        """With a request of our own, since `send` refuses nulls, which other clients write."""
+        batch = MemoryRecordsBuilder(
+            magic=2, compression_type=0, batch_size=len(value or b"") + 1024
+        )
+        batch.append(round(time.time() * 1000), key, value, list(headers))
+        batch.close()
+        data = ProduceRequest.TopicProduceData
+        part = data.PartitionProduceData(index=partition, records=batch.buffer())
+        request = ProduceRequest(
+            acks=-1,
+            timeout_ms=10_000,
+            topic_data=[data(name=topic, partition_data=[part])],
+            max_version=9,
+        )
+        manager = self.admin._manager
+        for _ in self.patience():
+            response = manager.run(manager.send, request, self.leader(topic, partition))
+            code = response.responses[0].partition_responses[0].error_code
+            if code != NotLeaderForPartitionError.errno:  # as it is while partitions are made
+                break
+        assert code == 0
+
+    def leader(self, topic: str, partition: int) -> int:
+        (described,) = self.admin.describe_topics([topic])
+        return next(
+            int(one["leader_id"])
+            for one in described["partitions"]
+            if one["partition_index"] == partition
+        )
+
+    def begin(self, topic: str, value: bytes, *, partition: int = 0) -> Elsewhere:
+        producer = self.closing(
+            KafkaProducer(
+                bootstrap_servers=self.servers,
+                transactional_id=f"elsewhere-{self.run}-{next(self.names)}",
+            )
+        )
+        producer.init_transactions()
+        producer.begin_transaction()
+        producer.send(topic, value, partition=partition).get(timeout=10)
+        return Elsewhere(producer)
+
+    def settings(self, topics: Topics, **more: Untyped) -> KafkaSettings:
+        arguments: dict[str, Any] = {
+            "bootstrap_servers": self.servers,
+            "input_topic": topics.input,
+            "output_topic": topics.output,
+            "dead_letter_topic": topics.dead,
+            "session_timeout": 6.0,
+            "heartbeat_interval": 0.2,
+        }
+        return KafkaSettings(**arguments | more)
+
+    def open(
+        self,
+        topics: Topics,
+        encode: Encode = conformance.encode,
+        *,
+        group: str = "group",
+        instance: str = "one",
+        start: Literal["earliest", "latest"] = "earliest",
+        delivery: Literal["exactly-once", "at-least-once"] = "exactly-once",
+    ) -> KafkaBroker:
+        settings = self.settings(
+            topics, group=self.group(group), instance=instance, start=start, delivery=delivery
+        )
+        broker: KafkaBroker = self.closing(KafkaBroker(settings, encode, sleep=lambda _: None))
+        return broker
+
+    def group(self, name: str) -> str:
+        return f"{name}-{self.run}"
+
+    def read_committed(self, topic: str) -> list[Published]:
+        for _ in self.patience():
+            if self.ends(topic, "read_committed") == self.ends(topic, "read_uncommitted"):
+                return self.peek(topic)
+        raise AssertionError
+
+    def ends(self, topic: str, level: str) -> Mapping[TopicPartition, int]:
+        """The last stable offset of each partition, or its high watermark."""
+        reader = self.readers[level]
+        partitions = [TopicPartition(topic, one) for one in reader.partitions_for_topic(topic)]
+        reader.assign(partitions)
+        found: Mapping[TopicPartition, int] = reader.end_offsets(partitions)
+        return found
+
+    def peek(self, topic: str) -> list[Published]:
+        ends = self.ends(topic, "read_committed")
+        reader = self.readers["read_committed"]
+        reader.seek_to_beginning()
+        found: list[Published] = []
+        for _ in self.patience():
+            if all(reader.position(one) >= end for one, end in ends.items()):
+                break
+            for records in reader.poll(100).values():
+                found += [
+                    Published(one.partition, one.offset, one.key, one.value, tuple(one.headers))
+                    for one in records
+                ]
+        return sorted(found, key=lambda one: (one.partition, one.offset))
+
+    def committed(self, topics: Topics, group: str = "group") -> Mapping[int, int]:
+        member = self.closing(
+            KafkaConsumer(
+                bootstrap_servers=self.servers,
+                group_id=self.group(group),
+                isolation_level="read_committed",
+                enable_auto_commit=False,
+            )
+        )
+        offsets = {
+            one: member.committed(TopicPartition(topics.input, one), timeout_ms=10_000)
+            for one in member.partitions_for_topic(topics.input)
+        }
+        return {one: offset for one, offset in offsets.items() if offset is not None}
+
+    def patience(self) -> Iterator[None]:
+        deadline = time.monotonic() + TIMEOUT
+        while time.monotonic() < deadline:
+            yield
+        pytest.fail(f"the broker took more than {TIMEOUT} s")
+
+    def break_commit(self, broker: Broker, after: int) -> None:
+        producer = producer_of(broker)
+        send, left = producer.send, iter(range(after))
+
+        def broken(*arguments: Untyped, **named: Untyped) -> Untyped:
+            if next(left, None) is None:
+                fail()
+            return send(*arguments, **named)
+
+        def fail(*_: object) -> None:
+            raise KafkaError("broken on purpose")
+
+        producer.send = broken
+        producer.send_offsets_to_transaction = fail
+
+    def lose_answer(self, broker: Broker) -> None:
+        producer = producer_of(broker)
+        commit = producer.commit_transaction
+
+        def deaf() -> None:
+            commit()
+            raise KafkaError("the answer was lost on purpose")
+
+        producer.commit_transaction = deaf
+
+    def watch_commit(self, broker: Broker, look: Callable[[], None]) -> None:
+        producer = producer_of(broker)
+        commit = producer.commit_transaction
+
+        def watched() -> None:
+            look()
+            commit()
+
+        producer.commit_transaction = watched
+
+    def expel(self, broker: Broker) -> None:
+        member = consumer_of(broker).group_metadata()
+        put_out = MemberToRemove(member_id=member.member_id)
+        self.admin.remove_group_members(member.group_id, [put_out])
+
+
+def producer_of(broker: Broker) -> Untyped:
+    assert isinstance(broker, KafkaBroker)
+    return broker._delivery._producer  # type: ignore[attr-defined]  # of both kinds of delivery
+
+
+def consumer_of(broker: Broker) -> Untyped:
+    assert isinstance(broker, KafkaBroker)
+    return broker._source._consumer
+
+
+@pytest.fixture
+def kafka(servers: str) -> Iterator[KafkaHarness]:
+    with ExitStack() as stack:
+        yield KafkaHarness(servers, stack)
+
+
+class TestKafka(Conformance):
+    @pytest.fixture
+    def harness(self, kafka: KafkaHarness) -> Harness:
+        return kafka
+
+
+def large(size: int) -> Encode:
+    """Results of `size` bytes; everything else as usual."""
+
+    def encode(settled: Settled) -> Message | None:
+        if isinstance(settled.outcome, Prediction) and settled.record.key == b"large":
+            return Message(bytes(size), settled.record.key, (), dead=False)
+        return conformance.encode(settled)
+
+    return encode
+
+
+def headers_of(letter: Published) -> dict[str, bytes | None]:
+    assert len(dict(letter.headers)) == len(letter.headers)
+    return dict(letter.headers)
+
+
+def stopped(harness: KafkaHarness, topics: Topics, **more: object) -> Stop:
+    with pytest.raises(Stop) as stop:
+        KafkaBroker(harness.settings(topics, **more), conformance.encode)
+    assert "\n" not in str(stop.value)
+    return stop.value
+
+
+# What is not there, or not allowed
+
+
+def test_a_broker_that_is_not_there_stops_the_daemon_in_one_sentence(kafka: KafkaHarness) -> None:
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        where = f"127.0.0.1:{nobody.getsockname()[1]}"
+        table = {"bootstrap_timeout_ms": 1000}
+        stop = stopped(kafka, Topics("a", "b", "c"), bootstrap_servers=where, kafka=table)
+    assert stop.code is Exit.UNAVAILABLE
+    assert where in str(stop)
+
+
+def test_a_missing_topic_is_named_and_never_created(kafka: KafkaHarness) -> None:
+    topics = kafka.topics()
+    absent = Topics(topics.input, f"{topics.output}-absent", topics.dead)
+    stop = stopped(kafka, absent)
+    assert stop.code is Exit.UNAVAILABLE
+    assert absent.output in str(stop)
+    assert absent.output not in kafka.admin.list_topics()
+
+
+@pytest.mark.parametrize("name", ["isolation_levle", "isolation_level"])
+def test_the_kafka_table_may_not_hold_what_is_unknown_or_ours(
+    kafka: KafkaHarness, name: str
+) -> None:
+    stop = stopped(kafka, kafka.topics(), kafka={name: "read_uncommitted"})
+    assert stop.code is Exit.USAGE
+    assert name in str(stop)
+
+
+def test_settings_that_kafka_cannot_work_with_stop_the_daemon(kafka: KafkaHarness) -> None:
+    stop = stopped(kafka, kafka.topics(), heartbeat_interval=20.0)
+    assert stop.code is Exit.USAGE
+    settings = kafka.settings(kafka.topics(), session_timeout=7200.0)
+    broker = kafka.closing(KafkaBroker(settings, conformance.encode))
+    with pytest.raises(Stop) as stopping:
+        take(kafka, broker, 1)
+    assert stopping.value.code is Exit.USAGE
+
+
+def login(server: Kafka, password_file: Path) -> dict[str, object]:
+    return {
+        "bootstrap_servers": server.bootstrap_servers,
+        "security_protocol": "SASL_PLAINTEXT",
+        "sasl_mechanism": "PLAIN",
+        "sasl_username": server.username,
+        "sasl_password_file": password_file,
+    }
+
+
+@pytest.fixture
+def guarded(server: Kafka) -> Iterator[KafkaHarness]:
+    with ExitStack() as stack:
+        yield KafkaHarness(server.plain_servers, stack)
+
+
+def test_the_password_lets_in(guarded: KafkaHarness, server: Kafka, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text(server.password + "\n", encoding="utf-8")
+    topics = guarded.topics(partitions=1)
+    guarded.produce(topics.input, b"x")
+    settings = guarded.settings(topics, **login(server, tmp_path / "password"))
+    broker = guarded.closing(KafkaBroker(settings, conformance.encode))
+    broker.commit(predicted(take(guarded, broker, 1)))
+    assert len(guarded.read_committed(topics.output)) == 1
+
+
+def test_a_wrong_password_stops_the_daemon(
+    guarded: KafkaHarness, server: Kafka, tmp_path: Path
+) -> None:
+    (tmp_path / "password").write_text("wrong-secret", encoding="utf-8")
+    settings = login(server, tmp_path / "password") | {"kafka": {"bootstrap_timeout_ms": 2000}}
+    stop = stopped(guarded, guarded.topics(), **settings)
+    assert stop.code is Exit.UNAVAILABLE
+    assert "does not let us in" in str(stop)
+    assert "wrong-secret" not in str(stop)
+
+
+# Offsets
+
+
+def test_records_deleted_unread_stop_the_daemon_and_are_counted(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    for _ in range(5):
+        kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    broker.commit(predicted(take(kafka, broker, 1)))
+    broker.close()
+    kafka.admin.delete_records({TopicPartition(topics.input, 0): 4})
+    with pytest.raises(Stop, match=f"3 records from {topics.input}/0/1 on") as stop:
+        take(kafka, kafka.open(topics), 1)
+    assert stop.value.code is Exit.GIVEN_UP
+
+
+def test_an_offset_beyond_the_end_stops_the_daemon(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    offsets = {TopicPartition(topics.input, 0): OffsetAndMetadata(7, "", -1)}
+    kafka.admin.alter_group_offsets(kafka.group("group"), offsets)
+    with pytest.raises(Stop, match="ends before offset 7") as stop:
+        take(kafka, kafka.open(topics), 1)
+    assert stop.value.code is Exit.GIVEN_UP
+
+
+def test_a_group_that_begins_at_the_latest_has_that_in_writing(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"before")
+    first = kafka.open(topics, start="latest")
+    for _ in kafka.patience():
+        first.poll(0, 0.1)
+        if kafka.committed(topics):
+            break
+    first.close()
+    kafka.produce(topics.input, b"between")
+    assert values(take(kafka, kafka.open(topics, start="latest"), 1)) == [b"between"]
+
+
+def test_the_lag_counts_what_is_not_acknowledged(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    for _ in range(3):
+        kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    records = take(kafka, broker, 3)
+    assert broker.lag() == {records[0].lane: 3}
+    broker.commit(predicted(records[:2]))
+    assert broker.lag() == {records[0].lane: 1}
+
+
+# Nulls
+
+
+def test_nulls_of_a_dead_letter_are_named(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, None, headers=(("a", b"1"), ("nothing", None)))
+    broker = kafka.open(topics)
+    broker.commit([rejected(take(kafka, broker, 1)[0])])
+    (letter,) = kafka.read_committed(topics.dead)
+    assert (letter.key, letter.value) == (None, b"")
+    assert letter.headers[:2] == (("a", b"1"), ("nothing", b""))
+    assert headers_of(letter)["connector.nulls"] == b"headers[1],value"
+
+
+def test_a_tombstone_with_a_key_stays_one(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, None, key=b"k")
+    broker = kafka.open(topics)
+    broker.commit([rejected(take(kafka, broker, 1)[0])])
+    (letter,) = kafka.read_committed(topics.dead)
+    assert (letter.key, letter.value) == (b"k", None)
+    assert "connector.nulls" not in headers_of(letter)
+
+
+def test_a_null_header_does_not_keep_a_result_back(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x", headers=(("nothing", None),))
+    broker = kafka.open(topics)
+    broker.commit(predicted(take(kafka, broker, 1)))
+    (result,) = kafka.read_committed(topics.output)
+    assert result.headers == (("nothing", b""), ("connector.nulls", b"headers[0]"))
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_result_too_large_for_its_topic_becomes_a_dead_letter(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"]
+) -> None:
+    output = kafka.create("out", max_message_bytes=2000)
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    for key in (b"1", b"large", b"2", b"large", b"3"):
+        kafka.produce(topics.input, b"x", key=key)
+    broker = kafka.open(topics, large(5000), delivery=delivery)
+    records = take(kafka, broker, 5)
+    broker.commit(predicted(records))
+    results = kafka.read_committed(topics.output)
+    assert sources(results) == [record.id for record in records if record.key != b"large"]
+    letters = kafka.read_committed(topics.dead)
+    assert [headers_of(one)["connector.reason"] for one in letters] == [b"result_too_large"] * 2
+    assert [headers_of(one)["__connect.errors.offset"] for one in letters] == [b"1", b"3"]
+    assert kafka.committed(topics) == {0: 5}
+
+
+def test_a_dead_letter_too_large_for_its_topic_leaves_its_value_behind(
+    kafka: KafkaHarness,
+) -> None:
+    dead = kafka.create("dead", max_message_bytes=2000)
+    topics = Topics(kafka.create("in"), kafka.create("out"), dead)
+    value = os.urandom(5000)
+    kafka.produce(topics.input, value, key=b"k", headers=(("a", b"1"),))
+    kafka.produce(topics.input, b"small")
+    broker = kafka.open(topics)
+    broker.commit([rejected(record) for record in take(kafka, broker, 2)])
+    letter, small = kafka.read_committed(topics.dead)
+    headers = headers_of(letter)
+    assert (letter.key, letter.value, headers["a"]) == (b"k", b"", b"1")
+    assert headers["connector.value-bytes"] == b"5000"
+    assert headers["connector.value-sha256"] == hashlib.sha256(value).hexdigest().encode()
+    assert headers["connector.reason"] == b"not_an_image"
+    assert small.value == b"small"
+
+
+def test_a_dead_letter_may_leave_everything_behind_but_its_reason(kafka: KafkaHarness) -> None:
+    dead = kafka.create("dead", max_message_bytes=2000)
+    topics = Topics(kafka.create("in"), kafka.create("out"), dead)
+    kafka.produce(topics.input, b"x", key=bytes(3000), headers=(("a", bytes(3000)),))
+    broker = kafka.open(topics)
+    broker.commit([rejected(take(kafka, broker, 1)[0])])
+    (letter,) = kafka.read_committed(topics.dead)
+    headers = headers_of(letter)
+    assert (letter.key, letter.value, headers["connector.value-bytes"]) == (None, b"", b"1")
+    assert headers["__connect.errors.offset"] == b"0"
+    assert "a" not in headers
+
+
+def test_a_dead_letter_topic_that_takes_nothing_stops_the_daemon(kafka: KafkaHarness) -> None:
+    dead = kafka.create("dead", max_message_bytes=100)
+    topics = Topics(kafka.create("in"), kafka.create("out"), dead)
+    kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    with pytest.raises(Stop, match=dead) as stop:
+        broker.commit([rejected(take(kafka, broker, 1)[0])])
+    assert stop.value.code is Exit.GIVEN_UP
+    assert not kafka.committed(topics)
+
+
+def test_a_value_of_20_mb_comes_and_goes(kafka: KafkaHarness) -> None:
+    wide = {"max_message_bytes": 32 << 20}
+    topics = Topics(kafka.create("in", **wide), kafka.create("out"), kafka.create("dead", **wide))
+    value = os.urandom(20 << 20)
+    kafka.produce(topics.input, value)
+    kafka.produce(topics.input, b"after")
+    broker = kafka.open(topics)
+    big, after = take(kafka, broker, 2)
+    broker.commit([rejected(big), *predicted([after])])
+    (letter,) = kafka.read_committed(topics.dead)
+    assert letter.value == value
+    assert sources(kafka.read_committed(topics.output)) == [after.id]
+
+
+# Doubt
+
+
+def test_a_transaction_whose_connection_broke_is_followed_by_a_new_producer(
+    kafka: KafkaHarness,
+) -> None:
+    topics = kafka.topics(partitions=1)
+    for _ in range(2):
+        kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    first, second = take(kafka, broker, 2)
+    elder = producer_of(broker)
+    cut_once(elder, EndTxnRequest)
+    broker.commit(predicted([first]))
+    assert producer_of(broker) is elder
+    broker.commit(predicted([second]))
+    assert producer_of(broker) is not elder
+    assert sources(kafka.read_committed(topics.output)) == [first.id, second.id]
+
+
+def test_a_quiet_transaction_keeps_its_producer(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    for _ in range(3):
+        kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    producer = producer_of(broker)
+    for record in take(kafka, broker, 3):
+        broker.commit(predicted([record]))
+    assert producer_of(broker) is producer
+
+
+def cut_once(producer: Untyped, kind: type) -> None:
+    """Break the connection under the next request of this kind, after it has been written."""
+    wire = producer._sender._client
+    send = wire.send
+
+    def cut(node: int, request: object, **options: object) -> Untyped:
+        future = send(node, request, **options)
+        if isinstance(request, kind):
+            wire.send = send
+            wire._manager._conns[node].close(KafkaConnectionError("cut on purpose"))
+        return future
+
+    wire.send = cut
+
+
+def test_a_producer_that_cannot_deliver_is_abandoned_in_bounded_time(kafka: KafkaHarness) -> None:
+    """Named after what its private attribute is used for; red when the attribute is gone."""
+    broker = kafka.open(kafka.topics())
+    producer = producer_of(broker)
+    sender = producer._sender
+    mute(producer)
+    producer.begin_transaction()
+    future = producer.send(broker._settings.output_topic, b"x")
+    broker.close()
+    assert future.failed()
+    assert not sender.is_alive()
+
+
+def mute(producer: Untyped) -> None:
+    """Let nothing out that carries records."""
+    producer._sender._send_producer_data = lambda *_: 50
+
+
+def test_an_old_answer_about_offsets_is_not_taken_for_a_new_one(kafka: KafkaHarness) -> None:
+    """What a question that timed out leaves behind; red when the attribute is gone."""
+    topics = kafka.topics(partitions=1)
+    for _ in range(3):
+        kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    records = take(kafka, broker, 3)
+    broker.commit(predicted(records[:1]))
+    consumer = consumer_of(broker)
+    where = TopicPartition(topics.input, 0)
+    stale = consumer._client._manager.call_soon(
+        consumer._coordinator._send_offset_fetch_request, [where]
+    )
+    for _ in kafka.patience():
+        if stale.is_done:
+            break
+    consumer._coordinator._offset_fetch_futures[frozenset([where])] = stale
+    broker.commit(predicted(records[1:2]))
+    kafka.break_commit(broker, after=0)
+    with pytest.raises(Rewound):
+        broker.commit(predicted(records[2:]))
+    assert take(kafka, broker, 1)[0].id == records[2].id
+
+
+def test_nothing_is_handed_out_while_a_rewind_is_owed(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    (record,) = take(kafka, broker, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer_of(broker), "committed", timed_out)
+        kafka.break_commit(broker, after=0)
+        with pytest.raises(Rewound):
+            broker.commit(predicted([record]))
+        assert [broker.poll(10, 0.1) for _ in range(3)] == [[], [], []]
+    assert take(kafka, broker, 1)[0].id == record.id
+
+
+def timed_out(*_: object, **__: object) -> None:
+    raise KafkaTimeoutError("on purpose")
+
+
+def test_rewinds_in_a_row_are_spaced(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    pauses: list[float] = []
+    settings = kafka.settings(topics, group=kafka.group("group"))
+    broker = kafka.closing(
+        KafkaBroker(settings, conformance.encode, clock=lambda: 0.0, sleep=pauses.append)
+    )
+    for _ in range(4):
+        records = take(kafka, broker, 1)
+        kafka.break_commit(broker, after=0)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(records))
+    broker.commit(predicted(take(kafka, broker, 1)))
+    kafka.produce(topics.input, b"y")
+    records = take(kafka, broker, 1)
+    kafka.break_commit(broker, after=0)
+    with pytest.raises(Rewound):
+        broker.commit(predicted(records))
+    assert pauses == [0.0, 0.1, 0.2, 0.4, 0.0]
+
+
+def test_offsets_are_committed_under_the_generation_that_they_were_read_under(
+    kafka: KafkaHarness,
+) -> None:
+    """The library is in the next generation already; what it would say now must not count."""
+    topics = kafka.topics(partitions=2)
+    for partition in (0, 1):
+        kafka.produce(topics.input, b"x", partition=partition)
+    broker = kafka.open(topics)
+    held = take(kafka, broker, 2)
+    other = kafka.open(topics, instance="two")
+    for _ in kafka.patience():
+        other.poll(0, 0.1)
+        consumer_of(broker).poll(100)
+        if len(consumer_of(broker).assignment()) == 1:
+            break
+    with pytest.raises(Rewound):
+        broker.commit(predicted(held))
+    assert kafka.read_committed(topics.output) == []
+    assert not any(kafka.committed(topics).values())
+
+
+def test_a_broker_that_is_killed_and_comes_back_costs_nothing(
+    guarded: KafkaHarness, server: Kafka
+) -> None:
+    topics = guarded.topics(partitions=1)
+    for number in range(6):
+        guarded.produce(topics.input, b"%d" % number)
+    broker = guarded.open(topics)
+    records = take(guarded, broker, 6)
+    broker.commit(predicted(records[:2]))
+    server.kill()
+    for _ in range(3):
+        with suppress(Rewound):
+            assert not broker.poll(10, 0.1)
+    server.start()
+    with suppress(Rewound):
+        broker.commit(predicted(records[2:]))
+    while len(results := sources(guarded.read_committed(topics.output))) < len(records):
+        with suppress(Rewound):
+            broker.commit(predicted(broker.poll(10, 0.1)))
+    assert results == [record.id for record in records]
+
+
+def test_partitions_added_while_it_runs_are_read_too(kafka: KafkaHarness) -> None:
+    """With polls shorter than a rebalance; red when the private attribute is gone."""
+    topics = kafka.topics(partitions=1)
+    settings = kafka.settings(
+        topics, group=kafka.group("group"), kafka={"metadata_max_age_ms": 300}
+    )
+    broker = kafka.closing(KafkaBroker(settings, conformance.encode))
+    kafka.produce(topics.input, b"1")
+    broker.commit(predicted(take(kafka, broker, 1)))
+    delay_assignments(broker)
+    kafka.admin.create_partitions({topics.input: NewPartitions(3)})
+    kafka.produce(topics.input, b"2", partition=2)
+    for _ in kafka.patience():
+        with suppress(Rewound):
+            if records := broker.poll(10, 0.001):
+                break
+    assert values(records) == [b"2"]
+
+
+def delay_assignments(broker: Broker) -> None:
+    """Let the answers to SyncGroup take longer than a poll."""
+    manager = consumer_of(broker)._client._manager
+    send = manager.send
+
+    async def late(answer: Untyped) -> Untyped:
+        await manager._net.sleep(0.3)
+        return await answer
+
+    def slow(request: object, *arguments: object, **options: object) -> Untyped:
+        answer = send(request, *arguments, **options)
+        delayed = isinstance(request, SyncGroupRequest)
+        return manager.call_soon(late, answer) if delayed else answer
+
+    manager.send = slow
+
+
+# The two ends
+
+
+def test_what_the_publisher_sends_the_reader_finds(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=3)
+    settings = kafka.settings(topics)
+    publisher = kafka.closing(open_publisher(settings))
+    publisher.publish(b"k", b"before", ())
+    publisher.flush()
+    whole = kafka.closing(open_reader(settings, topics.input, True))
+    fresh = kafka.closing(open_reader(settings, topics.input, False))
+    publisher.publish(None, b"after", (("content-type", b"image/png"),))
+    publisher.flush()
+    assert sorted(read(kafka, whole, 2)) == [b"after", b"before"]
+    assert read(kafka, fresh, 1) == [b"after"]
+
+
+def read(kafka: KafkaHarness, reader: Untyped, count: int) -> list[bytes]:
+    found: list[bytes] = []
+    for _ in kafka.patience():
+        found += [record.value for record in reader.read(0.1)]
+        if len(found) >= count:
+            break
+    return found
+
+
+def test_the_clients_stop_when_their_topic_is_missing(kafka: KafkaHarness) -> None:
+    settings = kafka.settings(Topics("absent", "absent", "absent"))
+    with pytest.raises(Stop, match="absent"):
+        open_publisher(settings)
+    with pytest.raises(Stop, match="absent"):
+        open_reader(settings, "absent", True)
+
+
+def test_the_publisher_stops_at_a_record_that_is_refused(kafka: KafkaHarness) -> None:
+    topics = Topics(kafka.create("in", max_message_bytes=1000), "", "")
+    publisher = kafka.closing(open_publisher(kafka.settings(topics)))
+    publisher.publish(None, os.urandom(5000), ())
+    with pytest.raises(Stop, match=topics.input):
+        publisher.flush()

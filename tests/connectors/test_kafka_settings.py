@@ -1,0 +1,78 @@
+"""From flags and the `kafka` table to the arguments of kafka-python's clients; no broker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from kafka import KafkaConsumer, KafkaProducer
+
+from connectors.brokers.kafka import _arguments
+from connectors.errors import Exit, Stop
+from connectors.settings import KafkaSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def test_a_login_is_handed_on_with_the_password_of_the_file(tmp_path: Path) -> None:
+    password, authorities = tmp_path / "password", tmp_path / "ca.pem"
+    word = "s3cret"
+    password.write_text(word + "\n", encoding="utf-8")
+    authorities.touch()
+    settings = KafkaSettings(
+        bootstrap_servers="one:9092,two:9092",
+        security_protocol="SASL_SSL",
+        sasl_mechanism="SCRAM-SHA-512",
+        sasl_username="fmnist",
+        sasl_password_file=password,
+        ssl_cafile=authorities,
+    )
+    for client in (KafkaConsumer, KafkaProducer):
+        arguments = _arguments(client, settings, {})
+        assert arguments["bootstrap_servers"] == ["one:9092", "two:9092"]
+        assert arguments["security_protocol"] == "SASL_SSL"
+        assert arguments["sasl_mechanism"] == "SCRAM-SHA-512"
+        assert arguments["sasl_plain_username"] == "fmnist"
+        assert arguments["sasl_plain_password"] == word
+        assert arguments["ssl_cafile"] == str(authorities)
+
+
+def test_a_password_that_was_changed_is_read_again(tmp_path: Path) -> None:
+    password = tmp_path / "password"
+    password.write_text("old", encoding="utf-8")
+    settings = KafkaSettings(
+        security_protocol="SASL_PLAINTEXT",
+        sasl_mechanism="PLAIN",
+        sasl_username="fmnist",
+        sasl_password_file=password,
+    )
+    word = "new"
+    password.write_text(word, encoding="utf-8")
+    assert _arguments(KafkaConsumer, settings, {})["sasl_plain_password"] == word
+
+
+def test_each_client_takes_its_own_of_the_table() -> None:
+    settings = KafkaSettings(kafka={"fetch_max_wait_ms": 7, "compression_type": "gzip"})
+    consumer = _arguments(KafkaConsumer, settings, {})
+    producer = _arguments(KafkaProducer, settings, {})
+    assert consumer["fetch_max_wait_ms"] == 7
+    assert producer["compression_type"] == "gzip"
+    assert "compression_type" not in consumer
+    assert "fetch_max_wait_ms" not in producer
+
+
+def test_the_table_goes_over_what_this_program_only_prefers() -> None:
+    settings = KafkaSettings(kafka={"request_timeout_ms": 60_000})
+    assert _arguments(KafkaConsumer, settings, {})["request_timeout_ms"] == 60_000
+
+
+@pytest.mark.parametrize(("name", "ours"), [("isolation_levle", {}), ("acks", {"acks": -1})])
+def test_the_table_may_not_hold_what_is_unknown_or_decided(
+    name: str, ours: dict[str, object]
+) -> None:
+    settings = KafkaSettings(kafka={name: "hidden"})
+    with pytest.raises(Stop, match=name) as stop:
+        _arguments(KafkaConsumer, settings, ours)
+    assert stop.value.code is Exit.USAGE
+    assert "hidden" not in str(stop.value)

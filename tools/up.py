@@ -1,0 +1,136 @@
+"""Kafka, TorchServe and the connector in the background: `python -m tools.up start|stop|status`.
+
+For those who want to play: on the usual ports, below run/, until they are stopped. The topics
+and what is in them survive a stop; `rm -r run` forgets them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from contextlib import ExitStack
+from typing import Any
+
+import psutil
+
+from tools.demo import Topics, await_relaying, daemon
+from tools.serve import shipped
+from tools.stack import ROOT, Process, StackError, end_session
+from tools.stack_kafka import Kafka
+
+RUN = ROOT / "run"
+STATE = RUN / "up.json"
+KAFKA_PORTS = (9093, 9092, 9094)
+PATIENCE = 35.0  # seconds for one of them to end; the connector drains for 25 at most
+
+
+def say(text: str) -> None:
+    """Print one line for people."""
+    print(text, flush=True)
+
+
+def noted(process: Process, address: str) -> dict[str, Any]:
+    """Return what the state file keeps of a server: enough to know it again."""
+    pid = process.child.pid
+    log = str(process.log.relative_to(ROOT))
+    return {"pid": pid, "born": psutil.Process(pid).create_time(), "address": address, "log": log}
+
+
+def alive(server: dict[str, Any]) -> bool:
+    """Say whether it still runs, and is not another program with its number."""
+    try:
+        found = psutil.Process(server["pid"])
+        same: bool = found.create_time() == server["born"]
+        return same and found.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """Return the servers that were started, in that order."""
+    found: dict[str, dict[str, Any]] = json.loads(STATE.read_text()) if STATE.exists() else {}
+    return found
+
+
+def start() -> int:
+    """Start what is not there; all of it or nothing."""
+    if known():
+        say("up: something was started before; `make status` shows it, `make down` ends it")
+        return status()
+    RUN.mkdir(exist_ok=True)
+    with ExitStack() as undo:
+        servers = launch(undo)
+        STATE.write_text(json.dumps(servers, indent=2) + "\n")
+        undo.pop_all()
+    python = "python -m connectors"
+    say(f"up: send some:     {python} send kafka --input-topic images --test-set --limit 1000")
+    say(f"up: watch them:    {python} listen kafka --output-topic predictions --from-beginning")
+    return status()
+
+
+def launch(undo: ExitStack) -> dict[str, dict[str, Any]]:
+    """Start the three and return their notes; `undo` ends what was started."""
+    say("up: starting Kafka …")
+    kafka = undo.enter_context(Kafka(RUN / "kafka", ports=KAFKA_PORTS))
+    topics = Topics()
+    topics.create(kafka)
+    say("up: starting TorchServe …")
+    server = undo.enter_context(shipped())
+    say("up: starting the connector …")
+    relay = daemon(kafka, topics, server, RUN / "connector.log").start()
+    undo.callback(relay.stop)
+    await_relaying(relay)
+    return {
+        "kafka": noted(kafka.process, kafka.bootstrap_servers),
+        "torchserve": noted(server.process, server.url),
+        "connector": noted(relay, f"{topics.images} → {topics.predictions}, {topics.dead}"),
+    }
+
+
+def stop() -> int:
+    """End what was started, the last one first."""
+    for name, server in reversed(known().items()):
+        if alive(server):
+            say(f"down: {name}")
+            end_session(server["pid"], PATIENCE)
+    STATE.unlink(missing_ok=True)
+    say("down: nothing is left running")
+    return 0
+
+
+def status() -> int:
+    """Show what runs; the exit code is 1 when something that was started does not."""
+    if not known():
+        say("status: nothing was started; `make up` does")
+        return 1
+    for name, server in known().items():
+        state = "runs" if alive(server) else "ENDED"
+        say(f"{name:<10} {state} as {server['pid']} at {server['address']}; log {server['log']}")
+    return 0 if all(map(alive, known().values())) else 1
+
+
+def leave(*_: object) -> None:
+    """Turn SIGTERM into the way out that Ctrl-C takes."""
+    raise KeyboardInterrupt
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one verb; return the exit code."""
+    verbs = {"start": start, "stop": stop, "status": status}
+    parser = argparse.ArgumentParser(prog="python -m tools.up", description=__doc__)
+    parser.add_argument("verb", choices=verbs)
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        return verbs[parser.parse_args(argv).verb]()
+    except StackError as error:
+        say(f"up: {error}")
+        return 69
+    except KeyboardInterrupt:
+        say("up: stopped; what was started by this call is ended")
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
