@@ -5,6 +5,7 @@ This is the one place that starts a server. Each is a context manager that leave
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -176,6 +177,8 @@ class TorchServe:
         self.archive = archive
         self.settings = properties(ROOT / "config.properties") | dict(overrides or on_free_ports())
         self.settings["model_store"] = str(archive.resolve().parent)
+        for key in ("metrics_config", "vmargs"):  # it runs in its folder, not in ours
+            self.settings[key] = self.settings[key].replace("serving/", f"{ROOT / 'serving'}/")
         self.model = archive.stem
         self._own = tempfile.TemporaryDirectory(prefix="fmnist-") if folder is None else None
         self.folder = Path(self._own.name) if self._own else folder or ROOT
@@ -187,7 +190,7 @@ class TorchServe:
             ],
             log=self.folder / "torchserve.log",
             env=self._environment(),
-            cwd=ROOT,
+            cwd=self.folder,
         )
 
     def _environment(self) -> dict[str, str]:
@@ -230,10 +233,23 @@ class TorchServe:
 
     def predicts(self) -> bool:
         """Say whether it answers one real question."""
+        picture, token = PICTURE.read_bytes(), {}
+        with suppress(FileNotFoundError):
+            token = {"Authorization": f"Bearer {self.key('inference')}"}
         try:
-            return requests.post(self.url, data=PICTURE.read_bytes(), timeout=5).ok
+            return requests.post(self.url, data=picture, headers=token, timeout=5).ok
         except requests.RequestException:
             return False
+
+    @property
+    def key_file(self) -> Path:
+        """Where TorchServe writes its tokens when it wants one with each request."""
+        return self.folder / "key_file.json"
+
+    def key(self, kind: str) -> str:
+        """Return the token of one kind: inference, management or API."""
+        found: str = json.loads(self.key_file.read_text())[kind]["key"]
+        return found
 
     def __enter__(self) -> Self:
         """Start it and wait until it predicts."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
+import requests
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from PIL import Image
 
@@ -317,6 +318,29 @@ def test_an_image_that_kills_the_worker_is_the_only_dead_letter(
     assert (letter.key, letter.value) == (b"killer", killer)
     assert dict(letter.headers)["connector.reason"] == b"failed"
     assert len(site.read(site.topics[1], 511)) == 511
+
+
+def test_the_token_is_read_from_the_key_file_and_again_when_it_was_renewed(
+    site: Site, server: TorchServe
+) -> None:
+    guarded = TorchServe(
+        server.archive, overrides=on_free_ports() | {"disable_token_authorization": "false"}
+    )
+    site.stack.enter_context(guarded)
+    site.daemon(guarded.url, "--token-file", str(guarded.key_file))
+    site.produce(pictures(30))
+    assert len(site.read(site.topics[1], 30)) == 30
+    old = guarded.key("inference")
+    renewed = requests.get(
+        f"{guarded.settings['management_address']}/token?type=inference",
+        headers={"Authorization": f"Bearer {guarded.key('API')}"},
+        timeout=30,
+    )
+    assert renewed.ok
+    assert guarded.key("inference") != old
+    site.produce(pictures(30))
+    assert len(site.read(site.topics[1], 60)) == 60
+    assert site.read(site.topics[2], 0) == []
 
 
 def test_of_two_daemons_with_one_name_the_older_leaves(site: Site, server: TorchServe) -> None:
