@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -50,6 +53,25 @@ def test_every_flag_in_a_command_of_the_readme_is_in_its_help(line: str) -> None
     flags = [word for word in words if word.startswith("--")]
     shown = help_of(*words[: words.index(flags[0])] if flags else words)
     assert set(flags) <= set(re.findall(r"--[a-z-]+", shown))
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    images = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8)
+    tiny = TensorDataset(images, torch.arange(40) % 5)
+    names = {"train_set": tiny, "validation_set": tiny}
+    exec(block.replace("budget=180.0", "budget=0.5"), names)  # noqa: S102 - our own README
+    assert (tmp_path / "flowers.pt").exists()
+    card = json.loads((tmp_path / "build" / "flowers" / "model.json").read_text())
+    assert (card["name"], card["classes"], card["input"]["channels"]) == ("flowers", 5, 3)
+
+
+def test_every_test_that_the_readme_names_exists() -> None:
+    named = set(re.findall(r"`(test_\w+)`", README))
+    sources = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    assert named
+    assert {name for name in named if f"def {name}(" not in sources} == set()
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\(([^)#:]+)\)", README))
