@@ -234,7 +234,7 @@ class TorchServe:
     def predicts(self) -> bool:
         """Say whether it answers one real question."""
         picture, token = PICTURE.read_bytes(), {}
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError):  # not there, or half written
             token = {"Authorization": f"Bearer {self.key('inference')}"}
         try:
             return requests.post(self.url, data=picture, headers=token, timeout=5).ok
