@@ -2,14 +2,22 @@
 
 Usage: python -m connectors VERB BROKER [flags]
 
-  run kafka      the daemon; `python -m connectors kafka` is short for it
-  send kafka     send images
-  listen kafka   watch predictions
+  run kafka           the daemon; `python -m connectors kafka` is short for it
+  send kafka          send images
+  listen kafka        watch predictions
+  dlq list kafka      list dead letters
+  dlq show kafka      show whole dead letters, or write the value of one to a file
+  dlq replay kafka    send dead letters back, each once under one name
+  check kafka         check whether a daemon with these settings could work
+  doctor kafka        the same, and what could be better
+  print-config kafka  print each setting, its value and where that came from
 
 Examples:
   python -m connectors kafka --input-topic images --output-topic predictions
   python -m connectors send kafka --input-topic images --test-set --limit 1000
   python -m connectors listen kafka --output-topic predictions
+  python -m connectors check kafka --input-topic images --output-topic predictions
+  python -m connectors dlq replay kafka --input-topic images --name after-fix --dry-run
 
 `--help` after a verb and a broker lists the flags.
 
@@ -34,16 +42,33 @@ from math import inf
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from . import clients, codec, loop
+from . import clients, codec, deadletters, doctor, loop, metrics
 from .client import HttpClient
 from .errors import Exit, Stop
 from .relay import Policy, Relay
-from .settings import KINDS, Daemon, KafkaSettings, Listen, Send, Settings, load
+from .settings import (
+    KINDS,
+    CheckKafka,
+    Daemon,
+    DoctorKafka,
+    KafkaSettings,
+    ListDeadKafka,
+    Listen,
+    PrintConfigKafka,
+    ReplayKafka,
+    Send,
+    Settings,
+    ShowDeadKafka,
+    explained,
+    load,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from .clients import Publisher, Reader
+    from .deadletters import Archive, Backlog
+    from .doctor import Check
     from .records import Broker
     from .relay import Tally
 
@@ -58,6 +83,9 @@ MARGIN = 5.0
 
 BUSY_FIRST, BUSY_AGAIN = 10.0, 30.0
 """Seconds after which an outage is logged, and between two mentions of it."""
+
+PROBE = 2.0
+"""Seconds that /readyz waits for the service."""
 
 SELDOM = 30.0
 """Seconds in which a library says the same thing once: it retries, and complains, for ever."""
@@ -84,15 +112,49 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _command(arguments: Sequence[str]) -> int:
     verb, broker, flags = grammar(arguments)
-    settings = load(KINDS[verb, broker], flags, f"python -m connectors {verb} {broker}")
+    prog = f"python -m connectors {verb} {broker}"
+    settings = load(KINDS[verb, broker], flags, prog)
     match settings:
         case Send():
             clients.send(settings, _open_publisher(settings))
         case Listen():
             clients.listen(settings, _open_reader(settings))
+        case ListDeadKafka():
+            show(deadletters.listed(settings, _open_letters(settings)))
+        case ShowDeadKafka():
+            show(deadletters.shown(settings, _open_letters(settings)))
+        case ReplayKafka():
+            show(deadletters.replayed(settings, _open_replay(settings)))
+        case CheckKafka() | DoctorKafka():
+            show(doctor.told(_findings(settings), as_json=settings.json_lines))
+        case PrintConfigKafka():
+            parts = explained(settings, flags, prog)
+            show(doctor.printed(parts, as_json=settings.json_lines))
         case Daemon():
             run(settings, _open_broker)
     return Exit.OK
+
+
+def show(lines: Iterable[str]) -> None:
+    """Print each line as it comes, until the reader has enough, as `head` has."""
+    try:
+        for line in lines:
+            print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit flush fails
+
+
+def _findings(settings: CheckKafka | DoctorKafka) -> Iterator[doctor.Finding]:
+    """What the checks find, one after the other; the service is asked whatever the broker says."""
+    from .brokers import kafka_operations as kafka  # noqa: PLC0415
+
+    thorough = isinstance(settings, DoctorKafka)
+    asked: list[Check] = kafka.findings(settings) if thorough else kafka.checks(settings)
+    if thorough:
+        yield doctor.find("surroundings", doctor.surroundings)
+    yield doctor.find("settings", doctor.settings_are_valid)
+    yield from doctor.examined(asked)
+    yield doctor.find(*doctor.service(settings))
 
 
 def grammar(arguments: Sequence[str]) -> tuple[str, str, Sequence[str]]:
@@ -103,6 +165,8 @@ def grammar(arguments: Sequence[str]) -> tuple[str, str, Sequence[str]]:
             raise SystemExit(Exit.OK)
         case [verb, broker, *flags] if (verb, broker) in KINDS:
             return verb, broker, flags
+        case [first, second, broker, *flags] if (f"{first} {second}", broker) in KINDS:
+            return f"{first} {second}", broker, flags
         case [broker, *flags] if ("run", broker) in KINDS:
             return "run", broker, flags
     commands = ", ".join(map(" ".join, KINDS))
@@ -139,6 +203,19 @@ def _open_reader(settings: Listen) -> Reader:
     raise _no_broker(settings)
 
 
+def _open_letters(settings: KafkaSettings) -> Archive:
+    from .brokers.kafka_operations import open_letters  # noqa: PLC0415
+
+    return open_letters(settings)
+
+
+def _open_replay(settings: ReplayKafka) -> Backlog:
+    from .brokers.kafka_operations import open_replay  # noqa: PLC0415
+
+    note = deadletters.note(settings.where)
+    return open_replay(settings, settings.name, note, deadletters.encode)
+
+
 def _no_broker(settings: Settings) -> NotImplementedError:
     return NotImplementedError(f"no broker for {type(settings).__name__}")
 
@@ -165,13 +242,52 @@ def run(settings: Daemon, open_broker: Callable[[Settings], Broker]) -> None:
         _log.info("Relaying by way of %s.", settings.url)
         decode = partial(codec.decode, tombstones=settings.tombstones)
         lag = getattr(broker, "lag", lambda: None)  # records by lane; not every broker knows
+        broker, seen = stack.enter_context(monitored(settings, relay, broker))
 
         def lap() -> None:
             watchdog.lap()
             report.lag = lag()  # here, since a broker belongs to the loop's thread
+            seen(report.lag)
 
         loop.run(relay, broker, client, decode, time.monotonic, lap)
     _log.info("Stopped as asked.")
+
+
+@contextmanager
+def monitored(
+    settings: Daemon, relay: Relay, broker: Broker
+) -> Iterator[tuple[Broker, Callable[[Mapping[Hashable, int] | None], None]]]:
+    """Serve `--metrics-port`, if there is one; gives the broker to use, and what a lap tells."""
+    if settings.metrics_port is None:
+        yield broker, lambda _: None
+        return
+    clock, wall = time.monotonic, time.time
+    health = metrics.Health(
+        relay,
+        clock,
+        partial(_trouble, settings),
+        stuck_after=settings.stuck_after,
+        stalled_after=settings.stalled_after,
+    )
+    metered = metrics.Metered(broker, clock, wall)
+    joined = getattr(broker, "joined", lambda: True)
+
+    def seen(lag: Mapping[Hashable, int] | None) -> None:
+        health.lap(lag, metered.moved(), joined=joined())
+
+    pages = metrics.pages(metrics.RelayCollector(relay, health, metered, clock, wall), health)
+    with metrics.served(settings.metrics_address, settings.metrics_port, pages) as port:
+        _log.info("Serving metrics at http://%s:%d/metrics.", settings.metrics_address, port)
+        yield metered, seen
+
+
+def _trouble(settings: Daemon) -> str | None:
+    """Why the service does not predict, if it does not."""
+    try:
+        doctor.ask(settings, PROBE)
+    except Stop as stop:
+        return str(stop)
+    return None
 
 
 def _policy(settings: Daemon) -> Policy:

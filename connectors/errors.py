@@ -38,3 +38,9 @@ class Stop(ConnectorError):
     def __init__(self, why: str, code: Exit) -> None:
         super().__init__(why)
         self.code = code
+
+
+class Advice(str):
+    """Found by a check that did not fail: one sentence with the fix for what could be better."""
+
+    __slots__ = ()

@@ -13,7 +13,7 @@ import textwrap
 import tomllib
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
 
 from pydantic import Field, FilePath, ValidationError, model_validator
 from pydantic_settings import (
@@ -36,6 +36,10 @@ PREFIX = "CONNECTOR_"
 
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Condition = Annotated[
+    str, Field(pattern=r"^(id|reason|key|header\.[^=]+)=", min_length=4, max_length=100)
+]
 
 
 class Settings(BaseSettings):
@@ -124,7 +128,34 @@ class Log(Settings):
     status_every: Seconds = Field(default=10.0, description="seconds between two status lines")
 
 
-class Daemon(Service, Pace, Log):
+class Monitoring(Settings):
+    """Monitoring."""
+
+    metrics_port: Port | None = Field(
+        default=None,
+        description="port of /metrics, /livez and /readyz; 0: a free one; none: not served",
+    )
+    metrics_address: str = Field(
+        default="127.0.0.1", description="address of that port; whoever reaches it may read it"
+    )
+    stalled_after: Seconds = Field(
+        default=300.0,
+        description="seconds in which a partition with lag makes no progress until /livez is red; "
+        "an outage of the service does not count",
+    )
+
+
+class Form(Settings):
+    """Form of the output."""
+
+    json_lines: bool = Field(
+        default=False,
+        validation_alias="json",
+        description="one JSON object per line instead of text",
+    )
+
+
+class Daemon(Service, Pace, Log, Monitoring):
     """The relay."""
 
     tombstones: Literal["dead-letter", "skip"] = Field(
@@ -219,14 +250,9 @@ class Send(Settings):
     repeat: Count = Field(default=1, description="send everything so many times")
 
 
-class Listen(Settings):
+class Listen(Form):
     """What to show."""
 
-    json_lines: bool = Field(
-        default=False,
-        validation_alias="json",
-        description="one JSON object per line instead of a table",
-    )
     from_beginning: bool = Field(default=False, description="also what is already in the topic")
     limit: Count | None = Field(default=None, description="stop after so many")
     idle_timeout: Seconds | None = Field(
@@ -276,10 +302,95 @@ class ListenKafka(Listen, KafkaSettings):
     output_topic: str = Field(description="predictions out", min_length=1)
 
 
+class Letters(Form):
+    """Which dead letters."""
+
+    where: list[Condition] = Field(
+        default_factory=list,
+        max_length=8,
+        description="only those of which this holds: id=, reason=, key= or header.NAME=, then the "
+        "exact value (id: of the source record, or of the letter); repeated: all must hold",
+    )
+    limit: Count | None = Field(default=None, description="stop after so many")
+
+
+class DeadKafka(Letters, KafkaSettings):
+    """Dead letters of a Kafka topic."""
+
+    input_topic: str = Field(description="where the letters came from", min_length=1)
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        if self.input_topic == self.dead_letter_topic:
+            msg = "input_topic and dead_letter_topic must be different topics"
+            raise ValueError(msg)
+        return self
+
+
+class ListDeadKafka(DeadKafka):
+    """List dead letters: a line for each, and how many there are of each reason.
+
+    Example: python -m connectors dlq list kafka --input-topic images --where reason=failed
+    """
+
+
+class ShowDeadKafka(DeadKafka):
+    """Show whole dead letters, or write the value of one to a file.
+
+    Example: python -m connectors dlq show kafka --input-topic images --where id=images/3/1042
+    """
+
+    output: Path | None = Field(
+        default=None, description="file for the value of the one letter that is asked for"
+    )
+
+
+class ReplayKafka(DeadKafka):
+    """Send dead letters back to the input topic, each once under one name.
+
+    The same name goes on where it stopped, with the same conditions; a new name begins with the
+    oldest letter. It ends with the letters that were there when it began.
+
+    Example: python -m connectors dlq replay kafka --input-topic images --name after-fix
+    """
+
+    name: str = Field(
+        description="of this replay; letters, digits, - and _", pattern="^[A-Za-z0-9_-]{1,64}$"
+    )
+    dry_run: bool = Field(default=False, description="count what would be sent, and send nothing")
+
+
+class CheckKafka(Form, RunKafka):
+    """Check whether a daemon with these settings could work.
+
+    Example: python -m connectors check kafka --input-topic images --output-topic predictions
+    """
+
+
+class DoctorKafka(Form, RunKafka):
+    """Check everything, look at the surroundings too, and say what could be better.
+
+    Example: python -m connectors doctor kafka --input-topic images --output-topic predictions
+    """
+
+
+class PrintConfigKafka(Form, RunKafka):
+    """Print each setting, its value and where that came from.
+
+    Example: python -m connectors print-config kafka --config connector.toml --json
+    """
+
+
 KINDS: Mapping[tuple[str, str], type[Settings]] = {
     ("run", "kafka"): RunKafka,
     ("send", "kafka"): SendKafka,
     ("listen", "kafka"): ListenKafka,
+    ("dlq list", "kafka"): ListDeadKafka,
+    ("dlq show", "kafka"): ShowDeadKafka,
+    ("dlq replay", "kafka"): ReplayKafka,
+    ("check", "kafka"): CheckKafka,
+    ("doctor", "kafka"): DoctorKafka,
+    ("print-config", "kafka"): PrintConfigKafka,
 }
 """The grammar: which verbs there are, for which brokers, and what can be set for them."""
 
@@ -301,6 +412,37 @@ def load(kind: type[S], arguments: Sequence[str], prog: str) -> S:
         raise Stop(
             f"the environment holds a value that cannot be read: {error}", Exit.USAGE
         ) from None
+
+
+class Setting(NamedTuple):
+    """One setting as it holds; what may be secret is hidden."""
+
+    name: str
+    value: Any
+    origin: Literal["flag", "environment", "file", "default"]
+
+
+def explained(settings: Settings, arguments: Sequence[str], prog: str) -> Iterator[Setting]:
+    """Each setting, and which source it came from; takes what `load` was given."""
+    flags = _flags(type(settings), arguments, prog)
+    variables = {name.upper() for name, value in os.environ.items() if value}
+    file = _read(settings.config) if settings.config else {}
+    for name, field in type(settings).model_fields.items():
+        key = _key(name, field)
+        value = _shown(getattr(settings, name))
+        if key in flags:
+            yield Setting(key, value, "flag")
+        elif PREFIX + key.upper() in variables:
+            yield Setting(key, value, "environment")
+        else:
+            yield Setting(key, value, "file" if key in file else "default")
+
+
+def _shown(value: object) -> object:
+    """A table goes to the library as it is: any text in it, and any table, may be a secret."""
+    if isinstance(value, dict):
+        return {k: v if isinstance(v, bool | int | float) else "***" for k, v in value.items()}
+    return str(value) if isinstance(value, Path) else value
 
 
 def _sentence(error: ValidationError) -> str:
@@ -399,6 +541,9 @@ def _add_flag(group: argparse._ArgumentGroup, key: str, field: FieldInfo) -> Non
         return  # a table has no flag
     if field.annotation == list[Path]:
         group.add_argument(key, nargs="*", metavar="PATH", help=field.description)
+    elif get_origin(field.annotation) is list:
+        form = "FIELD=VALUE"
+        group.add_argument(_flag(key), action="append", metavar=form, help=field.description)
     elif field.annotation is bool:
         action = argparse.BooleanOptionalAction
         group.add_argument(_flag(key), dest=key, action=action, help=field.description)

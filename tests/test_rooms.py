@@ -59,6 +59,41 @@ LAWS = [
         {"connectors.records", "connectors.errors", "connectors.settings"},  # the type of them
         {"kafka"},
     ),
+    Law(
+        "connectors/brokers/kafka_operations.py",
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.settings",
+            "connectors.brokers.kafka",
+        },
+        {"kafka"},
+        CLOCKS - {"time"},  # how long a new cluster is waited for
+    ),
+    Law(
+        "connectors/deadletters.py",
+        {"connectors.records", "connectors.errors", "connectors.settings"},
+        set(),
+        CLOCKS - {"logging", "datetime"},  # a letter's time is shown, the present one is not known
+    ),
+    Law(
+        "connectors/metrics.py",
+        {"connectors.records", "connectors.errors", "connectors.relay"},
+        {"prometheus_client"},
+        CLOCKS - {"threading"},  # the server's
+    ),
+    Law(
+        "connectors/doctor.py",
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.settings",
+            "connectors.codec",
+            "connectors.client",
+        },
+        set(),
+        CLOCKS - {"time"},  # how long an answer took
+    ),
     Law("connectors/settings.py", {"connectors.errors"}, {"pydantic", "pydantic_settings"}),
     Law("connectors/*.py", {"connectors"}, {"requests", "rich", "PIL", "tqdm", "pydantic"}),
     Law("connectors/brokers/*.py", {"connectors.records", "connectors.errors"}, set()),
@@ -120,6 +155,13 @@ def test_a_room_imports_what_it_may_know(path: str) -> None:
         ("connectors/codec.py", "import torch"),
         ("connectors/clients.py", "import kafka"),
         ("connectors/brokers/memory.py", "from connectors import loop"),
+        ("connectors/relay.py", "from .metrics import Metered"),
+        ("connectors/loop.py", "import prometheus_client"),
+        ("connectors/metrics.py", "from .brokers.kafka import KafkaBroker"),
+        ("connectors/metrics.py", "import time"),
+        ("connectors/deadletters.py", "import kafka"),
+        ("connectors/deadletters.py", "from .relay import Relay"),
+        ("connectors/doctor.py", "from .brokers import kafka_operations"),
         ("connectors/brokers/kafka.py", "from ..relay import Relay"),
         ("handler/fmnist_handler.py", "import training"),
         ("handler/fmnist_handler.py", "from ts.context import Context"),

@@ -227,6 +227,12 @@ def _rejoin(consumer: Untyped) -> None:
     consumer._coordinator.request_rejoin()  # noqa: SLF001 - there is no public way; tested
 
 
+def _position(consumer: Untyped, partition: TopicPartition) -> int:
+    """Where reading goes on, -1 when that is not known; asks nobody, as `position` would."""
+    state = consumer._subscription.assignment.get(partition)  # noqa: SLF001 - there is no public way; tested
+    return state.position.offset if state and state.position else -1
+
+
 def _check(error: Exception, settings: KafkaSettings) -> None:
     """Raise Stop when time will not mend it."""
     # What failed after the cause, and because of it, may carry it along.
@@ -281,7 +287,7 @@ def _partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int
     with _reaching(settings), ExitStack() as undo:
         admin, _ = _open(KafkaAdminClient, settings, {})
         undo.callback(admin.close)
-        found = {one["name"]: one for one in admin.describe_topics(list(topics))}
+        found = {one["name"]: one for one in admin.describe_topics(list(set(topics)))}
     for topic in topics:
         if code := found[topic]["error_code"]:
             why = kafka_errors.for_code(code).__name__
@@ -436,12 +442,12 @@ def _await(sent: Iterable[tuple[_Parcel, Untyped]], deadline: float) -> Iterator
 Offsets = dict[TopicPartition, OffsetAndMetadata]
 
 
-def _offsets(parcels: Iterable[_Parcel]) -> Offsets:
-    """The offset after the last record of each partition."""
+def _offsets(parcels: Iterable[_Parcel], note: str) -> Offsets:
+    """The offset after the last record of each partition, and the note that goes with it."""
     positions = [parcel.record.position for parcel in parcels]
     return {
         TopicPartition(at.topic, at.partition): OffsetAndMetadata(
-            at.offset + 1, "", at.leader_epoch
+            at.offset + 1, note, at.leader_epoch
         )
         for at in positions
     }
@@ -467,13 +473,16 @@ class _Source:
     """The input topic, as one member of the group reads it.
 
     `membership` is what the group called us when everything handed out since was read. None: a
-    rewind is owed, and nothing is handed out before it has succeeded.
+    rewind is owed, and nothing is handed out before it has succeeded. `note` is stored with each
+    committed offset, as its metadata.
     """
 
-    def __init__(self, settings: KafkaSettings) -> None:
+    def __init__(self, settings: KafkaSettings, note: str = "") -> None:
         self.membership: Untyped = None
+        self.note = note
         self._settings = settings
         self._committed: dict[TopicPartition, int] = {}
+        self._handed_out: dict[TopicPartition, int] = {}  # what follows the last one
         ours = {
             "group_id": settings.group,
             "session_timeout_ms": round(settings.session_timeout * 1000),
@@ -490,11 +499,19 @@ class _Source:
         # Or the leader of the group, knowing no partitions yet, shares out none at first.
         self._consumer.partitions_for_topic(settings.input_topic)
 
+    @property
+    def consumer(self) -> Untyped:
+        """The client, for questions that change nothing."""
+        return self._consumer
+
     def poll(self, limit: int, timeout: float) -> list[Untyped]:
         """As `Broker.poll`, but in ConsumerRecords."""
         reading = self.membership is not None
         fetched = self._fetch(limit if reading else 0, timeout)
         if reading and self._is_current():
+            for found in fetched:
+                place = TopicPartition(found.topic, found.partition)
+                self._handed_out[place] = found.offset + 1
             return fetched
         self.rewind()
         if reading:
@@ -562,7 +579,7 @@ class _Source:
         if offset is None:
             offset = self._first(partition)
         self._consumer.seek(partition, offset)
-        self._committed[partition] = offset
+        self._committed[partition] = self._handed_out[partition] = offset
 
     def _first(self, partition: TopicPartition) -> int:
         """Where a group without an offset begins.
@@ -603,10 +620,17 @@ class _Source:
         """Records in each lane that are not acknowledged, as far as the broker has said."""
         ends = {one: self._consumer.highwater(one) for one in self._consumer.assignment()}
         return {
-            f"{one.topic}/{one.partition}": max(0, end - self._committed[one])
+            f"{one.topic}/{one.partition}": max(0, end - self._acknowledged(one))
             for one, end in ends.items()
             if end is not None and one in self._committed
         }
+
+    def _acknowledged(self, partition: TopicPartition) -> int:
+        """What is committed, and the ends of transactions that were read right behind it."""
+        committed = self._committed[partition]
+        if committed < self._handed_out[partition]:
+            return committed
+        return max(committed, _position(self._consumer, partition))
 
     def close(self) -> None:
         """Leave the group, so that it need not wait for the session to run out."""
@@ -666,7 +690,7 @@ class _ExactlyOnce:
         while failed := self._send(parcels):
             self._shrink(parcels, *failed[0])
             self._renew()
-        offsets = _offsets(parcels)
+        offsets = _offsets(parcels, source.note)
         self._producer.send_offsets_to_transaction(offsets, source.membership)
         self._producer.commit_transaction()
         self._sound = not self._wire.cut_off
@@ -717,7 +741,7 @@ class _AtLeastOnce:
     def deliver(self, parcels: Sequence[_Parcel], source: _Source) -> None:
         self.mend()
         lost = dict(self._publish(parcels))
-        offsets = _offsets(_before(parcels, lost))
+        offsets = _offsets(_before(parcels, lost), source.note)
         if offsets:
             source.commit(offsets)
         for error in lost.values():
@@ -765,7 +789,8 @@ class KafkaBroker:
     """A `Broker` between the input topic and the two others, with either promise.
 
     Raises Stop(69) when the broker or one of the topics is not there. A younger one of the same
-    group and instance fences this one: its next commit is Stop(75).
+    group and instance fences this one: its next commit is Stop(75). `note` goes with each
+    committed offset.
     """
 
     def __init__(
@@ -773,6 +798,7 @@ class KafkaBroker:
         settings: KafkaSettings,
         encode: Encode,
         *,
+        note: str = "",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -784,7 +810,7 @@ class KafkaBroker:
         with _reaching(settings), ExitStack() as undo:
             undo.callback(self._delivery.close)
             self._delivery.mend()
-            self._source = _Source(settings)
+            self._source = _Source(settings, note)
             undo.pop_all()
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
@@ -834,6 +860,10 @@ class KafkaBroker:
     def lag(self) -> Mapping[Hashable, int]:
         """Records in each lane that are not acknowledged, as far as is known."""
         return self._source.lag()
+
+    def joined(self) -> bool:
+        """Say whether the group has given this member its share, and all of it can be read."""
+        return self._source.membership is not None
 
     def close(self) -> None:
         """See `Broker.close`."""

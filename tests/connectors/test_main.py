@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,12 +12,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
+import requests
 
 from connectors import __main__ as program
 from connectors import codec
 from connectors.__main__ import Line, Report, Watchdog, grammar, main, obeyed, run, watched
 from connectors.brokers.memory import Memory, MemoryBroker, Subscription
-from connectors.errors import Exit, Stop
+from connectors.errors import Advice, Exit, Stop
 from connectors.relay import Policy, Relay, Tally
 from connectors.settings import ListenKafka, RunKafka, SendKafka
 
@@ -70,6 +72,7 @@ def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
         (["kafka", "--pack", "1"], ("run", "kafka", ["--pack", "1"])),
         (["send", "kafka"], ("send", "kafka", [])),
         (["listen", "kafka"], ("listen", "kafka", [])),
+        (["dlq", "list", "kafka", "--limit", "1"], ("dlq list", "kafka", ["--limit", "1"])),
     ],
 )
 def test_a_command_is_a_verb_and_a_broker(
@@ -78,7 +81,9 @@ def test_a_command_is_a_verb_and_a_broker(
     assert grammar(arguments) == command
 
 
-@pytest.mark.parametrize("arguments", [[], ["send"], ["kafka2"], ["send", "carrier-pigeon"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["send"], ["kafka2"], ["send", "carrier-pigeon"], ["dlq", "kafka"]]
+)
 def test_any_other_command_is_wrong_usage(arguments: list[str]) -> None:
     with pytest.raises(Stop, match="these commands: run kafka, send kafka") as stop:
         grammar(arguments)
@@ -145,6 +150,70 @@ def test_each_verb_goes_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (publisher, reader) == ("publisher", "reader")
 
 
+DLQ = ["kafka", "--input-topic", "images"]
+
+
+def test_the_verbs_for_dead_letters_go_their_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(program, "_open_letters", lambda _: "letters")
+    monkeypatch.setattr(program, "_open_replay", lambda settings: settings.name)
+    for verb in ("listed", "shown", "replayed"):
+        monkeypatch.setattr(f"connectors.deadletters.{verb}", lambda *a, v=verb: [v, a[1]])
+    assert main(["dlq", "list", *DLQ]) == 0
+    assert main(["dlq", "show", *DLQ]) == 0
+    assert main(["dlq", "replay", *DLQ, "--name", "fix"]) == 0
+    assert capsys.readouterr().out.split() == [
+        *("listed", "letters"),
+        *("shown", "letters"),
+        *("replayed", "fix"),
+    ]
+
+
+def checked(verb: str, url: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Check, with a Kafka that is well and of which there is advice."""
+    kafka = "connectors.brokers.kafka_operations"
+    monkeypatch.setattr(f"{kafka}.checks", lambda _: [("broker", lambda: "1 at home")])
+    monkeypatch.setattr(f"{kafka}.findings", lambda _: [("group", lambda: Advice("start one"))])
+    return main([verb, *RUN, "--url", url])
+
+
+def test_a_check_tells_of_settings_broker_and_service(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Service(Script(body=predictions(1))).serving() as url:
+        assert checked("check", url, monkeypatch) == 0
+    words = [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert words == [["ok", "settings"], ["ok", "broker"], ["ok", "service"]]
+
+
+def test_a_check_that_fails_ends_with_the_exit_code_of_the_daemon(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging.getLogger().handlers.clear()
+    assert checked("doctor", f"http://127.0.0.1:{unused_port()}/", monkeypatch) == 69
+    shown = capsys.readouterr()
+    words = [line.split()[:2] for line in shown.out.splitlines()]
+    assert words[2:] == [["advice", "group"], ["failed", "service"]]
+    assert shown.err == "connectors: not all is well: service\n"
+
+
+def test_the_settings_are_printed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["print-config", *RUN, "--pack", "3"]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert "pack = 3  # flag" in shown
+    assert "tries = 3  # default" in shown
+
+
+def test_a_reader_who_has_enough_ends_it_quietly() -> None:
+    command = [sys.executable, "-m", "connectors", "print-config", *RUN, "--json"]
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, check=False, timeout=60)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 # the daemon
 
 
@@ -160,13 +229,13 @@ class LastCommit(MemoryBroker):
             signal.raise_signal(signal.SIGTERM)
 
 
-def broker_with(memory: Memory, records: int) -> LastCommit:
+def broker_with(memory: Memory, records: int, kind: type[LastCommit] = LastCommit) -> LastCommit:
     topics = Subscription(input="images", output="predictions", dead="images.dead")
     for topic in ("images", "predictions", "images.dead"):
         memory.create(topic)
     for number in range(records):
         memory.produce("images", b"png %d" % number if number else None, key=b"%d" % number)
-    broker = LastCommit(memory, topics, codec.encode)
+    broker = kind(memory, topics, codec.encode)
     broker.left = records
     return broker
 
@@ -200,6 +269,33 @@ def test_what_is_not_answered_at_the_drain_limit_stays_uncommitted() -> None:
     url = f"http://127.0.0.1:{unused_port()}/"
     run(settings(url=url, drain_limit=0.01), lambda _: broker)
     assert memory.offsets("connector") == {("images", 0): 1}
+
+
+def test_a_running_daemon_can_be_asked_how_it_is() -> None:
+    told: dict[str, requests.Response] = {}
+    port = unused_port()
+
+    class Curious(LastCommit):
+        def commit(self, settled: Sequence[Settled]) -> None:
+            for page in ("metrics", "livez", "readyz"):
+                told[page] = requests.get(f"http://127.0.0.1:{port}/{page}", timeout=5)
+            super().commit(settled)
+
+    memory = Memory(time.monotonic, time.sleep)
+    with Service(Script(body=predictions(1))).serving() as url:
+        broker = broker_with(memory, 3, Curious)
+        run(settings(url=url, pack=1, in_flight=1, metrics_port=port), lambda _: broker)
+    assert {page: answer.status_code for page, answer in told.items()} == dict.fromkeys(told, 200)
+    assert 'connector_lag_records{lane="images/0"}' in told["metrics"].text
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://127.0.0.1:{port}/livez", timeout=5)
+
+
+def test_a_service_that_is_away_is_trouble_in_one_sentence() -> None:
+    url = f"http://127.0.0.1:{unused_port()}/"
+    assert "does not predict a blank image" in str(program._trouble(settings(url=url)))
+    with Service(Script(body=predictions(1))).serving() as there:
+        assert program._trouble(settings(url=there)) is None
 
 
 def test_the_handlers_of_signals_are_given_back() -> None:

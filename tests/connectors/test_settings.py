@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectors.errors import Exit, Stop
-from connectors.settings import KINDS, ListenKafka, RunKafka, SendKafka, load
+from connectors.settings import KINDS, ListenKafka, ReplayKafka, RunKafka, SendKafka, load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -180,6 +180,43 @@ def test_a_switch_can_be_turned_off_again(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("CONNECTOR_JSON", "true")
     assert load(ListenKafka, TOPICS, "connectors").json_lines
     assert not load(ListenKafka, [*TOPICS, "--no-json"], "connectors").json_lines
+
+
+REPLAY = [*TOPICS[:2], "--name", "fix"]
+
+
+def test_conditions_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [*REPLAY, "--where", "reason=failed", "--where", "header.a=b=c"]
+    both = ["reason=failed", "header.a=b=c"]
+    assert load(ReplayKafka, flags, "connectors").where == both
+    file = toml(tmp_path, f"where = {both}")
+    assert load(ReplayKafka, [*REPLAY, "--config", file], "connectors").where == both
+    monkeypatch.setenv("CONNECTOR_WHERE", '["key=x"]')
+    assert load(ReplayKafka, REPLAY, "connectors").where == ["key=x"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ([], "--name is required"),
+        (["--name", "a b"], "--name: string should match pattern"),
+        (["--name", "a", "--where", "offset=3"], "--where: string should match pattern"),
+        (["--name", "a", "--where", "key=" + 97 * "x"], "--where: string should have at most 100"),
+        (["--name", "a", *9 * ["--where", "key=x"]], "--where: list should have at most 8"),
+        (["--name", "a", "--limit", "0"], "--limit: input should be greater"),
+        (["--name", "a", "--dead-letter-topic", "images"], "must be different topics"),
+    ],
+)
+def test_a_replay_is_asked_for_in_order(flags: list[str], sentence: str) -> None:
+    assert sentence in refusal(*TOPICS[:2], *flags, kind=ReplayKafka)
+
+
+def test_metrics_are_served_when_a_port_is_named_and_nearby_only() -> None:
+    assert (loaded().metrics_port, loaded().metrics_address) == (None, "127.0.0.1")
+    assert loaded("--metrics-port", "9100").metrics_port == 9100
+    assert "--metrics-port: input should be less than" in refusal(
+        *TOPICS, "--metrics-port", "70000"
+    )
 
 
 @pytest.mark.parametrize("command", KINDS)

@@ -1,0 +1,407 @@
+"""What a machine may ask a running daemon: /metrics, /livez and /readyz.
+
+The loop's thread leaves whole values, which it replaces and never changes; the server's thread
+reads them. Relay and loop know nothing of it.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import socket
+import sys
+from collections import OrderedDict
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from math import inf
+from socketserver import TCPServer
+from threading import Thread
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from .errors import Exit, Rewound, Stop
+from .records import Reason, Skipped
+from .relay import Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+
+    from prometheus_client.metrics_core import Metric
+
+    from .records import Broker, Record, Settled
+    from .relay import Relay, Tally
+
+PATIENCE = 5.0
+"""Seconds that a connection may be silent; the server takes one at a time."""
+
+LATELY, TROUBLED = 30.0, 5.0
+"""Seconds for which the service's answer counts: a good one, and none."""
+
+PACKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+RECORD_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
+
+
+class Metered:
+    """A Broker that is watched: what it handed out, when that was committed, how long it took.
+
+    `clock`: monotonic seconds; `wall`: seconds since the epoch, as `Record.time` is of it.
+    """
+
+    def __init__(
+        self, broker: Broker, clock: Callable[[], float], wall: Callable[[], float]
+    ) -> None:
+        self.oldest: Mapping[Hashable | None, int] = {}  # ms since the epoch, by lane
+        self.commit_seconds = _histogram("transaction", COMMIT_SECONDS, "one commit took")
+        self.record_seconds = _histogram(
+            "record_to_result", RECORD_SECONDS, "passed from a record's time to its commit"
+        )
+        self._broker = broker
+        self._clock = clock
+        self._wall = wall
+        self._held: dict[Hashable | None, OrderedDict[str, int]] = {}
+        self._moved: set[Hashable | None] = set()
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Record]:
+        """See `Broker.poll`."""
+        with self._forgetting():
+            records = self._broker.poll(limit, timeout)
+        for record in records:
+            self._held.setdefault(record.lane, OrderedDict())[record.id] = record.time
+        self._note_oldest()
+        return records
+
+    def commit(self, settled: Sequence[Settled]) -> None:
+        """See `Broker.commit`."""
+        began = self._clock()
+        with self._forgetting():
+            self._broker.commit(settled)
+        self.commit_seconds.observe(self._clock() - began)
+        now = self._wall()
+        for one in settled:
+            self._let_go(one, now)
+        self._note_oldest()
+
+    def _let_go(self, one: Settled, now: float) -> None:
+        record = one.record
+        self._moved.add(record.lane)
+        self._held[record.lane].pop(record.id)
+        if not self._held[record.lane]:
+            del self._held[record.lane]
+        if not isinstance(one.outcome, Skipped):
+            self.record_seconds.observe(max(0.0, now - record.time / 1000))
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        """What was handed out is void when the broker says so."""
+        try:
+            yield
+        except Rewound:
+            self._held = {}
+            self._note_oldest()
+            raise
+
+    def _note_oldest(self) -> None:
+        self.oldest = {lane: next(iter(held.values())) for lane, held in self._held.items()}
+
+    def moved(self) -> Collection[Hashable | None]:
+        """The lanes of what was committed since this was asked last."""
+        moved, self._moved = self._moved, set()
+        return moved
+
+    def close(self) -> None:
+        """See `Broker.close`."""
+        self._broker.close()
+
+
+def _histogram(name: str, buckets: Sequence[float], what: str) -> Histogram:
+    title = f"connector_{name}_seconds"
+    return Histogram(title, f"Seconds that {what}.", buckets=buckets, registry=None)
+
+
+class Health:
+    """Whether the daemon does its work. `clock`: monotonic seconds.
+
+    The loop's thread calls `lap`, another one asks. `ask` asks the service, and returns what is
+    wrong with it, if anything.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        clock: Callable[[], float],
+        ask: Callable[[], str | None],
+        *,
+        stuck_after: float,
+        stalled_after: float,
+    ) -> None:
+        self.lag: Mapping[Hashable, int] | None = None
+        self._relay = relay
+        self._clock = clock
+        self._ask = ask
+        self._stuck_after = stuck_after
+        self._stalled_after = stalled_after
+        self._lapped = clock()
+        self._joined = False
+        self._moved: Mapping[Hashable, float] = {}  # when a lane last had no reason to complain
+        self._settled = 0
+        self._answered = -inf
+        self._trouble: str | None = None
+
+    def lap(
+        self,
+        lag: Mapping[Hashable, int] | None,
+        moved: Collection[Hashable | None],
+        *,
+        joined: bool,
+    ) -> None:
+        """The loop goes round. `moved`: the lanes in which something was committed meanwhile."""
+        now = self._clock()
+        excused = not joined or self._relay.tally.busy_since is not None
+        self._moved = {
+            lane: now if excused or not behind or lane in moved else self._moved.get(lane, now)
+            for lane, behind in (lag or {}).items()
+        }
+        self.lag, self._joined, self._lapped = lag, joined, now
+
+    def stuck(self) -> str | None:
+        """Why it must be started anew, if it must."""
+        now = self._clock()
+        if now - self._lapped >= self._stuck_after:
+            return f"no lap for {now - self._lapped:.0f} s"
+        still = [str(lane) for lane, at in self._moved.items() if now - at >= self._stalled_after]
+        return f"no progress in {', '.join(still)} in spite of its lag" if still else None
+
+    def waiting(self) -> str | None:
+        """Why no record would get its result now, if none would."""
+        tally = self._relay.tally
+        if not self._joined:
+            return "the group has not given out its partitions"
+        if tally.busy_since is not None:
+            return f"the service serves nobody: {tally.busy_detail}"
+        return None if self._was_answered(tally) else self._trouble
+
+    def _was_answered(self, tally: Tally) -> bool:
+        """By the traffic; or else by a question of our own, once in a while."""
+        now = self._clock()
+        settled = tally.predicted + tally.rejected.total()
+        if settled != self._settled:
+            self._settled, self._answered, self._trouble = settled, now, None
+        elif now - self._answered >= (TROUBLED if self._trouble else LATELY):
+            self._trouble, self._answered = self._ask(), now
+        return self._trouble is None
+
+
+class RelayCollector(Collector):
+    """The metrics of a daemon, drawn from what it keeps anyway, at the moment of the scrape."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        health: Health,
+        metered: Metered,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        self._relay = relay
+        self._health = health
+        self._metered = metered
+        self._clock = clock
+        self._wall = wall
+
+    def collect(self) -> Iterator[Metric]:
+        """The families in the order of a record's way."""
+        tally = self._relay.tally
+        yield from self._behind(self._health.lag or {})
+        yield from self._now(tally)
+        yield from _since_the_start(tally)
+        yield from self._metered.record_seconds.collect()
+        yield from self._metered.commit_seconds.collect()
+
+    def _behind(self, lag: Mapping[Hashable, int]) -> Iterator[Metric]:
+        records = GaugeMetricFamily(
+            "connector_lag_records", "Records that are not acknowledged.", labels=["lane"]
+        )
+        seconds = GaugeMetricFamily(
+            "connector_lag_seconds",
+            "Age of the oldest record that was read and is not acknowledged.",
+            labels=["lane"],
+        )
+        oldest, now = self._metered.oldest, self._wall()
+        for lane, behind in lag.items():
+            records.add_metric([str(lane)], behind)
+            age = now - oldest[lane] / 1000 if lane in oldest else 0.0
+            seconds.add_metric([str(lane)], max(0.0, age))
+        yield from (records, seconds)
+
+    def _now(self, tally: Tally) -> Iterator[Metric]:
+        now = self._clock()
+        yield _gauge("held_records", "Records read and not committed.", tally.held)
+        yield _gauge("held_bytes", "Bytes of their values.", tally.held_bytes)
+        yield _gauge("waiting_records", "Records that wait to be sent.", tally.waiting)
+        yield _gauge("suspects", "Requests that wait for a trial.", tally.suspects)
+        yield _gauge("out_requests", "Requests out, forgotten ones included.", tally.out)
+        yield _gauge(
+            "oldest_unanswered_seconds",
+            "Since the oldest record without an outcome was read.",
+            _age(tally.oldest_since, now),
+        )
+        yield _gauge(
+            "service_busy_seconds",
+            "Since the service serves nobody.",
+            _age(tally.busy_since, now),
+        )
+
+
+def _age(since: float | None, now: float) -> float:
+    return 0.0 if since is None else now - since
+
+
+def _gauge(name: str, what: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"connector_{name}", what, value=value)
+
+
+def _since_the_start(tally: Tally) -> Iterator[Metric]:
+    yield _counter("received_records", "Records read.", tally.received)
+    yield _counter("predictions", "Results committed.", tally.predicted)
+    yield _counters("dead_letters", "Dead letters committed.", "reason", Reason, tally.rejected)
+    yield _counter("skipped_records", "Records acknowledged without a trace.", tally.skipped)
+    yield _pack_sizes(tally.packs)
+    yield _counters("retries", "What came back without outcomes.", "class", Retry, tally.retries)
+    yield _counter("stale_answers", "Answers to what a rewind made void.", tally.stale)
+    yield _counter("rewinds", "Begun again from the last commit.", tally.rewound)
+    yield _counter("commits", "Commits.", tally.commits)
+
+
+def _counter(name: str, what: str, value: float) -> Metric:
+    return CounterMetricFamily(f"connector_{name}", what, value=value)
+
+
+def _counters(
+    name: str, what: str, label: str, values: object, counts: Mapping[Any, int]
+) -> Metric:
+    """All values from the start, so that a first one is seen as a rise."""
+    family = CounterMetricFamily(f"connector_{name}", what, labels=[label])
+    for value in get_args(values):
+        family.add_metric([value], counts.get(value, 0))
+    return family
+
+
+def _pack_sizes(packs: Mapping[int, int]) -> Metric:
+    counts = [sum(packs[size] for size in packs if size <= bound) for bound in (*PACKS, inf)]
+    bounds = [str(float(bound)) for bound in PACKS] + ["+Inf"]
+    return HistogramMetricFamily(
+        "connector_pack_size",
+        "Images in a request.",
+        buckets=list(zip(bounds, counts, strict=True)),
+        sum_value=sum(size * count for size, count in packs.items()),
+    )
+
+
+# The server
+
+
+class Page(NamedTuple):
+    """What is answered."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+def pages(collector: RelayCollector, health: Health) -> Mapping[str, Callable[[], Page]]:
+    """What can be asked for, by path."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    red = False
+
+    def metrics() -> Page:
+        return Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+
+    def livez() -> Page:
+        nonlocal red
+        trouble = health.stuck()
+        if trouble and not red:
+            faulthandler.dump_traceback(all_threads=True)
+        red = trouble is not None
+        return _verdict(trouble)
+
+    def readyz() -> Page:
+        return _verdict(health.waiting())
+
+    return {"/metrics": metrics, "/livez": livez, "/readyz": readyz}
+
+
+def _verdict(trouble: str | None) -> Page:
+    status = 503 if trouble else 200
+    return Page(status, "text/plain; charset=utf-8", f"{trouble or 'ok'}\n".encode())
+
+
+class _Server(TCPServer):
+    """One question at a time; who hangs up while he is answered is not worth a line."""
+
+    allow_reuse_address = True
+
+    def __init__(self, address: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        super().__init__((address, port), handler)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's signature
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+@contextmanager
+def served(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> Iterator[int]:
+    """A thread answers, one question at a time, until the end of the block; gives the port.
+
+    Raises Stop(2) when the port cannot be had.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = PATIENCE  # of the connection
+
+        def do_GET(self) -> None:
+            page = pages.get(self.path.partition("?")[0], _not_found)()
+            self.send_response(page.status)
+            self.send_header("Content-Type", page.content_type)
+            self.send_header("Content-Length", str(len(page.body)))
+            self.end_headers()
+            self.wfile.write(page.body)
+
+        def log_message(self, *_: object) -> None:
+            """Quiet: a probe comes every few seconds."""
+
+    try:
+        server = _Server(address, port, Handler)
+    except OSError as error:
+        raise Stop(
+            f"{address}:{port} cannot be served ({error}): correct --metrics-port or "
+            "--metrics-address",
+            Exit.USAGE,
+        ) from None
+    thread = Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join(PATIENCE)
+
+
+def _not_found() -> Page:
+    return Page(404, "text/plain; charset=utf-8", b"/metrics, /livez or /readyz\n")

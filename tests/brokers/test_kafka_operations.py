@@ -1,0 +1,350 @@
+"""Real Kafka: dead letters and their way back, what the checks find, what the lag counts."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+from connectors import codec, deadletters, doctor
+from connectors.brokers.kafka import KafkaBroker
+from connectors.brokers.kafka_operations import checks, findings, open_letters, open_replay
+from connectors.errors import Advice, Exit, Stop
+from connectors.records import Prediction, Rejection, Settled
+from connectors.settings import CheckKafka, ListDeadKafka, ReplayKafka, ShowDeadKafka
+from tests.conftest import missing
+from tools import stack_kafka
+from tools.stack import StackError
+
+from .conformance import Topics, predicted, take, values
+from .test_kafka import KafkaHarness
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from connectors.brokers.kafka_operations import _Replay
+    from connectors.records import Headers, Outcome
+
+    from .conformance import Published
+
+pytestmark = pytest.mark.system
+
+TRACE = ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+BODY: dict[str, Any] = {"class": 9, "label": "Ankle boot", "score": 0.9, "top": [], "model": {}}
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[str]:
+    with ExitStack() as stack:
+        try:
+            cluster = stack.enter_context(stack_kafka.kafka())
+        except StackError as error:
+            missing(str(error))
+        yield cluster.plain_servers
+
+
+@pytest.fixture
+def kafka(servers: str) -> Iterator[KafkaHarness]:
+    with ExitStack() as stack:
+        yield KafkaHarness(servers, stack)
+
+
+@pytest.fixture
+def topics(kafka: KafkaHarness) -> Topics:
+    return kafka.topics()
+
+
+def asked(harness: KafkaHarness, topics: Topics, **more: Any) -> dict[str, Any]:  # noqa: ANN401 - any field
+    return {
+        "bootstrap_servers": harness.servers,
+        "input_topic": topics.input,
+        "dead_letter_topic": topics.dead,
+        "group": harness.group("group"),
+        "session_timeout": 6.0,
+        "heartbeat_interval": 0.2,
+        **more,
+    }
+
+
+def bury(
+    harness: KafkaHarness, topics: Topics, reasons: Sequence[Literal["failed", "empty"]]
+) -> None:
+    """One dead letter for each reason, by way of the daemon's broker."""
+    for number, _ in enumerate(reasons):
+        headers: Headers = (("own", b"%d" % number), TRACE, ("own", None))
+        harness.produce(
+            topics.input,
+            b"image %d" % number,
+            partition=number % 2,
+            key=b"key %d" % number,
+            headers=headers,
+        )
+    broker = harness.open(topics, codec.encode)
+    found = sorted(take(harness, broker, len(reasons)), key=lambda record: record.value or b"")
+    broker.commit(
+        [
+            Settled(record, Rejection(reason, "why", 503, 3))
+            for record, reason in zip(found, reasons, strict=True)
+        ]
+    )
+    broker.close()
+
+
+def opened(harness: KafkaHarness, settings: ReplayKafka) -> _Replay:
+    note = deadletters.note(settings.where)
+    replay: _Replay = harness.closing(
+        open_replay(settings, settings.name, note, deadletters.encode)
+    )
+    return replay
+
+
+def sent(harness: KafkaHarness, topics: Topics, **more: Any) -> int:  # noqa: ANN401 - any field
+    """Replay, and count what went."""
+    settings = ReplayKafka(**asked(harness, topics, name="one", **more))
+    return deadletters.replay(settings, opened(harness, settings))["sent"]
+
+
+def came_back(harness: KafkaHarness, topics: Topics) -> list[Published]:
+    return [
+        one
+        for one in harness.read_committed(topics.input)
+        if "connector.replay" in dict(one.headers)
+    ]
+
+
+def test_a_new_cluster_is_given_the_time_to_choose_a_coordinator(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    assert "at most 0" in dict(findings(checked(kafka, topics)))["group"]()
+
+
+# What is in the topic
+
+
+def test_each_letter_is_listed_with_the_id_of_its_source(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    bury(kafka, topics, ["failed", "empty", "failed"])
+    settings = ListDeadKafka(**asked(kafka, topics, json_lines=True))
+    *lines, counts = map(json.loads, deadletters.listed(settings, open_letters(settings)))
+    source = topics.input
+    assert {line["id"] for line in lines} == {f"{source}/0/0", f"{source}/1/0", f"{source}/0/1"}
+    assert {line["key"] for line in lines} == {"key 0", "key 1", "key 2"}
+    assert counts == {"dead_letters": 3, "reasons": {"failed": 2, "empty": 1}}
+
+
+def test_an_empty_topic_has_no_letters_and_does_not_wait_for_some(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    settings = ListDeadKafka(**asked(kafka, topics))
+    assert list(deadletters.listed(settings, open_letters(settings))) == ["0 dead letters"]
+
+
+def test_a_missing_topic_of_dead_letters_is_named(kafka: KafkaHarness, topics: Topics) -> None:
+    absent = f"{topics.dead}-absent"
+    settings = ListDeadKafka(**asked(kafka, topics) | {"dead_letter_topic": absent})
+    with pytest.raises(Stop, match=absent) as stop:
+        open_letters(settings)
+    assert stop.value.code == Exit.UNAVAILABLE
+
+
+def test_one_letter_is_found_by_its_id_and_shown_whole(kafka: KafkaHarness, topics: Topics) -> None:
+    bury(kafka, topics, ["failed", "empty"])
+    where = [f"id={topics.input}/1/0"]
+    settings = ShowDeadKafka(**asked(kafka, topics, where=where))
+    (page,) = deadletters.shown(settings, open_letters(settings))
+    assert "header traceparent: 00-0af7651916cd43dd8448eb211c80319c" in page
+    assert "reason: empty" in page
+
+
+# The way back
+
+
+def test_a_replay_brings_back_what_came_byte_for_byte(kafka: KafkaHarness, topics: Topics) -> None:
+    bury(kafka, topics, ["failed", "empty", "failed"])
+    assert sent(kafka, topics) == 3
+    back = came_back(kafka, topics)
+    came = kafka.read_committed(topics.input)[:1]
+    assert sorted(values(back), key=str) == [b"image 0", b"image 1", b"image 2"]
+    assert {one.key for one in back} == {b"key 0", b"key 1", b"key 2"}
+    assert [one.partition for one in back if one.key == b"key 1"] == [1]
+    (again,) = [one for one in back if one.key == came[0].key]
+    ours = (("connector.replay", b"one"), ("connector.nulls", b"headers[2]"))
+    assert again.headers == (("own", b"0"), TRACE, ("own", b""), *ours)
+
+
+def test_the_same_name_sends_each_letter_once(kafka: KafkaHarness, topics: Topics) -> None:
+    bury(kafka, topics, ["failed", "empty", "failed"])
+    assert [sent(kafka, topics, limit=2), sent(kafka, topics), sent(kafka, topics)] == [2, 1, 0]
+    assert sorted(values(came_back(kafka, topics)), key=str) == [b"image 0", b"image 1", b"image 2"]
+
+
+def test_another_name_begins_with_the_oldest(kafka: KafkaHarness, topics: Topics) -> None:
+    bury(kafka, topics, ["failed"])
+    assert sent(kafka, topics) == 1
+    other = ReplayKafka(**asked(kafka, topics, name="two"))
+    assert deadletters.replay(other, opened(kafka, other))["sent"] == 1
+
+
+def test_only_what_is_asked_for_goes_back(kafka: KafkaHarness, topics: Topics) -> None:
+    bury(kafka, topics, ["failed", "empty", "failed"])
+    assert sent(kafka, topics, where=["reason=failed", "header.own=2"]) == 1
+    assert values(came_back(kafka, topics)) == [b"image 2"]
+
+
+def test_a_name_is_bound_to_its_conditions(kafka: KafkaHarness, topics: Topics) -> None:
+    bury(kafka, topics, ["failed"])
+    assert sent(kafka, topics, where=["reason=failed", "header.own=0"]) == 1
+    with pytest.raises(Stop, match=r"reason=failed.*repeat them, or choose another --name") as stop:
+        sent(kafka, topics, where=["reason=empty"])
+    assert stop.value.code == Exit.USAGE
+    assert sent(kafka, topics, where=["header.own=0", "reason=failed"]) == 0
+
+
+def test_a_dry_run_sends_nothing_and_acknowledges_nothing(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    bury(kafka, topics, ["failed", "empty"])
+    assert sent(kafka, topics, dry_run=True) == 2
+    assert came_back(kafka, topics) == []
+    assert sent(kafka, topics) == 2
+
+
+@pytest.mark.parametrize("fault", ["break_commit", "lose_answer"])
+def test_a_replay_doubles_and_loses_nothing_when_a_commit_fails(
+    kafka: KafkaHarness, topics: Topics, fault: str
+) -> None:
+    bury(kafka, topics, ["failed", "empty", "failed"])
+    settings = ReplayKafka(**asked(kafka, topics, name="one"))
+    broker = opened(kafka, settings)
+    kafka.break_commit(broker, 1) if fault == "break_commit" else kafka.lose_answer(broker)
+    deadletters.replay(settings, broker)
+    assert sorted(values(came_back(kafka, topics)), key=str) == [b"image 0", b"image 1", b"image 2"]
+
+
+def test_letters_that_come_meanwhile_are_left_for_the_next_time(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    bury(kafka, topics, ["failed"])
+    settings = ReplayKafka(**asked(kafka, topics, name="one"))
+    broker = opened(kafka, settings)
+    kafka.produce(topics.dead, b"later", key=b"later")
+    assert deadletters.replay(settings, broker)["sent"] == 1
+    assert sent(kafka, topics) == 1
+
+
+def test_a_younger_replay_of_the_same_name_fences_the_elder(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    bury(kafka, topics, ["failed"])
+    settings = ReplayKafka(**asked(kafka, topics, name="one"))
+    elder = opened(kafka, settings)
+    (letter,) = take(kafka, elder, 1)
+    opened(kafka, settings)
+    with pytest.raises(Stop, match="fenced") as stop:
+        elder.commit([deadletters.settled(letter, settings)])
+    assert stop.value.code == Exit.FENCED
+
+
+# What goes along
+
+
+def test_a_traceparent_reaches_result_dead_letter_and_replay(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    for number in range(2):
+        kafka.produce(topics.input, b"%d" % number, headers=(TRACE,))
+    broker = kafka.open(topics, codec.encode)
+    one, other = take(kafka, broker, 2)
+    outcomes: list[Outcome] = [Prediction(BODY), Rejection("failed", "why")]
+    broker.commit([Settled(*pair) for pair in zip((one, other), outcomes, strict=True)])
+    broker.close()
+    assert sent(kafka, topics) == 1
+    (result,), (letter,) = (kafka.read_committed(topic) for topic in (topics.output, topics.dead))
+    (back,) = came_back(kafka, topics)
+    assert all(TRACE in found.headers for found in (result, letter, back))
+
+
+def test_the_end_of_a_transaction_is_no_lag(kafka: KafkaHarness, topics: Topics) -> None:
+    kafka.begin(topics.input, b"x").commit()
+    broker = kafka.open(topics)
+    assert isinstance(broker, KafkaBroker)
+    assert not broker.joined()
+    records = take(kafka, broker, 1)
+    assert broker.joined()
+    assert broker.lag()[f"{topics.input}/0"] == 2
+    broker.commit(predicted(records))
+    for _ in kafka.patience():
+        broker.poll(10, 0.1)
+        if not any(broker.lag().values()):
+            break
+    kafka.produce(topics.input, b"y")
+    (record,) = take(kafka, broker, 1)
+    assert broker.lag()[record.lane] > 0
+
+
+# The checks
+
+
+def checked(harness: KafkaHarness, topics: Topics, **more: Any) -> CheckKafka:  # noqa: ANN401 - any field
+    return CheckKafka(**asked(harness, topics, output_topic=topics.output, **more))
+
+
+def test_a_cluster_with_everything_passes_each_check(kafka: KafkaHarness, topics: Topics) -> None:
+    found = list(doctor.examined(findings(checked(kafka, topics))))
+    assert [(one.check, one.result) for one in found] == [
+        (name, "ok") for name in ("library", "broker", "topics", "transactions", "sizes", "group")
+    ]
+
+
+def test_a_missing_topic_fails_and_what_depends_on_it_is_skipped(
+    kafka: KafkaHarness, topics: Topics
+) -> None:
+    absent = Topics(topics.input, f"{topics.output}-absent", topics.dead)
+    found = list(doctor.examined(checks(checked(kafka, absent))))
+    assert [one.result for one in found] == ["ok", "failed", "skipped"]
+    assert absent.output in found[1].text
+    assert found[1].code == Exit.UNAVAILABLE
+
+
+def test_a_check_fences_no_daemon(kafka: KafkaHarness, topics: Topics) -> None:
+    kafka.produce(topics.input, b"x")
+    daemon = kafka.open(topics, instance="slot")
+    records = take(kafka, daemon, 1)
+    settings = checked(kafka, topics, instance="slot")
+    assert all(one.result == "ok" for one in doctor.examined(checks(settings)))
+    daemon.commit(predicted(records))
+    assert len(kafka.read_committed(topics.output)) == 1
+
+
+def test_at_least_once_asks_for_no_transactions(kafka: KafkaHarness, topics: Topics) -> None:
+    settings = checked(kafka, topics, delivery="at-least-once")
+    assert "not asked for" in dict(checks(settings))["transactions"]()
+
+
+def advised(settings: CheckKafka, check: str) -> str:
+    advice = dict(findings(settings))[check]()
+    assert isinstance(advice, Advice)
+    return advice
+
+
+def test_the_doctor_advises_equal_numbers_of_partitions(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=2, output_partitions=3)
+    assert "same number of partitions" in advised(checked(kafka, topics), "topics")
+
+
+def test_the_doctor_compares_sizes(kafka: KafkaHarness) -> None:
+    wide = kafka.create("in", max_message_bytes=6_000_000)
+    topics = Topics(wide, kafka.create("out"), kafka.create("dead"))
+    assert "larger dead letters lose their value" in advised(checked(kafka, topics), "sizes")
+    narrow = Topics(topics.dead, kafka.create("out", max_message_bytes=300), wide)
+    assert "results may not fit" in advised(checked(kafka, narrow), "sizes")
+
+
+def test_the_doctor_counts_what_nobody_reads(kafka: KafkaHarness, topics: Topics) -> None:
+    kafka.produce(topics.input, b"x")
+    advice = advised(checked(kafka, topics), "group")
+    assert "start a daemon" in advice
+    assert "members: 0, records to read: at most 1" in advice

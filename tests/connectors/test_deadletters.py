@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import base64
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from connectors import codec, deadletters
+from connectors.deadletters import encode, holds, listed, note, restored, shown, source, up_to
+from connectors.errors import Exit, Rewound, Stop
+from connectors.records import Prediction, Record, Rejection, Settled, Skipped
+from connectors.settings import ListDeadKafka, ReplayKafka, ShowDeadKafka
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from connectors.records import Headers
+
+ORIGIN: Headers = (
+    ("__connect.errors.topic", b"images"),
+    ("__connect.errors.partition", b"3"),
+    ("__connect.errors.offset", b"1042"),
+)
+
+
+def record(*headers: tuple[str, bytes | None], value: bytes | None = b"image") -> Record:
+    return Record("images/3/1042", value, b"key", headers, 1_700_000_000_000, "images/3", None)
+
+
+def buried(
+    *own: tuple[str, bytes | None],
+    place: int = 0,
+    reason: Any = "failed",  # noqa: ANN401 - also one that is none
+    value: bytes | None = b"image",
+) -> Record:
+    """A dead letter, as codec and broker make it."""
+    message = codec.encode(
+        Settled(record(*own, value=value), Rejection(reason, "why \x1b[31m", 503, 3))
+    )
+    assert message
+    headers = (*message.headers, *ORIGIN)
+    lane = "images.dead/0"
+    return Record(f"{lane}/{place}", value, b"key", headers, 1_700_000_000_000, lane, place)
+
+
+class Shelf:
+    """An Archive and a Backlog in memory."""
+
+    def __init__(self, *letters: Record) -> None:
+        self.left = list(letters)
+        self.settled: list[Settled] = []
+        self.faults: list[str] = []
+        self.closed = False
+
+    def exhausted(self) -> bool:
+        return not self.left
+
+    def read(self, _: float) -> Sequence[Record]:
+        return [self.left.pop(0)]
+
+    def poll(self, limit: int, _: float) -> Sequence[Record]:
+        polled, self.left = self.left[:limit], self.left[limit:]
+        return polled
+
+    def commit(self, settled: Sequence[Settled]) -> None:
+        if self.faults:
+            self.left = [one.record for one in settled] + self.left
+            raise Rewound(self.faults.pop())
+        self.settled += settled
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def sent(shelf: Shelf) -> list[str]:
+    return [one.record.id for one in shelf.settled if isinstance(one.outcome, Prediction)]
+
+
+def asked(**more: Any) -> ReplayKafka:  # noqa: ANN401 - any field
+    return ReplayKafka(input_topic="images", name="one", **more)
+
+
+# what is asked for
+
+
+def test_the_source_is_named_by_the_headers_or_it_is_the_letter_itself() -> None:
+    assert source(buried()) == "images/3/1042"
+    assert source(record()) == "images/3/1042"
+    foreign = Record("images.dead/0/7", b"", None, ORIGIN[:2], 0, None, None)
+    assert source(foreign) == "images.dead/0/7"
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "id=images/3/1042",
+        "id=images.dead/0/0",
+        "reason=failed",
+        "key=key",
+        "header.own=a=b",
+        "header.connector.status=503",
+    ],
+)
+def test_a_condition_holds(condition: str) -> None:
+    assert holds(condition, buried(("own", b"a=b")))
+
+
+@pytest.mark.parametrize(
+    "condition",
+    ["id=images/3/104", "reason=fail", "key=", "key=other", "header.own=", "header.missing=1"],
+)
+def test_a_condition_does_not_hold(condition: str) -> None:
+    assert not holds(condition, buried(("own", b"x")))
+
+
+def test_all_conditions_must_hold() -> None:
+    letter = buried()
+    assert deadletters.is_chosen(letter, [])
+    assert deadletters.is_chosen(letter, ["reason=failed", "key=key"])
+    assert not deadletters.is_chosen(letter, ["reason=failed", "key=other"])
+
+
+def test_a_note_forgets_the_order_and_what_was_repeated() -> None:
+    assert note(["reason=failed", "key=a", "key=a"]) == note(["key=a", "reason=failed"])
+    assert note([]) != note(["key=a"])
+
+
+# list
+
+
+def test_a_list_has_a_line_for_each_and_counts_the_reasons() -> None:
+    shelf = Shelf(buried(), buried(reason="empty"), buried())
+    *lines, counts = listed(ListDeadKafka(input_topic="images"), shelf)
+    assert counts == "3 dead letters: 2 failed, 1 empty"
+    assert lines[0].startswith("2023-11-14T22:13:20+00:00  images/3/1042  key  failed  why ")
+    assert len(lines) == 3
+    assert shelf.closed
+
+
+def test_a_list_as_json_can_be_read_line_by_line() -> None:
+    settings = ListDeadKafka(input_topic="images", json_lines=True)
+    line, counts = map(json.loads, listed(settings, Shelf(buried())))
+    assert line == {
+        "id": "images/3/1042",
+        "record": "images.dead/0/0",
+        "time": 1_700_000_000_000,
+        "key": "key",
+        "reason": "failed",
+        "detail": "why \x1b[31m",
+        "status": 503,
+        "attempts": 3,
+        "bytes": 5,
+    }
+    assert counts == {"dead_letters": 1, "reasons": {"failed": 1}}
+
+
+def test_a_letter_of_somebody_else_is_listed_too() -> None:
+    foreign = Record("images.dead/0/7", None, None, (), 0, None, None)
+    settings = ListDeadKafka(input_topic="images", json_lines=True)
+    line, counts = map(json.loads, listed(settings, Shelf(foreign)))
+    assert (line["id"], line["key"], line["status"]) == ("images.dead/0/7", None, None)
+    assert counts["reasons"] == {"unknown": 1}
+
+
+def test_a_list_ends_at_its_limit() -> None:
+    shelf = Shelf(*[buried()] * 5)
+    settings = ListDeadKafka(input_topic="images", limit=2)
+    assert list(listed(settings, shelf))[-1] == "2 dead letters: 2 failed"
+
+
+def test_what_a_stranger_wrote_does_not_command_the_terminal() -> None:
+    shelf = Shelf(buried(("own", b"\x1b[2J")))
+    assert "\x1b" not in "".join(listed(ListDeadKafka(input_topic="images"), shelf))
+    shelf = Shelf(buried(("own", b"\x1b[2J")))
+    assert "\x1b" not in "".join(shown(ShowDeadKafka(input_topic="images"), shelf))
+
+
+# show
+
+
+def test_a_letter_is_shown_whole() -> None:
+    settings = ShowDeadKafka(input_topic="images", json_lines=True)
+    (line,) = map(json.loads, shown(settings, Shelf(buried(("own", b"1"), ("own", None)))))
+    assert base64.b64decode(line["value"]) == b"image"
+    assert line["headers"][:2] == [["own", "1"], ["own", None]]
+
+
+def test_the_value_of_the_only_letter_is_written_to_a_file(tmp_path: Path) -> None:
+    shelf = Shelf(buried(reason="empty", value=b"other"), buried())
+    settings = ShowDeadKafka(
+        input_topic="images", where=["reason=failed"], output=tmp_path / "value"
+    )
+    assert list(shown(settings, shelf)) == []
+    assert (tmp_path / "value").read_bytes() == b"image"
+
+
+@pytest.mark.parametrize(
+    ("letters", "sentence"),
+    [
+        ([], "no dead letter is like that"),
+        ([buried(), buried()], "several dead letters are like that"),
+        ([buried(value=None)], "has no value"),
+    ],
+)
+def test_a_file_takes_one_value(letters: list[Record], sentence: str, tmp_path: Path) -> None:
+    settings = ShowDeadKafka(input_topic="images", output=tmp_path / "value")
+    with pytest.raises(Stop, match=sentence) as stop:
+        list(shown(settings, Shelf(*letters)))
+    assert stop.value.code == Exit.USAGE
+    assert not (tmp_path / "value").exists()
+
+
+# replay
+
+
+def test_a_letter_goes_back_as_it_came() -> None:
+    own = (("own", b"1"), ("traceparent", b"00-1-2-01"), ("own", b"2"))
+    message = restored(buried(*own), "one")
+    assert (message.value, message.key, message.dead) == (b"image", b"key", False)
+    assert message.headers == (*own, ("connector.replay", b"one"))
+
+
+def test_the_name_of_an_earlier_replay_is_replaced() -> None:
+    message = restored(buried(("connector.replay", b"zero")), "one")
+    assert message.headers == (("connector.replay", b"one"),)
+
+
+def test_nulls_that_had_to_be_filled_are_nulls_again() -> None:
+    letter = buried(("own", b""), ("own", b"x"), ("connector.nulls", b"headers[0],value"))
+    message = restored(letter, "one")
+    assert message.headers[:2] == (("own", None), ("own", b"x"))
+    assert message.value is None
+
+
+def test_all_go_back_unless_something_else_is_asked() -> None:
+    shelf = Shelf(buried(place=0), buried(place=1, reason="empty"))
+    assert deadletters.replay(asked(), shelf) == {"sent": 2}
+    assert sent(shelf) == ["images.dead/0/0", "images.dead/0/1"]
+    assert shelf.closed
+
+
+def test_what_is_left_out_is_acknowledged_too() -> None:
+    shelf = Shelf(buried(place=0), buried(place=1, reason="empty"))
+    assert deadletters.replay(asked(where=["reason=empty"]), shelf) == {"sent": 1, "others": 1}
+    assert sent(shelf) == ["images.dead/0/1"]
+    assert isinstance(shelf.settled[0].outcome, Skipped)
+
+
+def test_a_letter_whose_value_is_gone_stays() -> None:
+    shelf = Shelf(buried(("connector.value-bytes", b"9000000")))
+    assert deadletters.replay(asked(), shelf) == {"incomplete": 1}
+    assert sent(shelf) == []
+
+
+def test_a_limit_counts_what_is_sent_and_leaves_the_rest_for_the_next_time() -> None:
+    letters = [buried(place=n, reason=("empty", "failed")[n % 2]) for n in range(6)]
+    shelf = Shelf(*letters)
+    done = deadletters.replay(asked(where=["reason=failed"], limit=2), shelf)
+    assert done == {"sent": 2, "others": 2}
+    assert [one.record.position for one in shelf.settled] == [0, 1, 2, 3]
+
+
+def test_the_first_ones_end_with_the_last_that_is_sent() -> None:
+    letters = [buried(place=n) for n in range(3)]
+    assert up_to(2, letters, asked()) == letters[:2]
+    assert up_to(9, letters, asked()) == letters
+
+
+def test_a_dry_run_only_counts() -> None:
+    shelf = Shelf(buried(), buried())
+    (line,) = deadletters.replayed(asked(dry_run=True), shelf)
+    assert line.startswith("2 dead letters would go back to images as one; left out: 0 by --where")
+    assert shelf.settled == []
+
+
+def test_after_a_rewind_it_goes_on_and_counts_what_was_committed() -> None:
+    shelf = Shelf(buried(place=0), buried(place=1))
+    shelf.faults = ["the group has shared out its partitions anew"]
+    assert deadletters.replay(asked(), shelf) == {"sent": 2}
+    assert sent(shelf) == ["images.dead/0/0", "images.dead/0/1"]
+
+
+def test_a_dry_run_counts_anew_after_a_rewind() -> None:
+    class Moody(Shelf):
+        def poll(self, limit: int, timeout: float) -> Sequence[Record]:
+            if len(self.left) == 1 and self.faults:
+                self.left = [buried(), buried()]
+                raise Rewound(self.faults.pop())
+            return super().poll(min(limit, 1), timeout)
+
+    shelf = Moody(buried(), buried())
+    shelf.faults = ["moved"]
+    assert deadletters.replay(asked(dry_run=True), shelf) == {"sent": 2}
+
+
+def test_what_its_topic_does_not_take_stops_the_replay() -> None:
+    refused = Settled(buried(), Rejection("result_too_large", "images takes no 9 bytes"))
+    with pytest.raises(Stop, match=r"cannot go back .*max\.message\.bytes") as stop:
+        encode(refused)
+    assert stop.value.code == Exit.GIVEN_UP
+
+
+def test_what_is_left_out_is_not_published() -> None:
+    assert encode(Settled(buried(), Skipped())) is None
+    message = encode(deadletters.settled(buried(), asked()))
+    assert message
+    assert message.headers[-1] == ("connector.replay", b"one")

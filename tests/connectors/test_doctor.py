@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from connectors import doctor
+from connectors.doctor import Finding, ask, examined, find, printed, told
+from connectors.errors import Advice, Exit, Stop
+from connectors.settings import PrintConfigKafka, RunKafka, Setting, explained, load
+
+from .test_client import Script, Service, predictions, unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+TOPICS = ["--input-topic", "images", "--output-topic", "predictions"]
+
+
+def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
+    return RunKafka(input_topic="images", output_topic="predictions", **given)
+
+
+def failing(code: Exit = Exit.UNAVAILABLE) -> Callable[[], str]:
+    def check() -> str:
+        raise Stop("create the topic", code)
+
+    return check
+
+
+# findings
+
+
+def test_a_check_is_ok_or_advises_or_fails() -> None:
+    assert find("a", lambda: "fine") == Finding("a", "ok", "fine")
+    assert find("a", lambda: Advice("better")) == Finding("a", "advice", "better")
+    assert find("a", failing()) == Finding("a", "failed", "create the topic", Exit.UNAVAILABLE)
+
+
+def test_what_is_unexpected_is_not_a_finding() -> None:
+    with pytest.raises(ZeroDivisionError):
+        find("a", lambda: str(1 / 0))
+
+
+def test_after_a_failure_the_rest_is_skipped() -> None:
+    found = list(examined([("a", lambda: "x"), ("b", failing()), ("c", failing()), ("d", str)]))
+    assert [one.result for one in found] == ["ok", "failed", "skipped", "skipped"]
+    assert found[3].text == "b comes first"
+
+
+def lines(*findings: Finding, as_json: bool = False) -> tuple[list[str], Exit]:
+    shown: list[str] = []
+    try:
+        for line in told(findings, as_json=as_json):
+            shown.append(line)  # noqa: PERF402 - what came before the end counts
+    except Stop as stop:
+        return shown, stop.code
+    return shown, Exit.OK
+
+
+def test_each_finding_is_a_line_and_the_first_failure_gives_the_exit_code() -> None:
+    fine = Finding("broker", "ok", "1 at localhost")
+    shown, code = lines(fine, find("topics", failing()), find("service", failing(Exit.USAGE)))
+    assert shown[:2] == [
+        "ok      broker        1 at localhost",
+        "failed  topics        create the topic",
+    ]
+    assert len(shown) == 3
+    assert code == Exit.UNAVAILABLE
+
+
+def test_advice_is_no_failure() -> None:
+    assert lines(Finding("group", "advice", "start a daemon"))[1] == Exit.OK
+
+
+def test_findings_can_be_read_by_a_machine() -> None:
+    shown, _ = lines(find("topics", failing()), as_json=True)
+    assert json.loads(shown[0]) == {
+        "check": "topics",
+        "result": "failed",
+        "text": "create the topic",
+    }
+
+
+# the service
+
+
+def test_a_service_that_predicts_is_told_with_its_model() -> None:
+    with Service(Script(body=predictions(1))).serving() as url:
+        name, check = doctor.service(settings(url=url))
+        text = check()
+    assert name == "service"
+    assert " answers in " in text
+    assert text.split()[:2] == model_of(predictions(1))
+
+
+def model_of(body: bytes) -> list[str]:
+    model = json.loads(body)["model"]
+    return [model["name"], model["version"]]
+
+
+ERROR = {"predictions": [{"error": {"code": "not_an_image", "message": "no"}}]}
+
+
+@pytest.mark.parametrize(
+    ("script", "why"),
+    [
+        (Script(status=503, body=b'{"type": "ServiceUnavailableException"}'), "503"),
+        (Script(status=500, body=b'{"type": "InternalServerException"}'), "500"),
+        (Script(body=json.dumps(ERROR | {"model": {"name": "a", "version": "1"}}).encode()), "no"),
+    ],
+)
+def test_a_service_that_does_not_predict_is_told_with_its_reason(script: Script, why: str) -> None:
+    with Service(script).serving() as url, pytest.raises(Stop, match=why) as stop:
+        ask(settings(url=url), 5.0)
+    assert stop.value.code == Exit.UNAVAILABLE
+    assert "\n" not in str(stop.value)
+
+
+def test_a_service_that_is_not_there_is_told_with_its_address() -> None:
+    url = f"http://127.0.0.1:{unused_port()}/predictions/fmnist"
+    with pytest.raises(Stop, match="start it, or correct --url") as stop:
+        ask(settings(url=url), 5.0)
+    assert url in str(stop.value)
+
+
+def test_a_silent_service_is_not_waited_for() -> None:
+    service = Service(Script(body=predictions(1)))
+    service.gate.clear()
+    with service.serving() as url, pytest.raises(Stop, match="does not predict"):
+        ask(settings(url=url), 0.05)
+
+
+# what is set
+
+
+def explanation(*flags: str) -> dict[str, Setting]:
+    arguments = [*TOPICS, *flags]
+    loaded = load(PrintConfigKafka, arguments, "connectors")
+    return {one.name: one for one in explained(loaded, arguments, "connectors")}
+
+
+def test_each_setting_is_told_with_its_source(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "connector.toml"
+    file.write_text("pack = 1\ntries = 1\ngroup = 'file'\nfrom = 'latest'\n")
+    monkeypatch.setenv("CONNECTOR_PACK", "2")
+    monkeypatch.setenv("CONNECTOR_TRIES", "2")
+    monkeypatch.setenv("CONNECTOR_WINDOW", "")
+    found = explanation("--config", str(file), "--pack", "3")
+    assert found["pack"] == ("pack", 3, "flag")
+    assert found["tries"] == ("tries", 2, "environment")
+    assert found["group"] == ("group", "file", "file")
+    assert found["from"] == ("from", "latest", "file")
+    assert found["window"] == ("window", 4096, "default")
+    assert found["dead_letter_topic"] == ("dead_letter_topic", "images.dead", "default")
+    assert found["config"].value == str(file)
+
+
+def test_what_may_be_secret_is_hidden(tmp_path: Path) -> None:
+    file = tmp_path / "connector.toml"
+    file.write_text(
+        "[kafka]\nfetch_max_wait_ms = 10\nsasl_plain_password = 'hunter2'\n"
+        "ssl_context = {key = 'hunter2'}\n"
+    )
+    found = explanation("--config", str(file))
+    assert found["kafka"].value == {
+        "fetch_max_wait_ms": 10,
+        "sasl_plain_password": "***",
+        "ssl_context": "***",
+    }
+    assert "hunter2" not in "".join(printed(found.values(), as_json=True))
+
+
+def test_a_setting_is_a_line_of_text_or_of_json() -> None:
+    one = Setting("pack", 3, "flag")
+    assert list(printed([one], as_json=False)) == ["pack = 3  # flag"]
+    (line,) = printed([one], as_json=True)
+    assert json.loads(line) == {"name": "pack", "value": 3, "origin": "flag"}
+
+
+def test_the_surroundings_are_told() -> None:
+    assert doctor.surroundings().startswith("Python 3.")
+    assert doctor.settings_are_valid() == "valid"
