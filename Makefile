@@ -56,6 +56,10 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PURE:%=--cov=%) --cov-branch --cov-report=term-missing --cov-fail-under=100
 
+.PHONY: mutants
+mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
+	$(BIN)/python -m tools.mutants
+
 .PHONY: format
 format: setup ## format the code and mend what the linter can mend
 	$(BIN)/ruff format

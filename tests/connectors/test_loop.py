@@ -244,3 +244,10 @@ def test_the_drain_limit_binds_and_a_warning_counts_what_is_left(
     assert world.now == pytest.approx(4.5)
     assert world.committed == []
     assert caplog.messages == ["Left 2 records without a commit; they will be delivered again."]
+
+
+def test_a_commit_that_was_aborted_does_not_count() -> None:
+    world = World([(0.0, record(0))])
+    world.failing["commit"] = [Rewound("aborted")]
+    tally = run(world).tally
+    assert (tally.received, tally.predicted, tally.commits) == (2, 1, 1)

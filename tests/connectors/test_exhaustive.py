@@ -1,0 +1,490 @@
+"""Relay and memory broker in every order of events: two relays, three records, few faults.
+
+With a limit on the faults there are finitely many states, so the search needs no other bound: it
+follows every path to its end. Paths that lead to one state are followed once from there; from each
+state the world is left in peace, and must then reach the promised end.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from io import BytesIO
+from itertools import count
+from math import inf
+from pickle import Pickler, loads
+from threading import RLock
+from typing import TYPE_CHECKING, Any, Literal
+
+import pytest
+
+from connectors import codec
+from connectors.brokers.memory import (
+    Entry,
+    Memory,
+    MemoryBroker,
+    Step,
+    Subscription,
+    Transaction,
+    Unavailable,
+    lose_answer,
+)
+from connectors.errors import Rewound, Stop
+from connectors.records import (
+    Answer,
+    Busy,
+    Failed,
+    Image,
+    Message,
+    Prediction,
+    Rejection,
+    Request,
+    Settled,
+)
+from connectors.relay import Lanes, Policy, Relay
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Hashable, Iterator
+
+
+INPUT, OUTPUT, DEAD = "images", "predictions", "images.dead"
+RECORDS = 3
+SUBSCRIPTION = Subscription(
+    input=INPUT,
+    output=OUTPUT,
+    dead=DEAD,
+    session=inf,  # whoever is put out is put out by an action
+    transaction=1.0,
+)
+POLICY = Policy(in_flight=2, tries=1, commit_interval=0.0, commit_rest=0.0)
+MOST_STATES = 20_000
+
+Action = tuple[Any, ...]
+"""A method of World and its arguments."""
+
+Fault = Callable[..., None]
+"""A method of World."""
+
+Kind = Literal["predicted", "failed", "busy"]
+
+
+class Killed(Exception):
+    """The process is gone, in the middle of a commit."""
+
+
+class Clock:
+    """Time stands still unless it is moved."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class Daemon:
+    """One process: what the loop does in a lap, in three pieces that others may come between."""
+
+    def __init__(self, memory: Memory, instance: str, policy: Policy) -> None:
+        self.clock = memory.clock
+        self.instance = instance
+        self.relay = Relay(policy, at_once, Image(b"witness"))
+        self.broker = MemoryBroker(memory, replace(SUBSCRIPTION, instance=instance), encode)
+        self.out: list[Request] = []
+
+    def poll(self) -> None:
+        """Take what is there, and send what is due."""
+        try:
+            records = self.broker.poll(self.relay.room(), 0.0)
+            self.relay.receive([(one, codec.decode(one)) for one in records], self.clock())
+            self.out += self.relay.requests(self.clock())
+        except Rewound:
+            self.relay.reset()
+
+    def answer(self, place: int, kind: Kind) -> None:
+        request = self.out.pop(place)
+        self.relay.answer(request, answer(request, kind), self.clock())
+
+    def commit(self) -> None:
+        try:
+            if settled := self.relay.settled(self.clock()):
+                self.broker.commit(settled)
+                self.relay.committed(self.clock())
+        except Rewound:
+            self.relay.reset()
+
+
+class World:
+    """Two daemons, a cluster, and all that can happen to them."""
+
+    def __init__(self, partitions: int, pack: int) -> None:
+        self.clock = Clock()
+        self.memory = Memory(self.clock, self.clock.wait)
+        for topic in (INPUT, OUTPUT, DEAD):
+            self.memory.create(topic, partitions)
+        for number in range(RECORDS):
+            self.memory.produce(INPUT, b"%d" % number, partition=number % partitions)
+        self.partitions = partitions
+        self.policy = replace(POLICY, pack=pack)
+        self.faults = 0
+        self.dead: list[MemoryBroker] = []
+        self.daemons = [Daemon(self.memory, f"daemon-{who}", self.policy) for who in range(2)]
+        for one in (*self.daemons, self.daemons[0]):
+            one.poll()  # both have joined; the first has yet to learn what it has
+
+    def calm(self) -> Iterator[Action]:
+        """Yield what may happen next if nothing fails."""
+        for who, daemon in enumerate(self.daemons):
+            yield World.poll, who
+            yield from ((World.answer, who, place, "predicted") for place in range(len(daemon.out)))
+            if daemon.relay._lanes.ready:
+                yield World.commit, who
+        if self.dead:
+            yield (World.bury,)
+        if self.memory._open:
+            yield (World.time_out,)
+
+    def faulty(self) -> Iterator[Action]:
+        """Yield what may go wrong next; but one fault is all there is."""
+        if self.faults:
+            return
+        yield (World.rebalance,)
+        for who, daemon in enumerate(self.daemons):
+            yield from ((fault, who) for fault in (World.expel, World.crash))
+            for place in range(len(daemon.out)):
+                yield from ((World.answer, who, place, kind) for kind in ("failed", "busy"))
+            if daemon.relay._lanes.ready:
+                yield from ((fault, who) for fault in (World.lose, World.break_off, World.stall))
+                yield from ((World.die_in_commit, who, heir) for heir in ("the same", "another"))
+
+    def poll(self, who: int) -> None:
+        self.daemons[who].poll()
+
+    def answer(self, who: int, place: int, kind: Kind) -> None:
+        self.faults += kind != "predicted"
+        self.daemons[who].answer(place, kind)
+
+    def commit(self, who: int) -> None:
+        """Commit; a daemon that is told to Stop is started again."""
+        try:
+            self.daemons[who].commit()
+        except Stop:
+            self._replace(who)
+
+    # Faults
+
+    def rebalance(self) -> None:
+        self.faults += 1
+        self.memory.rebalance(SUBSCRIPTION.group)
+
+    def expel(self, who: int) -> None:
+        """The session of a paused process runs out; it knows nothing of it."""
+        self.faults += 1
+        self.daemons[who].broker.expel()
+
+    def crash(self, who: int) -> None:
+        self.faults += 1
+        self._replace(who)
+
+    def lose(self, who: int) -> None:
+        """The commit happens, its answer is lost."""
+        self._commit_with(who, lose_answer)
+
+    def break_off(self, who: int) -> None:
+        """All is sent, and then the broker cannot be reached: the transaction is aborted."""
+        self._commit_with(who, break_at_end)
+
+    def stall(self, who: int) -> None:
+        """The process is paused in its commit until the cluster has ended the transaction."""
+
+        def pause(step: Step) -> None:
+            if step == "end":
+                self.time_out()
+
+        self._commit_with(who, pause)
+
+    def die_in_commit(self, who: int, heir: str) -> None:
+        """The process is killed and leaves its transaction open, to an heir of some name."""
+        try:
+            self._commit_with(who, die_at_end)
+        except Killed:
+            self._replace(who, "" if heir == "the same" else "+")
+
+    # What follows from faults, sooner or later
+
+    def bury(self) -> None:
+        """The sessions of the dead run out."""
+        while self.dead:
+            self.dead.pop().expel()
+
+    def time_out(self) -> None:
+        """Transactions that were left open are aborted."""
+        self.clock.wait(SUBSCRIPTION.transaction)
+        self.memory.expire()
+
+    def _commit_with(self, who: int, fault: Callable[[Step], None]) -> None:
+        self.faults += 1
+        self.daemons[who].broker.fault(fault)
+        self.commit(who)
+
+    def _replace(self, who: int, suffix: str = "") -> None:
+        elder = self.daemons[who]
+        self.dead.append(elder.broker)
+        self.daemons[who] = Daemon(self.memory, elder.instance + suffix, self.policy)
+
+    def check_promise(self) -> None:
+        """Each record has exactly one outcome, and each topic keeps the order."""
+        ends = {(INPUT, one): self.memory.log(INPUT, one).end for one in range(self.partitions)}
+        assert self.memory.offsets(SUBSCRIPTION.group) == ends, "stuck"
+        topics = [self.memory.read(topic) for topic in (OUTPUT, DEAD)]
+        found = sorted(source for topic in topics for source in sources(topic))
+        sent = [(one.partition, one.offset) for one in self.memory.read(INPUT)]
+        assert found == sent, "lost or doubled"
+        for topic in topics:
+            assert sources(topic) == sorted(sources(topic)), "order broken"
+
+
+def answer(request: Request, kind: Kind) -> Answer:
+    if kind == "busy":
+        return Busy("refused")
+    if kind == "failed":
+        return Failed("500")
+    return [Prediction({}) for _ in request.images]
+
+
+def encode(settled: Settled) -> Message:
+    """Publish where the record lay."""
+    record = settled.record
+    place = record.id.partition("/")[2].encode()
+    return Message(place, None, (), dead=isinstance(settled.outcome, Rejection))
+
+
+def sources(topic: list[Entry]) -> list[tuple[int, ...]]:
+    """Return partition and offset of the records that these speak of."""
+    return [tuple(map(int, (one.value or b"").split(b"/"))) for one in topic]
+
+
+def at_once(_: float) -> float:
+    return 0.0
+
+
+def break_at_end(step: Step) -> None:
+    if step == "end":
+        raise Unavailable("the connection broke")
+
+
+def die_at_end(step: Step) -> None:
+    if step == "end":
+        raise Killed
+
+
+# What does not tell two states apart: nothing that happens here depends on it.
+IDLE = {"tally", "since", "_began", "_history", "_future", "_policy", "_memory", "lock", "clock"}
+PLAIN = {str, bytes, int, float, bool, type(None)}
+
+
+def spell(thing: object, known: dict[int, int], letters: list[Hashable]) -> None:
+    """Write down an object with all that it refers to, in a form that can be compared.
+
+    Objects are numbered as they are met, for identity counts in the product too. Whatever a class
+    gains is written as well: two states that are taken for one differ in nothing but IDLE.
+    """
+    kind = type(thing)
+    if kind in PLAIN:
+        letters.append(thing)
+    elif id(thing) in known:
+        letters.append(("known", known[id(thing)]))
+    elif not callable(thing):
+        if not isinstance(thing, tuple):  # a value; and a passing one may leave its id to another
+            known[id(thing)] = len(known)
+        inside = parts(thing, known)
+        letters.append((kind, len(inside)))
+        for part in inside:
+            spell(part, known, letters)
+
+
+def parts(thing: object, known: dict[int, int]) -> Collection[object]:
+    if isinstance(thing, dict):
+        return [*thing, *thing.values()]
+    if isinstance(thing, list | tuple | deque):
+        return thing
+    if isinstance(thing, set):  # of requests that are out, which are numbered by now
+        return sorted(known[id(each)] for each in thing)
+    if isinstance(thing, count):
+        return [repr(thing)]
+    names = slots(type(thing).__mro__) or vars(thing)
+    return [getattr(thing, name) for name in names if name not in IDLE]
+
+
+@cache
+def slots(kinds: tuple[type, ...]) -> tuple[str, ...]:
+    return tuple(name for kind in kinds for name in getattr(kind, "__slots__", ()))
+
+
+def fingerprint(world: World) -> int:
+    """A number of 64 bits: that two of 100,000 states share one is a chance of 1 : 10^9."""
+    letters: list[Hashable] = []
+    out = [daemon.out for daemon in world.daemons]
+    whole = (out, world.daemons, world.memory, world.dead, world.faults, world.clock.now)
+    spell(whole, {}, letters)
+    return hash(tuple(letters))
+
+
+def snapshot(world: World) -> bytes:
+    """Everything there is, so that a state can be gone on from more than once."""
+    buffer = BytesIO()
+    pickler = Pickler(buffer)
+    pickler.dispatch_table = {
+        type(RLock()): lambda _: (RLock, ()),
+        count: lambda numbers: (count, (int(repr(numbers)[len("count(") : -1]),)),
+    }
+    pickler.dump(world)
+    return buffer.getvalue()
+
+
+class Search:
+    """All paths from the start, the shortest first; a broken promise is raised with its path.
+
+    The promise is due wherever nothing but another fault can change anything.
+    """
+
+    def __init__(self, start: World, faults: Collection[Fault]) -> None:
+        self._faults = faults
+        self._after: dict[int, list[int]] = {}
+        self._way: dict[int, tuple[int, str]] = {}
+        self._unseen: deque[tuple[int, bytes]] = deque()
+        self._start = self._arrive(start)
+        while self._unseen:
+            self._look_around(*self._unseen.popleft())
+
+    def _look_around(self, here: int, picture: bytes) -> None:
+        """Try all that may happen in one state."""
+        world = restored(picture)
+        calm = list(world.calm())
+        faulty = [action for action in world.faulty() if action[0] in self._faults]
+        try:
+            after = [self._go(here, picture, action) for action in calm]
+            if set(after) <= {here}:
+                world.check_promise()
+            after += [self._go(here, picture, action) for action in faulty]
+        except Exception as error:
+            error.add_note(f"after {self._path(here)}")
+            raise
+        self._after[here] = after
+
+    def _go(self, here: int, picture: bytes, action: Action) -> int:
+        world = restored(picture)
+        act, *arguments = action
+        act(world, *arguments)
+        there = self._arrive(world)
+        self._way.setdefault(there, (here, " ".join([act.__name__, *map(str, arguments)])))
+        return there
+
+    def _arrive(self, world: World) -> int:
+        here = fingerprint(world)
+        if here not in self._after:
+            assert len(self._after) < MOST_STATES, "there is no end to it"
+            self._after[here] = []
+            self._unseen.append((here, snapshot(world)))
+        return here
+
+    def _path(self, here: int) -> str:
+        steps = []
+        while here != self._start:
+            here, step = self._way[here]
+            steps.append(step)
+        return ", ".join(reversed(steps))
+
+    @property
+    def states(self) -> int:
+        return len(self._after)
+
+    @property
+    def steps(self) -> int:
+        return sum(map(len, self._after.values()))
+
+    def paths(self) -> int:
+        """How many different paths there are; a step that changes nothing is none."""
+        numbers: dict[int, int] = {}
+
+        def number(here: int) -> int:
+            if here not in numbers:
+                onward = [after for after in self._after[here] if after != here]
+                numbers[here] = sum(map(number, onward)) if onward else 1
+            return numbers[here]
+
+        return number(self._start)
+
+
+def restored(picture: bytes) -> World:
+    world = loads(picture)  # noqa: S301 - made by `snapshot`
+    assert isinstance(world, World)
+    return world
+
+
+OF_THE_GROUP = (World.rebalance, World.expel, World.crash)
+OF_THE_COMMIT = (World.lose, World.break_off, World.stall, World.die_in_commit)
+ANY = (*OF_THE_GROUP, *OF_THE_COMMIT, World.answer)
+
+
+@pytest.mark.parametrize(
+    ("partitions", "pack", "faults"),
+    [
+        pytest.param(1, 3, ANY, id="one request, any fault"),
+        pytest.param(1, 2, OF_THE_COMMIT, id="requests that overtake each other"),
+        pytest.param(2, 3, OF_THE_GROUP[:2], id="two relays at work"),
+    ],
+)
+def test_whatever_comes_between_each_record_is_settled_once_and_in_order(
+    partitions: int, pack: int, faults: tuple[Fault, ...]
+) -> None:
+    search = Search(World(partitions, pack), faults)
+    print(f"{search.states} states, {search.steps} steps, {search.paths()} paths")  # noqa: T201 - for pytest -rP
+    assert search.paths() > 10_000
+
+
+def half_abort(transaction: Transaction) -> None:
+    """Leave the results of an aborted transaction where readers see them."""
+    transaction.committed = True
+    transaction._end()
+
+
+def nothing(*_: object) -> None:
+    """What is not done."""
+
+
+def release_all(lanes: Lanes, key: Hashable) -> None:
+    """Let the younger overtake the elder."""
+    lane = lanes._lanes[key]
+    lanes.ready += [Settled(one.record, one.outcome) for one in lane if one.outcome]
+    lanes._lanes[key] = deque(one for one in lane if not one.outcome)
+
+
+@pytest.mark.parametrize(
+    ("pack", "owner", "name", "bug", "symptom"),
+    [
+        (3, Transaction, "abort", half_abort, "lost or doubled"),
+        (3, Transaction, "acknowledge", nothing, "stuck"),
+        (3, MemoryBroker, "_require_generation", nothing, "lost or doubled"),
+        (3, Relay, "reset", nothing, "not the eldest"),
+        (3, Lanes, "_release", nothing, "stuck"),
+        (2, Lanes, "_release", release_all, "not the eldest"),
+    ],
+)
+def test_the_search_finds_a_planted_bug(
+    pack: int,
+    owner: type,
+    name: str,
+    bug: Callable[..., None],
+    symptom: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(owner, name, bug)
+    with pytest.raises((AssertionError, ValueError), match=symptom) as found:
+        Search(World(1, pack), ANY)
+    assert found.value.__notes__[0].startswith("after ")
