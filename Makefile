@@ -3,12 +3,13 @@
 SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
+LENGTH ?= 1200
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
 
 .PHONY: help
 help: ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## virtual environment, Java, data set; quick when they are there
@@ -55,6 +56,15 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PURE:%=--cov=%) --cov-branch --cov-report=term-missing --cov-fail-under=100
+
+.PHONY: chaos
+chaos: setup maven model_store/fmnist.mar ## 20 minutes of kills, zombies and broken servers; LENGTH=1200 SEED=…
+	$(BIN)/python -m tools.chaos --duration $(LENGTH) $(if $(SEED),--seed $(SEED))
+
+.PHONY: chaos-controls
+chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes
+	$(BIN)/python -m tools.chaos.controls
+	$(BIN)/python -m tools.chaos.link
 
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each

@@ -34,16 +34,16 @@ def help_of(*module_and_words: str) -> str:
 
 
 def test_every_make_target_that_the_readme_names_exists() -> None:
-    named = set(re.findall(r"(?:^|`)make ([a-z]+)", README, re.MULTILINE))
-    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = set(re.findall(r"(?:^|`)make ([a-z-]+)", README, re.MULTILINE))
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named
     assert named <= targets
 
 
 def test_every_target_is_explained() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    phony = set(re.findall(r"^\.PHONY: ([a-z]+)", makefile, re.MULTILINE)) - {"maven"}
-    explained = set(re.findall(r"^([a-z]+):.*## ", makefile, re.MULTILINE))
+    phony = set(re.findall(r"^\.PHONY: ([a-z-]+)", makefile, re.MULTILINE)) - {"maven"}
+    explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert phony == explained
 
 

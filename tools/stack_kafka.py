@@ -32,7 +32,7 @@ node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
 controller.listener.names=CONTROLLER
 listeners=CONTROLLER://127.0.0.1:{controller},PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl}
-advertised.listeners=PLAINTEXT://127.0.0.1:{plain},SASL_PLAINTEXT://127.0.0.1:{sasl}
+advertised.listeners=PLAINTEXT://127.0.0.1:{advertised},SASL_PLAINTEXT://127.0.0.1:{sasl}
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT
 sasl.enabled.mechanisms=PLAIN
 listener.name.sasl_plaintext.plain.sasl.jaas.config=\
@@ -127,7 +127,8 @@ class Kafka(Cluster):
     Without a folder the data is private to this object and gone afterwards. With `sasl`,
     `bootstrap_servers` is the listener that wants `username` and `password` (SASL_PLAINTEXT,
     PLAIN); the open one is `plain_servers` in either case. `ports` are those of controller, open
-    and guarded listener, if they shall not be just free ones.
+    and guarded listener, if they shall not be just free ones. `advertised` is the port that the
+    open listener names itself by, if a proxy stands before it.
     """
 
     username = "fmnist"
@@ -138,6 +139,7 @@ class Kafka(Cluster):
         *,
         sasl: bool = False,
         ports: tuple[int, int, int] | None = None,
+        advertised: int | None = None,
     ) -> None:
         self.private = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="kafka-"))
@@ -149,6 +151,7 @@ class Kafka(Cluster):
         self.properties = SERVER.format(
             controller=controller,
             plain=plain,
+            advertised=advertised or plain,
             sasl=login,
             username=self.username,
             password=self.password,

@@ -1,0 +1,92 @@
+"""What a run has shown, as a table and as JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+LONGEST_SILENCE = 60.0
+"""Seconds without an outcome, while records wait, that are too long."""
+
+EXPECTED_EXITS = {69, 75}
+"""By itself a relay ends when Kafka is away at its start, and when it was fenced (a zombie)."""
+
+
+@dataclass(kw_only=True)
+class Report:
+    """What happened. `findings`: by the way in which the promise was broken, for how many."""
+
+    seed: int
+    settings: dict[str, Any]
+    records: int
+    results: int
+    dead_letters: int
+    poison: int
+    seconds: float
+    longest_silence: float
+    wanted: dict[str, int]
+    faults: dict[str, int]
+    bad_answers: dict[str, int]
+    exits: dict[int, int]  # of relays that ended by themselves, by code
+    findings: dict[str, int]
+    examples: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def kept(self) -> bool:
+        """Say whether the promise was kept."""
+        return not any(self.findings.values())
+
+    def shortcomings(self) -> list[str]:
+        """What else was not as it should be, a sentence each."""
+        return [*self._missing(), *self._unexpected(), *self._silence()]
+
+    def _missing(self) -> Iterator[str]:
+        for kind, count in self.wanted.items():
+            if (happened := self.faults.get(kind, 0)) < count:
+                yield f"{kind}: {happened} times, not {count}"
+
+    def _unexpected(self) -> Iterator[str]:
+        for code, count in self.exits.items():
+            if code not in EXPECTED_EXITS:
+                yield f"a relay ended by itself with {code}, {count} times"
+
+    def _silence(self) -> Iterator[str]:
+        if self.longest_silence > LONGEST_SILENCE:
+            yield f"no outcome for {self.longest_silence:.0f} s while records waited"
+
+    @property
+    def passed(self) -> bool:
+        """Say whether the promise was kept, and all was as it should be."""
+        return self.kept and not self.shortcomings()
+
+    def figures(self) -> dict[str, Any]:
+        """Everything, for JSON."""
+        verdict = {"kept": self.kept, "passed": self.passed, "shortcomings": self.shortcomings()}
+        return verdict | asdict(self)
+
+    def table(self) -> str:
+        """Everything, for people."""
+        return "\n".join(f"{name:<36}{value:>12}" for name, value in self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, object]]:
+        yield "seed", self.seed
+        yield "seconds", f"{self.seconds:,.0f}"
+        yield "records in", f"{self.records:,}"
+        yield "results", f"{self.results:,}"
+        yield f"dead letters (of {self.poison:,} poisoned)", f"{self.dead_letters:,}"
+        yield "longest silence, seconds", f"{self.longest_silence:.1f}"
+        for kind, count in self.faults.items():
+            yield f"{kind} (wanted {self.wanted.get(kind, 0)})", count
+        for bad, count in self.bad_answers.items():
+            yield f"answered: {bad}", count
+        for code, count in self.exits.items():
+            yield f"relays that ended with {code}", count
+        for finding, count in self.findings.items():
+            yield finding, f"{count:,}"
+        for shortcoming in self.shortcomings():
+            yield shortcoming, "!"
+        yield "exactly once", "yes" if self.kept else "NO"
+        yield "passed", "yes" if self.passed else "NO"

@@ -1,0 +1,188 @@
+"""Who takes part in a run: servers, load, reader, relays."""
+
+from __future__ import annotations
+
+import secrets
+import sys
+import threading
+import time
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import TYPE_CHECKING, Self
+
+import requests
+
+from tools.chaos.answers import AnswerProxy, serving
+from tools.chaos.load import PICTURES, Feeder, inputs
+from tools.chaos.plan import FULL, Fault, Kind, plan, wanted
+from tools.chaos.victims import Answers, Broker, Guest, Seat, Service, Victim
+from tools.chaos.watch import Topics, Watch
+from tools.stack import PORTS, StackError, TorchServe, check_free
+from tools.stack_kafka import Kafka
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from contextlib import ExitStack
+    from pathlib import Path
+
+GROUP = "chaos"
+TOPICS = Topics()
+QUICK = ["--session-timeout", "6", "--heartbeat-interval", "1.5", "--transaction-timeout", "4"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is run. Times are in seconds.
+
+    `counts`: how many faults to reach; None: as many as belong to the duration. `delay`: before
+    each answer of the service, so that the relays hold records whenever they are struck.
+    `patience`: so long without an outcome after the load, and what is missing counts as lost.
+    `program`: what `python -m` starts as a relay. `hasty`: the first outcome that is one too many
+    ends the run.
+    """
+
+    duration: float = FULL
+    seed: int = 0
+    rate: float = 180.0
+    partitions: int = 9
+    relays: int = 3
+    poison: float = 0.005
+    delay: float = 0.3
+    patience: float = 90.0
+    program: tuple[str, ...] = ("connectors",)
+    hasty: bool = False
+    counts: Mapping[Kind, int] | None = None
+
+    def wanted(self) -> Mapping[Kind, int]:
+        """How many faults of each kind must happen."""
+        return wanted(self.duration) if self.counts is None else self.counts
+
+    def chance(self, purpose: str) -> Random:
+        """Return the source of chance for one purpose: the same for the same seed."""
+        return Random(f"{self.seed} {purpose}")  # noqa: S311 - faults, not secrets
+
+    def records(self) -> int:
+        """How many records go in."""
+        return round(self.rate * self.duration)
+
+
+@dataclass
+class Scene:
+    """Everybody, and the clock: seconds since the load began."""
+
+    settings: Settings
+    kafka: Kafka
+    server: TorchServe
+    proxy: AnswerProxy
+    watch: Watch
+    feeder: Feeder
+    seats: Sequence[Seat]
+    guest: Guest
+    exits: Counter[int]
+    over: threading.Event = field(default_factory=threading.Event)
+    started: float = field(default_factory=time.monotonic)
+
+    @classmethod
+    def set(cls, settings: Settings, folder: Path, stack: ExitStack) -> Self:
+        """Start the servers, and make the rest ready; all of it ends with `stack`."""
+        controller, plain, guarded, *ports = steady_ports(3 + len(PORTS))
+        kafka = stack.enter_context(Kafka(ports=(controller, plain, guarded)))
+        for topic in TOPICS:
+            kafka.create_topic(topic, settings.partitions)
+        server = stack.enter_context(TorchServe(overrides=on_ports(ports)))
+        proxy = stack.enter_context(serving(AnswerProxy(server.url, settings.delay)))
+        servers = kafka.bootstrap_servers
+        watch = Watch(servers, TOPICS, settings.partitions, classes(server))
+        stack.callback(watch.close)
+        load = inputs(
+            settings.records(), settings.partitions, settings.poison, settings.chance("load")
+        )
+        feeder = Feeder(servers, TOPICS.images, load, settings.rate)
+        stack.callback(feeder.close)
+        argv, exits = relay_argv(settings.program, servers, proxy.url), Counter[int]()
+        guest = Guest("guest", argv, folder, exits)
+        seats = [Seat(f"seat-{one}", argv, folder, exits) for one in range(settings.relays)]
+        for seat in (*seats, guest):
+            stack.callback(seat.end)
+        return cls(settings, kafka, server, proxy, watch, feeder, seats, guest, exits)
+
+    def begin(self) -> None:
+        """Let the load come in and the relays work."""
+        self.started = time.monotonic()
+        for seat in self.seats:
+            seat.take()
+        self.watch.start()
+        self.feeder.start()
+
+    def clock(self) -> float:
+        """Seconds since the load began."""
+        return time.monotonic() - self.started
+
+    def fed(self) -> bool:
+        """Say whether load and faults are over."""
+        return not self.feeder.feeding() and self.clock() >= self.settings.duration
+
+    def complete(self) -> bool:
+        """Say whether all has gone in, and no outcome is missing."""
+        ledger = self.watch.ledger
+        return ledger.entered == self.feeder.sent and ledger.open <= 0
+
+    def victims(self) -> dict[Victim, list[Fault]]:
+        """Everybody who is struck, and the faults that each will suffer."""
+        struck = self._struck()
+        places = {kind: len(victims) for kind, victims in struck.items()}
+        faults: dict[Victim, list[Fault]] = {one: [] for few in struck.values() for one in few}
+        settings = self.settings
+        for fault in plan(settings.wanted(), settings.duration, places, settings.chance("faults")):
+            faults[struck[fault.kind][fault.place]].append(fault)
+        return faults
+
+    def _struck(self) -> dict[Kind, Sequence[Victim]]:
+        broker, service = Broker(self.kafka), Service(self.server)
+        return {
+            "relay killed": self.seats,
+            "zombie": self.seats,
+            "visit": [self.guest],
+            "broker killed": [broker],
+            "broker stopped": [broker],
+            "worker killed": [service],
+            "service restarted": [service],
+            "bad answers": [Answers(self.proxy, self.settings.chance("answers"))],
+        }
+
+
+def steady_ports(count: int) -> list[int]:
+    """Return free ports that a server finds free again when it is started again.
+
+    The kernel gives those from 32768 on to any client that connects to somebody.
+    """
+    free: list[int] = []
+    for port in secrets.SystemRandom().sample(range(16_384, 32_768), 64):
+        with suppress(StackError):
+            check_free(port)
+            free.append(port)
+    return free[:count]
+
+
+def on_ports(ports: Sequence[int]) -> dict[str, str]:
+    """Return the settings that let TorchServe listen there."""
+    return {
+        key: str(port) if key.endswith("port") else f"http://127.0.0.1:{port}"
+        for key, port in zip(PORTS, ports, strict=True)
+    }
+
+
+def relay_argv(program: Sequence[str], servers: str, url: str) -> list[str]:
+    """The command of a relay, but for its instance."""
+    flags = ["--input-topic", TOPICS.images, "--output-topic", TOPICS.predictions]
+    flags += ["--dead-letter-topic", TOPICS.dead, "--group", GROUP]
+    flags += ["--bootstrap-servers", servers, "--url", url, *QUICK]
+    return [sys.executable, "-m", *program, "kafka", *flags]
+
+
+def classes(server: TorchServe) -> list[int]:
+    """What the model says of each picture, asked alone and with nothing in between."""
+    asked = (requests.post(server.url, data=one, timeout=20).json() for one in PICTURES)
+    return [int(answer["class"]) for answer in asked]
