@@ -385,10 +385,7 @@ def test_one_relay_settles_each_record_once_and_condemns_no_innocent(seed: int) 
 @many_seeds
 @given(SEED)
 def test_relays_that_share_a_service_settle_each_record_once(seed: int) -> None:
-    """Each is trouble for the others' trials, so that no innocent is condemned is a rate.
-
-    With three tries one in 20,000, with five about one in 100,000: never several in one run.
-    """
+    """Each is trouble for the others' trials: that no innocent is condemned is only very likely."""
     world = live_through(seed, relays=3, tries=5)
     world.check_promise()
     assert len(world.condemned()) <= 2
