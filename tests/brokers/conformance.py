@@ -642,7 +642,9 @@ class Conformance:
         assert values(take(harness, staying, 2)) == [b"1", b"2"]
 
     def test_close_may_come_twice(self, harness: Harness) -> None:
-        broker = harness.open(harness.topics(), encode)
+        topics = harness.topics()
+        broker = harness.open(topics, encode)
         broker.poll(0, 0.1)
         broker.close()
         broker.close()
+        assert harness.read_committed(topics.output) == []

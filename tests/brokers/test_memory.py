@@ -307,7 +307,9 @@ def test_a_record_cannot_be_acknowledged_over_the_head_of_its_elder(
 
 
 def test_a_commit_of_nothing_asks_for_nothing(harness: MemoryHarness) -> None:
-    harness.open(harness.topics(), encode).commit([])
+    topics = harness.topics()
+    harness.open(topics, encode).commit([])
+    assert harness.read_committed(topics.output) == []
 
 
 def test_partitions_take_turns(harness: MemoryHarness) -> None:
