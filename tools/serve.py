@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from typing import NoReturn
 
 from tools.stack import PORTS, ROOT, StackError, TorchServe, properties
 
@@ -21,14 +20,9 @@ def shipped() -> TorchServe:
     return TorchServe(folder=folder, overrides={key: settings[key] for key in PORTS})
 
 
-def leave(*_: object) -> NoReturn:
-    """Turn SIGTERM into the way out that Ctrl-C takes."""
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Serve until somebody ends it; return the exit code."""
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     try:
         print("serve: starting TorchServe …", flush=True)
         with shipped() as server:

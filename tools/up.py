@@ -111,17 +111,12 @@ def status() -> int:
     return 0 if all(map(alive, known().values())) else 1
 
 
-def leave(*_: object) -> None:
-    """Turn SIGTERM into the way out that Ctrl-C takes."""
-    raise KeyboardInterrupt
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
     verbs = {"start": start, "stop": stop, "status": status}
     parser = argparse.ArgumentParser(prog="python -m tools.up", description=__doc__)
     parser.add_argument("verb", choices=verbs)
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     try:
         return verbs[parser.parse_args(argv).verb]()
     except StackError as error:
