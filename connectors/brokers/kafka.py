@@ -13,6 +13,7 @@ Which errors mean what:
     refused by the broker           Stop 69: a restart helps once the password or right is mended
     settings it cannot work with    Stop 2
     offset out of range             Stop 78
+    a record that cannot be read    Stop 78, once its elders are acknowledged
     anything else of kafka-python   begin again, then Rewound
 """
 
@@ -231,6 +232,21 @@ def _position(consumer: Untyped, partition: TopicPartition) -> int:
     """Where reading goes on, -1 when that is not known; asks nobody, as `position` would."""
     state = consumer._subscription.assignment.get(partition)  # noqa: SLF001 - there is no public way; tested
     return state.position.offset if state and state.position else -1
+
+
+def _unreadable(consumer: Untyped, error: Exception) -> TopicPartition | None:
+    """Whose next record the library cannot take apart, as when a header's name is not UTF-8.
+
+    Such a record is whole, or the checksum of its batch would have been wrong, which is a broken
+    transmission and no record's fault: None. What was fetched is dropped, to be fetched again:
+    the library would search what is left of it for ever.
+    """
+    records = consumer._fetcher._next_partition_records  # noqa: SLF001 - there is no public way; tested
+    if not records or not isinstance(error.__context__, ValueError | IndexError):
+        return None
+    records.drain()
+    partition: TopicPartition = records.topic_partition
+    return partition
 
 
 def _check(error: Exception, settings: KafkaSettings) -> None:
@@ -532,7 +548,21 @@ class _Source:
             return []
         except kafka_errors.OffsetOutOfRangeError as error:
             raise self._out_of_range(error) from error
+        except kafka_errors.CorruptRecordError as error:
+            return self._pass_over(error, timeout)
         return [found for records in fetched.values() for found in records]
+
+    def _pass_over(self, error: KafkaError, timeout: float) -> list[Untyped]:
+        """Hand out nothing while there are elders of a record that cannot be read, then Stop."""
+        partition = _unreadable(self._consumer, error)
+        if partition is None:
+            raise error
+        offset = _position(self._consumer, partition)
+        if self._committed.get(partition, offset) < self._handed_out.get(partition, offset):
+            return self._fetch(0, timeout)
+        name = f"{partition.topic}/{partition.partition}/{offset}"
+        why = f"{name} cannot be read ({error.__context__}): reset the group's offset to step over"
+        raise Stop(f"{why} that record, or delete it", Exit.GIVEN_UP) from error
 
     def _ask(self, limit: int, timeout: float) -> Mapping[TopicPartition, list[Untyped]]:
         """Poll, and go on while the group shares out its partitions.

@@ -466,6 +466,33 @@ def test_an_offset_beyond_the_end_stops_the_daemon(kafka: KafkaHarness) -> None:
     assert stop.value.code is Exit.GIVEN_UP
 
 
+class NotUtf8(str):
+    """A header's name as a client in another language may send it."""
+
+    __slots__ = ()
+
+    def encode(self, *_: object) -> bytes:
+        return b"\xff"
+
+
+def test_a_record_that_the_library_cannot_read_stops_the_daemon_behind_its_elders(
+    kafka: KafkaHarness,
+) -> None:
+    topics = kafka.topics(1)
+    kafka.produce(topics.input, b"elder")
+    kafka.produce(topics.input, b"unreadable", headers=((NotUtf8("name"), b""),))
+    kafka.produce(topics.input, b"younger")
+    broker = kafka.open(topics)
+    (elder,) = take(kafka, broker, 1)
+    assert broker.poll(10, 0.5) == []
+    assert broker.poll(10, 0.5) == []
+    broker.commit(predicted([elder]))
+    with pytest.raises(Stop, match=f"{topics.input}/0/1 cannot be read .*utf-8") as stop:
+        take(kafka, broker, 1)
+    assert stop.value.code is Exit.GIVEN_UP
+    assert kafka.committed(topics) == {0: 1 + elder.position.offset}
+
+
 def test_a_group_that_begins_at_the_latest_has_that_in_writing(kafka: KafkaHarness) -> None:
     topics = kafka.topics(partitions=1)
     kafka.produce(topics.input, b"before")
