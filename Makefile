@@ -3,7 +3,6 @@
 SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
-LENGTH ?= 1200
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
 
@@ -57,6 +56,7 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PURE:%=--cov=%) --cov-branch --cov-report=term-missing --cov-fail-under=100
 
+chaos: LENGTH ?= 1200
 .PHONY: chaos
 chaos: setup maven model_store/fmnist.mar ## 20 minutes of kills, zombies and broken servers; LENGTH=1200 SEED=…
 	$(BIN)/python -m tools.chaos --duration $(LENGTH) $(if $(SEED),--seed $(SEED))
@@ -65,6 +65,19 @@ chaos: setup maven model_store/fmnist.mar ## 20 minutes of kills, zombies and br
 chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes
 	$(BIN)/python -m tools.chaos.controls
 	$(BIN)/python -m tools.chaos.link
+
+.PHONY: outage
+outage: setup maven model_store/fmnist.mar ## TorchServe away for a minute under load; RATE=240
+	$(BIN)/python -m tools.chaos.outage $(if $(RATE),--rate $(RATE))
+
+.PHONY: killer
+killer: setup maven archive ## an image that kills the worker, in a full pack
+	$(BIN)/python -m tools.chaos.killer
+
+soak: LENGTH ?= 600
+.PHONY: soak
+soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600
+	$(BIN)/python -m tools.chaos.soak --length $(LENGTH)
 
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each

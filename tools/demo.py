@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -165,6 +166,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, default=1000, help="test images (default: 1000)")
     parser.add_argument("--output", type=Path, default=ROOT / "run" / "demo.json")
     asked = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     with tempfile.TemporaryDirectory(prefix="fmnist-demo-") as scratch:
         try:
             found = run(asked.limit, Path(scratch))

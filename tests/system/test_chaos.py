@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import missing
-from tools.chaos import link
+from tools.chaos import killer, link
 from tools.stack import ARCHIVE, ROOT, StackError, TorchServe
 from tools.stack_kafka import libraries
 
@@ -51,3 +51,13 @@ def test_a_request_that_comes_20_seconds_late_touches_no_later_transaction(
     server: TorchServe, tmp_path: Path, name: str
 ) -> None:
     assert link.run(link.CASES[name], server, 20.0, link.DEFENDED, tmp_path) == {}
+
+
+@pytest.mark.usefixtures("_servers")
+def test_an_image_that_kills_the_worker_is_the_only_dead_letter(tmp_path: Path) -> None:
+    verdict = killer.run(40.0, tmp_path, print)
+    found = verdict.found
+    assert (found["dead_letters"], found["lost"], found["doubled"]) == (1, 0, 0)
+    assert (found["reason"], found["attempts"]) == ("failed", 3)
+    # A worker that comes back later than the relay waits costs its neighbours trials of their own.
+    assert verdict.passed or found["longest_call_seconds"] >= killer.WAITS, verdict.table()

@@ -21,7 +21,6 @@ import requests
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 from PIL import Image
 
-from tools.archive import pack
 from tools.exported import classes, first_images, first_labels
 from tools.stack import ROOT, Process, TorchServe, free_ports, on_free_ports
 
@@ -295,29 +294,6 @@ def test_a_wrong_address_waits_and_warns_and_blames_no_record(
     assert drained(daemon) == 0
     assert "Left 10 records without a commit" in daemon.tail()
     assert site.read(site.topics[1], 0) == site.read(site.topics[2], 0) == []
-
-
-@pytest.fixture(scope="module")
-def deadly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServe]:
-    """A server whose worker dies of an image that is white all over."""
-    folder = tmp_path_factory.mktemp("deadly")
-    handler = ROOT / "tests" / "system" / "deadly_handler.py"
-    with TorchServe(pack(ROOT / "build" / "archive", folder, "deadly", handler)) as running:
-        yield running
-
-
-def test_an_image_that_kills_the_worker_is_the_only_dead_letter(
-    site: Site, deadly: TorchServe
-) -> None:
-    killer = png(np.full((28, 28), 255, np.uint8))
-    records: list[Any] = [(0, b"%d" % i, BOOT, []) for i in range(512)]
-    records[200] = (0, b"killer", killer, [])
-    site.produce(records)
-    site.daemon(deadly.url, "--pack", "64", "--in-flight", "8", "--tries", "2")
-    (letter,) = site.read(site.topics[2], 1, within=400)
-    assert (letter.key, letter.value) == (b"killer", killer)
-    assert dict(letter.headers)["connector.reason"] == b"failed"
-    assert len(site.read(site.topics[1], 511)) == 511
 
 
 def test_the_token_is_read_from_the_key_file_and_again_when_it_was_renewed(

@@ -208,8 +208,9 @@ class Found(NamedTuple):
 
 
 def test_what_is_no_picture_has_to_become_a_dead_letter() -> None:
-    assert [due(Found(one), (9, 1)) for one in PICTURES] == [Fate(b"7", 9), Fate(b"7", 1)]
-    assert {due(Found(one), (9, 1)) for one in POISON} == {Fate(b"7", None)}
+    classes = dict(zip(PICTURES, (9, 1), strict=True))
+    assert [due(Found(one), classes) for one in PICTURES] == [Fate(b"7", 9), Fate(b"7", 1)]
+    assert {due(Found(one), classes) for one in POISON} == {Fate(b"7", None)}
 
 
 def test_an_outcome_names_its_record() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import secrets
 import sys
 from pathlib import Path
@@ -11,7 +10,8 @@ from pathlib import Path
 from tools.chaos import controls
 from tools.chaos.run import run
 from tools.chaos.scene import Settings
-from tools.stack import ROOT, StackError
+from tools.chaos.verdict import concluded, logs_of
+from tools.stack import ROOT
 
 
 def say(text: str) -> None:
@@ -44,26 +44,8 @@ def main(argv: list[str] | None = None) -> int:
         partitions=asked.partitions,
         relays=asked.relays,
     )
-    folder = empty(asked.output.parent / f"{asked.output.stem}-logs")
-    try:
-        found = run(settings, folder, say)
-    except StackError as error:
-        say(str(error))
-        return 69
-    except KeyboardInterrupt:
-        say("stopped; nothing is left running")
-        return 130
-    asked.output.write_text(json.dumps(found.figures(), indent=2) + "\n")
-    print(found.table())
-    return 0 if found.passed else 1
-
-
-def empty(folder: Path) -> Path:
-    """Return a folder for the relays' logs, without those of an earlier run."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for log in folder.glob("*.log"):
-        log.unlink()
-    return folder
+    folder = logs_of(asked.output)
+    return concluded(lambda: run(settings, folder, say), asked.output, say)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class Settings:
     """What is run. Times are in seconds.
 
     `counts`: how many faults to reach; None: as many as belong to the duration. `delay`: before
-    each answer of the service, so that the relays hold records whenever they are struck.
+    each answer of the service, so that the relays hold records whenever they are struck;
+    `proxied`: whether there is anybody in between who could do that and answer badly.
     `patience`: so long without an outcome after the load, and what is missing counts as lost.
     `program`: what `python -m` starts as a relay. `hasty`: the first outcome that is one too many
     ends the run.
@@ -50,6 +51,7 @@ class Settings:
     relays: int = 3
     poison: float = 0.005
     delay: float = 0.3
+    proxied: bool = True
     patience: float = 90.0
     program: tuple[str, ...] = ("connectors",)
     hasty: bool = False
@@ -101,7 +103,8 @@ class Scene:
         )
         feeder = Feeder(servers, TOPICS.images, load, settings.rate)
         stack.callback(feeder.close)
-        argv, exits = relay_argv(settings.program, servers, proxy.url), Counter[int]()
+        url = proxy.url if settings.proxied else server.url
+        argv, exits = relay_argv(settings.program, servers, url), Counter[int]()
         guest = Guest("guest", argv, folder, exits)
         seats = [Seat(f"seat-{one}", argv, folder, exits) for one in range(settings.relays)]
         for seat in (*seats, guest):
@@ -182,7 +185,7 @@ def relay_argv(program: Sequence[str], servers: str, url: str) -> list[str]:
     return [sys.executable, "-m", *program, "kafka", *flags]
 
 
-def classes(server: TorchServe) -> list[int]:
+def classes(server: TorchServe) -> dict[bytes, int]:
     """What the model says of each picture, asked alone and with nothing in between."""
     asked = (requests.post(server.url, data=one, timeout=20).json() for one in PICTURES)
-    return [int(answer["class"]) for answer in asked]
+    return {one: int(said["class"]) for one, said in zip(PICTURES, asked, strict=True)}

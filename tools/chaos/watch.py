@@ -12,10 +12,9 @@ from kafka import KafkaAdminClient, KafkaConsumer, TopicPartition
 from kafka.errors import KafkaError
 
 from tools.chaos.ledger import Fate, Ledger, Pulse, Source
-from tools.chaos.load import PICTURES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping
 
 Found = Any  # a ConsumerRecord of kafka-python, which ships no types
 
@@ -28,10 +27,9 @@ class Topics(NamedTuple):
     dead: str = "images.dead"
 
 
-def due(found: Found, classes: Sequence[int]) -> Fate:
+def due(found: Found, classes: Mapping[bytes, int]) -> Fate:
     """What has to become of an input record; `classes`: what the model says of each picture."""
-    known = dict(zip(PICTURES, classes, strict=True))
-    return Fate(found.key, known.get(found.value))
+    return Fate(found.key, classes.get(found.value))
 
 
 def result(found: Found) -> tuple[Source, Fate]:
@@ -52,7 +50,7 @@ class Watch:
     """Fills a ledger from a thread of its own, and notes how long nothing came out."""
 
     def __init__(
-        self, servers: str, topics: Topics, partitions: int, classes: Sequence[int]
+        self, servers: str, topics: Topics, partitions: int, classes: Mapping[bytes, int]
     ) -> None:
         self.ledger = Ledger()
         self.pulse = Pulse(time.monotonic())
@@ -118,6 +116,26 @@ def _consumer(servers: str) -> KafkaConsumer:
         request_timeout_ms=10_000,
         reconnect_backoff_max_ms=1_000,
     )
+
+
+def whole(servers: str, topic: str, isolation: str = "read_committed") -> list[Found]:
+    """Everything that is in a topic now."""
+    reader = KafkaConsumer(
+        bootstrap_servers=servers, isolation_level=isolation, enable_auto_commit=False
+    )
+    try:
+        places = [TopicPartition(topic, one) for one in reader.partitions_for_topic(topic)]
+        reader.assign(places)
+        reader.seek_to_beginning(*places)
+        return list(_until(reader, reader.end_offsets(places)))
+    finally:
+        reader.close(timeout_ms=5_000)
+
+
+def _until(reader: KafkaConsumer, ends: Mapping[TopicPartition, int]) -> Iterator[Found]:
+    while any(reader.position(place) < end for place, end in ends.items()):
+        for batch in reader.poll(500).values():
+            yield from batch
 
 
 def committed(servers: str, group: str) -> dict[int, int]:

@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 
     import fmnist_wire as wire
 
+WHITE = 255
+
 
 class DeadlyHandler(fmnist_handler.FmnistHandler):
     """Dies as a segmentation fault would make it: at once, without an answer."""
 
     def forward(self, images: Sequence[wire.Pixels]) -> wire.Row:
         """Predict, unless an image is white all over."""
-        if any(image.min() == 255 for image in images):
+        if any(image.min() == WHITE for image in images):
             os._exit(1)
         return super().forward(images)
