@@ -490,8 +490,13 @@ class Relay:
 
         Raises Stop at the limit of dead letters, before anything of that run is committed.
         """
-        due = self._deadline is not None or now >= self._commits.due_at
+        due = self._deadline is not None or now >= self._commit_at(now)
         return self._commits.begin(self._lanes.ready, now) if due and self._lanes.ready else []
+
+    def _commit_at(self, now: float) -> float:
+        """When what is ready is due; at once when a full window waits for nothing else."""
+        stalled = not self.room() and len(self._lanes.ready) == self._lanes.held
+        return now if stalled else self._commits.due_at
 
     def committed(self, now: float) -> None:
         """What `settled` returned last is committed."""
@@ -534,7 +539,7 @@ class Relay:
 
     def wake_at(self, now: float) -> float:
         """When there is next something to do, if nothing arrives and nothing is answered."""
-        commit = self._commits.due_at if self._lanes.ready else inf
+        commit = self._commit_at(now) if self._lanes.ready else inf
         if self._deadline is None:
             return min(commit, self._send_at(now))
         return now if self._lanes.ready else min(self._deadline, self._send_at(now))

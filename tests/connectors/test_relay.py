@@ -233,6 +233,19 @@ class TestCommit:
         assert relay.tally.commits == 1
         assert relay.tally.commit_seconds == 2.0
 
+    def test_a_full_window_that_waits_for_nothing_else_is_committed_at_once(self) -> None:
+        relay = make(window=2, commit_interval=1.0)
+        relay.receive(rejected("a"), 0.0)
+        relay.settled(0.0)
+        relay.committed(5.0)
+        relay.receive([*rejected("b"), *images("c")], 5.0)
+        request = only(relay.requests(5.0))
+        assert relay.settled(5.0) == []
+        assert relay.wake_at(5.0) == 20.0
+        relay.answer(request, [Prediction({})], 6.0)
+        assert relay.wake_at(6.0) == 6.0
+        assert ids(relay.settled(6.0)) == ["b", "c"]
+
     def test_what_settles_during_a_commit_is_left_for_the_next(self) -> None:
         relay = make(commit_interval=0.0)
         relay.receive(rejected("a"), 0.0)
