@@ -192,6 +192,13 @@ MUTANTS = (
         "the server's queue fills with requests that nobody waits for any more",
     ),
     Mutant(
+        "rest-with-a-full-window",
+        RELAY,
+        "        return now if stalled else self._commits.due_at\n",
+        "        return self._commits.due_at\n",
+        "a full window without a question left waits out the rest after a commit",
+    ),
+    Mutant(
         "limit-judged-after-the-commit",
         RELAY,
         "self._future = self._history.followed_by(batch)\n",
