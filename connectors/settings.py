@@ -37,6 +37,9 @@ PREFIX = "CONNECTOR_"
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}$")]
+"""Of a topic or a subscription of Pub/Sub (https://cloud.google.com/pubsub/docs/pubsub-basics)."""
+
 Condition = Annotated[
     str, Field(pattern=r"^(id|reason|key|header\.[^=]+)=", min_length=4, max_length=100)
 ]
@@ -235,6 +238,44 @@ class KafkaSettings(Daemon):
         return file.read_text(encoding="utf-8").rstrip("\r\n") if file else None
 
 
+class PubSubSettings(Daemon):
+    """Pub/Sub."""
+
+    project: str = Field(
+        default_factory=lambda: os.environ.get("GOOGLE_CLOUD_PROJECT", ""),
+        description="Google Cloud project (default: GOOGLE_CLOUD_PROJECT)",
+        pattern="^[^/ ]+$",
+    )
+    subscription: Id = Field(default="", description="images in")
+    input_topic: Id = Field(default="", description="the topic of that subscription")
+    output_topic: Id = Field(default="", description="predictions out")
+    dead_letter_topic: Id = Field(
+        default_factory=lambda known: known["subscription"] and f"{known['subscription']}-dead",
+        description="records without a prediction (default: <subscription>-dead)",
+    )
+    dead_letter_subscription: Id = Field(
+        default_factory=lambda known: known["dead_letter_topic"],
+        description="keeps the dead letters (default: the id of the dead-letter topic)",
+    )
+    output_subscription: Id = Field(default="", description="keeps the predictions, for listeners")
+    create: bool = Field(
+        default=False, description="make the topics and subscriptions that are missing"
+    )
+    ack_deadline: int = Field(
+        default=60,
+        ge=10,
+        le=600,
+        description="seconds until an unanswered record comes again, of what --create makes",
+    )
+
+    @model_validator(mode="after")
+    def _there_is_a_project(self) -> Self:
+        if not self.project:
+            msg = "project is required: give --project, or set GOOGLE_CLOUD_PROJECT"
+            raise ValueError(msg)
+        return self
+
+
 class Send(Settings):
     """What to send."""
 
@@ -272,6 +313,27 @@ class RunKafka(KafkaSettings):
     @model_validator(mode="after")
     def _topics_differ(self) -> Self:
         if len({self.input_topic, self.output_topic, self.dead_letter_topic}) < 3:  # noqa: PLR2004 - the three named here
+            msg = "input_topic, output_topic and dead_letter_topic must be three different topics"
+            raise ValueError(msg)
+        return self
+
+
+class RunPubSub(PubSubSettings):
+    """Relay images from a Pub/Sub subscription to the inference API, and its predictions on.
+
+    Example: python -m connectors pubsub --project mine --subscription images --output-topic results
+    """
+
+    subscription: Id = Field(description="images in")
+    output_topic: Id = Field(description="predictions out")
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        if self.create and not self.input_topic:
+            msg = "input_topic is needed by --create: a missing subscription is made of it"
+            raise ValueError(msg)
+        topics = [self.input_topic, self.output_topic, self.dead_letter_topic]
+        if len(set(topics)) < len(topics):
             msg = "input_topic, output_topic and dead_letter_topic must be three different topics"
             raise ValueError(msg)
         return self
