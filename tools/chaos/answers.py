@@ -71,6 +71,9 @@ class AnswerProxy(ThreadingHTTPServer):
         """Answer the next `count` requests so."""
         self._ordered.extend([bad] * count)
 
+    def note(self, body: bytes) -> None:
+        """Take notice of what is asked, bad answer or not: here, of nothing."""
+
     def next_bad(self) -> Bad | None:
         """What the next request gets instead of an answer; None: it is passed on."""
         try:
@@ -109,6 +112,7 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.note(body)
         bad = self.server.next_bad()
         self.server.over.wait(PATIENCE / 2 if bad == "timeout" else self.server.delay)
         if bad in REPLIES:
