@@ -73,6 +73,8 @@ def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
         (["send", "kafka"], ("send", "kafka", [])),
         (["listen", "kafka"], ("listen", "kafka", [])),
         (["dlq", "list", "kafka", "--limit", "1"], ("dlq list", "kafka", ["--limit", "1"])),
+        (["pubsub", "--pack", "1"], ("run", "pubsub", ["--pack", "1"])),
+        (["dlq", "list", "pubsub"], ("dlq list", "pubsub", [])),
     ],
 )
 def test_a_command_is_a_verb_and_a_broker(
@@ -95,7 +97,7 @@ def test_help_shows_commands_examples_and_exit_codes(capsys: pytest.CaptureFixtu
         main(["--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for part in ("listen kafka", "Examples:", "78 do not start again"):
+    for part in ("listen kafka", "pubsub", "Examples:", "78 do not start again"):
         assert part in shown
 
 
@@ -462,8 +464,11 @@ def test_a_library_complains_of_the_same_thing_once_in_a_while() -> None:
         record.created = second
         return seldom.filter(record)
 
-    assert [passes("kafka.net", 1, second) for second in (0.0, 29.0, 31.0)] == [True, False, True]
-    assert passes("kafka.net", 2, 31.0)
+    for library in ("kafka.net", "google.cloud.pubsub_v1", "grpc"):
+        times = (0.0, 29.0, 31.0)
+        seldom = program.Seldom()
+        assert [passes(library, 1, second) for second in times] == [True, False, True]
+        assert passes(library, 2, 31.0)
     assert [passes("connectors", 1, 31.0) for _ in range(2)] == [True, True]
 
 
