@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 LONGEST_SILENCE = 60.0
-"""Seconds without an outcome, while records wait, that are too long."""
+"""Seconds without an outcome, while records wait, from which on it is too long."""
 
 EXPECTED_EXITS = {69, 75}
 """By itself a relay ends when Kafka is away at its start, and when it was fenced (a zombie)."""
@@ -35,6 +35,7 @@ class Report:
     exits: dict[int, int]  # of relays that ended by themselves, by code
     findings: dict[str, int]
     examples: dict[str, str] = field(default_factory=dict)
+    silence: float = LONGEST_SILENCE
 
     @property
     def kept(self) -> bool:
@@ -56,7 +57,7 @@ class Report:
                 yield f"a relay ended by itself with {code}, {count} times"
 
     def _silence(self) -> Iterator[str]:
-        if self.longest_silence > LONGEST_SILENCE:
+        if self.longest_silence > self.silence:
             yield f"no outcome for {self.longest_silence:.0f} s while records waited"
 
     @property

@@ -1,0 +1,29 @@
+"""What a case has shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from tools.chaos.report import Report
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@dataclass(kw_only=True)
+class CaseReport(Report):
+    """What happened. `doubled`: outcomes that repeat one; `asked`: images, repeated ones too."""
+
+    promise: ClassVar = "at least once"
+
+    case: str
+    doubled: int
+    asked: int
+    asked_again: int
+
+    def _rows(self) -> Iterator[tuple[str, object]]:
+        yield "case", self.case
+        yield from super()._rows()
+        yield "doubled, with equal ids", f"{self.doubled:,}"
+        yield f"asked again (of {self.asked:,} images)", f"{self.asked_again:,}"
