@@ -20,6 +20,7 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcTranspor
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from google.pubsub_v1.types import Subscription, Topic
 
+from tools import emulator_repair
 from tools.stack import Process, StackError, check_free, free_ports, java_environment
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Emulation:
         """Return the ids of the topics that are there."""
         with self._channel() as channel:
             client = PublisherClient(transport=PublisherGrpcTransport(channel=channel))
-            found = client.list_topics(project=f"projects/{self.project}", timeout=CALL)
+            name = f"projects/{self.project}"
+            found = client.list_topics(project=name, retry=None, timeout=CALL)
             return [topic.name.rpartition("/")[2] for topic in found]
 
     def create_topic(self, name: str) -> None:
@@ -147,9 +149,13 @@ class Emulator(Emulation):
             check_free(self.port)
             self.folder.mkdir(parents=True, exist_ok=True)
             self.process = Process(
-                [str(program()), "--host=127.0.0.1", f"--port={self.port}"],
+                [
+                    *emulator_repair.command(program(), self.folder),
+                    "--host=127.0.0.1",
+                    f"--port={self.port}",
+                ],
                 self.folder / "pubsub.log",
-                env=java_environment() | {"JAVA_OPTS": "-Xmx1g -XX:-UsePerfData"},
+                env=java_environment() | {"JDK_JAVA_OPTIONS": "-Xmx1g -XX:-UsePerfData"},
             )
             undo.callback(self.kill)  # it has nothing to put in order
             self.start()
