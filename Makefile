@@ -4,6 +4,9 @@ SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
 LENGTH ?= 1200
+BROKER ?= kafka
+# What a broker needs besides: Maven fetches Kafka; Pub/Sub's emulator comes with Google's SDK.
+kafka := maven
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
 
@@ -35,12 +38,12 @@ maven:
 	@tools/setup.sh maven
 
 .PHONY: demo
-demo: setup maven model_store/fmnist.mar ## 1,000 images through Kafka, TorchServe and back; leaves nothing running
-	$(BIN)/python -m tools.demo
+demo: setup $($(BROKER)) model_store/fmnist.mar ## 1,000 images through broker, TorchServe and back; BROKER=kafka, pubsub
+	$(BIN)/python -m tools.demo --broker $(BROKER)
 
 .PHONY: up
-up: setup maven model_store/fmnist.mar ## Kafka, TorchServe and the connector in the background
-	@$(BIN)/python -m tools.up start
+up: setup $($(BROKER)) model_store/fmnist.mar ## broker, TorchServe and connector in the background; BROKER=kafka, pubsub
+	@$(BIN)/python -m tools.up start --broker $(BROKER)
 
 .PHONY: down
 down: ## end what `make up` started
