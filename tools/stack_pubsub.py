@@ -30,6 +30,7 @@ HOST = "PUBSUB_EMULATOR_HOST"
 """The variable that Google's client libraries follow."""
 
 PROGRAM = "cloud-pubsub-emulator"
+PACKAGED = Path("/usr/lib/google-cloud-sdk")  # where Google's packages for Linux put it
 WITHIN_SDK = Path("platform", "pubsub-emulator", "bin", PROGRAM)
 CALL = 10.0  # seconds for one call
 
@@ -39,8 +40,9 @@ def program() -> Path:
     named = os.environ.get("PUBSUB_EMULATOR")
     if named and not os.access(named, os.X_OK):
         raise StackError(f"PUBSUB_EMULATOR={named} is no program: correct it, or unset it")
-    for found in map(Path, filter(None, [named, shutil.which(PROGRAM)])):
-        return found
+    found = named or shutil.which(PROGRAM)
+    if found:
+        return Path(found)
     for sdk in _sdks():
         if (sdk / WITHIN_SDK).exists():
             return sdk / WITHIN_SDK
@@ -56,7 +58,7 @@ def _sdks() -> Iterator[Path]:
     gcloud = shutil.which("gcloud")
     if gcloud:
         yield Path(gcloud).resolve().parent.parent
-    yield Path("/usr/lib/google-cloud-sdk")
+    yield PACKAGED
     yield Path.home() / "google-cloud-sdk"
 
 
