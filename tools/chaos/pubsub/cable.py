@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CHUNK = 1 << 16
 PATIENCE = 10.0  # seconds
+LOOK = 0.1  # seconds between two looks for a connection
 
 
 class Wire:
@@ -95,6 +96,11 @@ class Cable:
             if not self._whole:
                 wire.cut()
 
+    def carries(self) -> bool:
+        """Say whether there is any connection now."""
+        with self._lock:
+            return any(not wire.over() for wire in self._wires)
+
     def cut(self) -> int:
         """End all connections, and each new one, until `mend`; return how many there were."""
         with self._lock:
@@ -110,7 +116,9 @@ class Cable:
             self._whole = True
 
     def suffer(self, fault: Fault, over: threading.Event) -> bool:
-        """See `Victim`: it happened if there was something to cut."""
+        """See `Victim`: it waits for something to cut, since clients are slow to come back."""
+        while not self.carries() and not over.wait(LOOK):
+            pass
         happened = self.cut() > 0
         over.wait(max(0.0, fault.seconds))
         self.mend()
