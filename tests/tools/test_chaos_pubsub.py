@@ -202,6 +202,11 @@ def test_one_broken_promise_is_enough(finding: str) -> None:
     assert not replace(GOOD, findings={finding: 1}).passed
 
 
+def test_kills_that_found_nobody_at_work_do_not_pass() -> None:
+    assert not replace(GOOD, asked_again=0).passed
+    assert replace(GOOD, wanted={}, faults={}, asked_again=0).passed
+
+
 def test_a_longer_silence_is_allowed_where_the_service_is_slow() -> None:
     silent = replace(GOOD, longest_silence=150.0)
     assert not silent.passed

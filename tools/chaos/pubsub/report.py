@@ -22,6 +22,11 @@ class CaseReport(Report):
     asked: int
     asked_again: int
 
+    def _missing(self) -> Iterator[str]:
+        yield from super()._missing()
+        if self.wanted.get("relay killed") and not self.asked_again:
+            yield "the kills found no relay at work: nothing was asked again"
+
     def _rows(self) -> Iterator[tuple[str, object]]:
         yield "case", self.case
         yield from super()._rows()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -17,6 +18,7 @@ from tools.chaos.pubsub.watch import PubSubWatch
 from tools.chaos.scene import Scene, Settings
 from tools.chaos.victims import Seat, Victim
 from tools.chaos.watch import Topics
+from tools.demo import await_relaying
 from tools.stack_pubsub import HOST, Emulator
 
 if TYPE_CHECKING:
@@ -106,6 +108,16 @@ class PubSubScene(Scene):
             cable=cable,
         )
 
+    def begin(self) -> None:
+        """See `Scene`; first the relays make themselves ready, so that kills find them at work."""
+        for seat in self.seats:
+            seat.take()
+        for seat in self.seats:
+            await_relaying(seat.process)
+        self.watch.start()
+        self.started = time.monotonic()
+        self.feeder.start()
+
     def struck(self) -> dict[Kind, Sequence[Victim]]:
         """See `Scene`."""
         return {"relay killed": self.seats, "stream cut": [self.cable]}
@@ -115,4 +127,5 @@ def relay_argv(case: Case, project: str, url: str) -> list[str]:
     """The command of a relay."""
     flags = ["--project", project, "--subscription", TOPICS.images]
     flags += ["--output-topic", TOPICS.predictions, "--dead-letter-topic", TOPICS.dead]
+    flags += ["--ack-deadline", str(ACK_DEADLINE)]
     return [sys.executable, "-m", *case.program, "pubsub", *flags, "--url", url, *case.flags]
