@@ -87,6 +87,7 @@ LAWS = [
             "connectors.errors",
             "connectors.settings",
             "connectors.brokers.kafka",
+            "connectors.brokers.delivery",
         },
         {"kafka"},
         CLOCKS - {"time"},  # how long a new cluster is waited for
