@@ -191,8 +191,10 @@ def _open_broker(settings: Settings) -> Broker:
             return KafkaBroker(settings, codec.encode)
         case PubSubSettings():
             from .brokers.pubsub import PubSubBroker  # noqa: PLC0415
+            from .brokers.pubsub_operations import complete  # noqa: PLC0415
 
-            return PubSubBroker(_complete(settings), codec.encode)
+            complete(settings)
+            return PubSubBroker(settings, codec.encode)
     raise _no_broker(settings)
 
 
@@ -205,7 +207,7 @@ def _open_publisher(settings: Settings) -> Publisher:
         case PubSubSettings():
             from .brokers import pubsub  # noqa: PLC0415
 
-            return pubsub.open_publisher(_complete(settings))
+            return pubsub.open_publisher(_created(settings))
     raise _no_broker(settings)
 
 
@@ -219,7 +221,7 @@ def _open_reader(settings: Listen) -> Reader:
             from .brokers import pubsub  # noqa: PLC0415
 
             topic = settings.output_topic
-            return pubsub.open_reader(_complete(settings), topic, settings.from_beginning)
+            return pubsub.open_reader(_created(settings), topic, settings.from_beginning)
     raise _no_broker(settings)
 
 
@@ -232,7 +234,7 @@ def _open_letters(settings: Letters) -> Archive:
         case PubSubSettings():
             from .brokers import pubsub_operations  # noqa: PLC0415
 
-            return pubsub_operations.open_letters(_complete(settings))
+            return pubsub_operations.open_letters(_created(settings))
     raise _no_broker(settings)
 
 
@@ -246,7 +248,7 @@ def _open_replay(settings: Replay) -> Backlog:
         case PubSubSettings():
             from .brokers import pubsub_operations  # noqa: PLC0415
 
-            whole = _complete(settings)
+            whole = _created(settings)
             return pubsub_operations.open_replay(whole, settings.name, deadletters.encode)
     raise _no_broker(settings)
 
@@ -267,8 +269,8 @@ def _checks(settings: Check) -> list[Asked]:
     raise _no_broker(settings)
 
 
-def _complete(settings: PubSubSettings) -> PubSubSettings:
-    """The same, when all that they name is there: `--create` makes what is missing."""
+def _created(settings: PubSubSettings) -> PubSubSettings:
+    """The same; what they name and is missing has been made, if `--create` said so."""
     from .brokers.pubsub_operations import create  # noqa: PLC0415
 
     if settings.create:

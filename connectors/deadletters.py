@@ -79,6 +79,9 @@ def described(letter: Record) -> dict[str, Any]:
 
 def source(letter: Record) -> str:
     """The id of the record that the letter was; its own, when the headers do not tell."""
+    told = header(letter, "connector.id")
+    if told:
+        return told.decode("utf-8", "replace")
     names = ("topic", "partition", "offset")
     found = [header(letter, f"__connect.errors.{name}") for name in names]
     return "/".join(str(_text(part)) for part in found) if all(found) else letter.id
@@ -280,8 +283,8 @@ def encode(settled: Settled) -> Message | None:
             return restored(settled.record, body["replay"])
         case Rejection(_, detail):
             raise Stop(
-                f"{settled.record.id} cannot go back ({detail}): raise that topic's "
-                "max.message.bytes, or leave it out by --where",
+                f"{settled.record.id} cannot go back ({detail}): let that topic take larger "
+                "messages, or leave it out by --where",
                 Exit.GIVEN_UP,
             )
     return None
