@@ -88,6 +88,7 @@ def asked(**more: Any) -> ReplayKafka:  # noqa: ANN401 - any field
 def test_the_source_is_named_by_the_headers_or_it_is_the_letter_itself() -> None:
     assert source(buried()) == "images/3/1042"
     assert source(record()) == "images/3/1042"
+    assert source(record(("connector.id", b"images/17"))) == "images/17"
     foreign = Record("images.dead/0/7", b"", None, ORIGIN[:2], 0, None, None)
     assert source(foreign) == "images.dead/0/7"
 
