@@ -1,10 +1,19 @@
-"""Google's Pub/Sub emulator 0.8.20 does not notice that a client is gone; this mends it.
+"""Google's Pub/Sub emulator 0.8.20 is not like Pub/Sub when a client is gone; this mends it.
 
-Its jar holds a gRPC that calls `InternalStatus.asRuntimeException(Status, Metadata, boolean)` when
-a stream is cancelled or its connection breaks, and an InternalStatus without that method (grpc-java
-renamed it). So the server dies in the middle of closing, goes on sending to streams that nobody
-reads, and an ordering key whose reader is gone never comes again. A copy of that one class, made
-from the jar's own with the method added, goes in front of it on the class path.
+It does not notice. Its jar holds a gRPC that calls
+`InternalStatus.asRuntimeException(Status, Metadata, boolean)` when a stream is cancelled or its
+connection breaks, and an InternalStatus without that method (grpc-java renamed it). So the server
+dies in the middle of closing, goes on sending to streams that nobody reads, and an ordering key
+whose reader is gone never comes again. A copy of that one class, made from the jar's own with the
+method added, goes in front of it on the class path.
+
+And what it notices it takes too lightly. When a stream ends, its ordering keys are free at once:
+another stream gets their later messages while the earlier ones are still leased. The service sends
+a key to one subscriber as long as messages of it are outstanding there, that is until they are
+acknowledged or their leases have run out
+(https://medium.com/google-cloud/google-cloud-pub-sub-ordered-delivery-1e4181f60bc8, "affinity").
+The emulator would do so, too, did it not forget whose the key was: the copy of a second class
+remembers.
 """
 
 from __future__ import annotations
@@ -14,10 +23,13 @@ import struct
 import zipfile
 from typing import TYPE_CHECKING
 
+from tools.stack import StackError
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-CLASS = "io/grpc/InternalStatus.class"
+STATUS = "io/grpc/InternalStatus.class"
+BACKLOG = "com/google/cloud/pubsub/testing/v1/OrderedMessageBacklog.class"
 MISSING = b"asRuntimeException"
 THERE = b"asRuntimeExceptionWithoutStacktrace"
 RETURNS = b"Lio/grpc/StatusRuntimeException;"
@@ -33,14 +45,30 @@ def command(program: Path, folder: Path) -> list[str]:
     for jar in program.resolve().parent.parent.glob("lib/cloud-pubsub-emulator-*-all.jar"):
         with zipfile.ZipFile(jar) as content:
             manifest = content.read("META-INF/MANIFEST.MF").decode()
-            found = content.read(CLASS)
+            found = {name: content.read(name) for name in (STATUS, BACKLOG)}
         main = re.search(r"^Main-Class: (\S+)", manifest, re.MULTILINE)
-        if main and lacks(found):
-            target = folder / "mended" / CLASS
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(mended(found))
+        if main and lacks(found[STATUS]):
+            _write(folder / "mended" / STATUS, mended(found[STATUS]))
+            _write(folder / "mended" / BACKLOG, remembering(found[BACKLOG]))
             return ["java", "-cp", f"{folder / 'mended'}:{jar}", main[1]]
     return [str(program)]
+
+
+def _write(target: Path, code: bytes) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(code)
+
+
+def remembering(code: bytes) -> bytes:
+    """The backlog without `iterator.remove()` at the end of the loop of onStreamingPullCompleted.
+
+    It is asked for at this place only: aload_3, invokeinterface (5 bytes), goto 46 bytes back.
+    """
+    forgets = re.compile(rb"\x2d\xb9..\x01\x00(?=\xa7\xff\xd2)", re.DOTALL)
+    remembers, count = forgets.subn(bytes(6), code)  # nop is 0
+    if count != 1:
+        raise StackError(f"this emulator is not the one that is known here: {count} places to mend")
+    return remembers
 
 
 def lacks(code: bytes) -> bool:
