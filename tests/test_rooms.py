@@ -93,6 +93,18 @@ LAWS = [
         CLOCKS - {"time"},  # how long a new cluster is waited for
     ),
     Law(
+        "connectors/brokers/pubsub_operations.py",
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.settings",
+            "connectors.brokers.pubsub",
+            "connectors.brokers.delivery",
+        },
+        {"google"},
+        CLOCKS - {"time", "os"},  # the broker's clock; which emulator the library follows
+    ),
+    Law(
         "connectors/deadletters.py",
         {"connectors.records", "connectors.errors", "connectors.settings"},
         set(),

@@ -249,6 +249,19 @@ def test_nobody_else_sees_what_is_looked_at(emulation: Emulation, site: dict[str
     others.close()
 
 
+def test_a_letter_is_held_for_the_longest_that_pubsub_gives(
+    emulation: Emulation, site: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert operations.LEASE == 600
+    bury(emulation, site, "failed")
+    settings = ListDeadPubSub(**site)
+    mine, others = operations.open_letters(settings), operations.open_letters(settings)
+    monkeypatch.setattr(operations, "LEASE", 0)  # over at once, if it is what was asked for
+    assert [len(one.read(0)) for one in (mine, others)] == [1, 1]
+    mine.close()
+    others.close()
+
+
 def test_the_value_of_one_letter_is_written_to_a_file(
     emulation: Emulation,
     site: dict[str, Any],
