@@ -77,10 +77,10 @@ PASSING = (
 CALL = 10.0
 """Seconds for one question to the service."""
 
-PUBLISH = 15.0
-"""Seconds for publishing what is committed, new tries included."""
+PUBLISH, ATTEMPT = 8.0, 5.0
+"""Seconds for publishing what is committed, new tries included; and for one try."""
 
-ACKNOWLEDGE = 10.0
+ACKNOWLEDGE = 5.0
 """Seconds for the answers to acknowledgements."""
 
 AGAIN = Retry(if_exception_type(*PASSING), initial=0.1, maximum=1.0, timeout=CALL)
@@ -363,7 +363,7 @@ class _Post:
         )
         if timeout <= 0:
             raise google_errors.DeadlineExceeded("no time left")  # type: ignore[no-untyped-call]
-        self.client.publish(request, retry=AGAIN.with_timeout(timeout), timeout=CALL)
+        self.client.publish(request, retry=AGAIN.with_timeout(timeout), timeout=ATTEMPT)
 
     def close(self) -> None:
         """Drop what is not published, in bounded time."""
@@ -449,7 +449,7 @@ class PubSubBroker:
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
         """See `Broker.poll`; leases are extended whether it is called or not."""
-        if error := self._stream.error():
+        if error := self._stream.error(0.0 if limit else timeout):
             raise self._begin_again(error) from error
         taken = self._stream.take(limit, timeout)
         self._held |= {message.ack_id: message for message in taken}

@@ -102,13 +102,14 @@ class Stream:
         except queue.Full:
             self._overfull = True
 
-    def error(self) -> BaseException | None:
-        """Why nothing more will come, if that is so."""
+    def error(self, timeout: float = 0.0) -> BaseException | None:
+        """Why nothing more will come, if that is so within `timeout` seconds."""
         if self._overfull:
             return Overfull("more messages came than the window takes")
-        if not self._future.done():
+        try:
+            error: BaseException | None = self._future.exception(timeout=timeout)
+        except NotInTime:
             return None
-        error: BaseException | None = self._future.exception(timeout=0)
         return error or RuntimeError("the stream was closed")
 
     def take(self, limit: int, timeout: float) -> list[Untyped]:
