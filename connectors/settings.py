@@ -437,7 +437,8 @@ class PubSubSettings(Daemon):
         default=60,
         ge=10,
         le=600,
-        description="seconds until an unanswered record comes again, of what --create makes",
+        description="seconds until what a daemon held that died comes again; also that of the "
+        "subscriptions that --create makes",
     )
 
     @model_validator(mode="after")

@@ -177,8 +177,8 @@ def _topics(settings: PubSubSettings) -> list[str]:
 def _subscriptions(settings: PubSubSettings) -> list[_Wanted]:
     """Those that are named.
 
-    Dead letters are kept without ordering: with it, a letter hides the later ones of its key
-    until it is acknowledged.
+    Dead letters are kept without ordering: with it, those of a key that were taken hide the later
+    ones until they are acknowledged.
     """
     wanted = (
         _Wanted(settings.subscription, settings.input_topic, ordering=True),
@@ -444,11 +444,10 @@ def _ordering(settings: PubSubSettings) -> str:
 
 
 def _delivery(settings: PubSubSettings) -> str:
-    source = _source(settings)
-    once = "confirmed" if source.enable_exactly_once_delivery else "not confirmed"
+    confirmed = "" if _source(settings).enable_exactly_once_delivery else "not "
     return (
-        f"at least once, acknowledgements are {once}; what nobody answers comes again after "
-        f"{source.ack_deadline_seconds} s"
+        f"at least once, acknowledgements are {confirmed}confirmed; what a daemon held that died "
+        f"comes again within {settings.ack_deadline} s"
     )
 
 
@@ -473,7 +472,7 @@ def _keeping(settings: PubSubSettings) -> str:
     shelf = _as_it_is(settings, _subscriptions(settings)[1])
     if shelf.enable_message_ordering:
         return Advice(
-            f"make {name} anew, without message ordering, or `dlq` sees one letter of each key"
+            f"make {name} anew, without message ordering, or `dlq` may miss later letters of a key"
         )
     days = shelf.message_retention_duration.days
     if shelf.expiration_policy.ttl:
