@@ -63,7 +63,7 @@ log = logging.getLogger(__name__)
 
 ABSENT = (google_errors.NotFound,)
 REFUSED = (google_errors.Forbidden, google_errors.Unauthenticated, GoogleAuthError)
-UNFIT = (google_errors.InvalidArgument, google_errors.RequestRangeNotSatisfiable)
+UNFIT = (google_errors.InvalidArgument, google_errors.OutOfRange)
 PASSING = (
     google_errors.Aborted,
     google_errors.Cancelled,
@@ -449,14 +449,14 @@ class PubSubBroker:
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
         """See `Broker.poll`; leases are extended whether it is called or not."""
-        if error := self._stream.error(0.0 if limit else timeout):
-            raise self._begin_again(error) from error
+        self._require_stream(0.0 if limit else timeout)
         taken = self._stream.take(limit, timeout)
         self._held |= {message.ack_id: message for message in taken}
         return [record(self._settings.subscription, message) for message in taken]
 
     def commit(self, settled: Sequence[Settled]) -> None:
         """See `Broker.commit`; what does not fit its topic becomes a dead letter instead."""
+        self._require_stream()  # or what is published could not be acknowledged
         advice = "give --dead-letter-topic one that takes any message, without a schema"
         parcels = [Parcel(one.record, self._addressing.forms(one), advice) for one in settled]
         lost = self._post.publish(parcels)
@@ -467,6 +467,11 @@ class PubSubBroker:
         for error in failed:
             raise self._begin_again(error) from error
         self._backoff.reset()
+
+    def _require_stream(self, timeout: float = 0.0) -> None:
+        """Raise Rewound, or Stop, when the stream is broken or breaks within `timeout` seconds."""
+        if error := self._stream.error(timeout):
+            raise self._begin_again(error) from error
 
     def _begin_again(self, error: BaseException) -> Rewound:
         check(error, self._settings)

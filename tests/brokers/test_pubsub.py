@@ -16,6 +16,7 @@ from google.pubsub_v1 import PublisherClient
 from google.pubsub_v1.types import PubsubMessage
 
 from connectors.brokers import pubsub
+from connectors.brokers.delivery import Parcel
 from connectors.brokers.pubsub import (
     Outgoing,
     PubSubBroker,
@@ -24,7 +25,7 @@ from connectors.brokers.pubsub import (
     open_reader,
 )
 from connectors.errors import Exit, Rewound, Stop
-from connectors.records import Message, Prediction, Settled
+from connectors.records import Message, Prediction, Record, Settled
 from connectors.settings import PubSubSettings
 from tests.conftest import missing
 from tools.stack import StackError, free_ports
@@ -53,7 +54,7 @@ from .conformance import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from connectors.records import Broker, Headers, Record
+    from connectors.records import Broker, Headers
 
 pytestmark = [
     pytest.mark.system,
@@ -278,6 +279,17 @@ def test_an_emulator_that_is_not_there_stops_the_daemon_in_one_sentence(
     assert where in str(stop)
 
 
+def test_credentials_that_are_not_there_stop_the_daemon_in_one_sentence(
+    harness: PubSubHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = harness.topics()
+    monkeypatch.delenv(HOST)
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/nowhere/key.json")
+    stop = stopped(harness, topics)
+    assert stop.code is Exit.UNAVAILABLE
+    assert "/nowhere/key.json" in str(stop)
+
+
 def test_a_missing_topic_is_named_and_never_created(harness: PubSubHarness) -> None:
     there = harness.topics()
     stop = stopped(harness, Topics(there.input, "absent", there.dead))
@@ -341,6 +353,17 @@ def test_a_broken_stream_is_a_rewound_and_brings_everything_again(
     assert sorted(results) == sorted(names)
     for lane in (0, 1):
         assert [one for one in results if one in names[lane::2]] == names[lane::2]
+
+
+def test_what_a_broken_stream_brought_is_not_published(harness: PubSubHarness) -> None:
+    topics = harness.topics()
+    harness.send(topics.input, b"x")
+    broker = harness.open(topics)
+    records = take(harness, broker, 1)
+    break_stream(broker)
+    with pytest.raises(Rewound):
+        broker.commit(predicted(records))
+    assert harness.read_committed(topics.output) == []
 
 
 def test_a_stream_that_ends_gives_nothing_of_a_key_back(harness: PubSubHarness) -> None:
@@ -413,10 +436,7 @@ def test_more_than_the_window_takes_begins_again(harness: PubSubHarness) -> None
         broker.poll(10, 0)
 
 
-def test_what_is_held_for_long_stays_ours_and_what_was_let_go_comes_again(
-    harness: PubSubHarness,
-) -> None:
-    """For two leases, twice: several observations in one wait."""
+def test_what_is_held_for_long_stays_ours(harness: PubSubHarness) -> None:
     topics = harness.topics()
     held = harness.send(topics.input, b"held", "key")
     broker = harness.open(topics)
@@ -426,6 +446,7 @@ def test_what_is_held_for_long_stays_ours_and_what_was_let_go_comes_again(
         assert broker.poll(0, 0.5) == []
         if time.monotonic() - begin > 2 * LEASE + 2:
             break
+    assert broker.poll(10, 0.1) == []
     other = harness.open(topics)
     assert other.poll(10, 1.0) == []
     broker.commit(predicted(records))
@@ -524,6 +545,37 @@ def test_what_the_service_refuses_by_its_documents_is_not_tried(unfit: Outgoing)
 def test_what_is_just_within_the_limits_is_tried() -> None:
     attributes = {f"{number:0256}": "v" * 1024 for number in range(100)}
     assert Outgoing("t", b"x", "k" * 1024, attributes).fits()
+
+
+# Publishing
+
+
+def test_of_an_ordering_key_nothing_follows_the_first_failure(harness: PubSubHarness) -> None:
+    topics = harness.topics()
+    broker = harness.open(topics)
+    names = ("a1", "b1", "a2", "b2", "a3", "b3")
+    parcels = [parcel(topics.output, name) for name in names]
+    harness.monkeypatch.setattr(pubsub, "BATCH", 1)
+    client = post_of(broker)
+    publish = client.publish
+
+    def failing(request: Untyped, **named: Untyped) -> Untyped:
+        if request.messages[0].data == b"a2":
+            raise ServiceUnavailable("broken on purpose")  # type: ignore[no-untyped-call]
+        return publish(request, **named)
+
+    harness.monkeypatch.setattr(client, "publish", failing)
+    lost = broker._post.publish(parcels)
+    assert {one.record.id for one in lost} == {"a2", "a3"}
+    done = [one.value or b"" for one in harness.read_committed(topics.output)]
+    assert sorted(done) == [b"a1", b"b1", b"b2", b"b3"]
+    assert [one for one in done if one.startswith(b"b")] == [b"b1", b"b2", b"b3"]
+
+
+def parcel(topic: str, name: str) -> Parcel[Outgoing]:
+    """A message whose ordering key is the first letter of its name."""
+    message = Outgoing(topic, name.encode(), name[0], {})
+    return Parcel(Record(name, None, None, (), 0, name[0], None), iter([message]), "")
 
 
 # What the service refuses, which the emulator takes
