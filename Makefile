@@ -61,8 +61,8 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 	$(BIN)/python -m pytest $(PURE:%=--cov=%) --cov-branch --cov-report=term-missing --cov-fail-under=100
 
 .PHONY: chaos
-chaos: setup maven model_store/fmnist.mar ## 20 minutes of kills, zombies and broken servers; LENGTH=1200 SEED=…
-	$(BIN)/python -m tools.chaos --duration $(LENGTH) $(if $(SEED),--seed $(SEED))
+chaos: setup $($(BROKER)) model_store/fmnist.mar ## kills, zombies, broken servers; BROKER=kafka, pubsub LENGTH=1200 SEED=…
+	$(BIN)/python -m $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH)) $(if $(SEED),--seed $(SEED))
 
 .PHONY: chaos-controls
 chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes
