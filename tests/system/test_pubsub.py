@@ -173,7 +173,8 @@ def test_who_is_asked_to_stop_publishes_what_it_can_and_gives_back_the_rest(
     site.create(ack_deadline=600, ordering=False)
     with serving(AnswerProxy(server.url, delay=0.3)) as slow:
         site.publish([PubsubMessage(data=BOOT) for _ in range(1_000)])
-        daemon = site.daemon(slow.url, "--pack", "20", "--in-flight", "2", "--ack-deadline", "600")
+        narrow = ["--pack", "20", "--in-flight", "2", "--drain-limit", "1"]
+        daemon = site.daemon(slow.url, *narrow, "--ack-deadline", "600")
         first = site.read(site.topics[1], 1)
         assert drained(daemon) == 0
     first += site.read(site.topics[1], 0)

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
+from connectors.brokers import pubsub as product
 from tools.chaos.ledger import Fate, Source
 from tools.chaos.load import PICTURES, POISON, inputs
 from tools.chaos.plan import Fault
+from tools.chaos.pubsub import controls, patched
 from tools.chaos.pubsub.__main__ import CASES, scaled
 from tools.chaos.pubsub.cable import laid
 from tools.chaos.pubsub.ledger import RepeatLedger, asked_again, source
@@ -259,3 +261,16 @@ def test_a_cut_cable_takes_no_connection(echo: socket.socket) -> None:
         over = Event()
         over.set()
         assert not cable.suffer(Fault(0.0, "stream cut", 1.0, 0), over)
+
+
+def test_each_bug_has_its_control() -> None:
+    assert set(controls.CONTROLS) == set(patched.BUGS)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [("PubSubBroker", "poll"), ("_Addressing", "_address")],
+)
+def test_what_the_bugs_replace_is_there(owner: str, name: str) -> None:
+    assert callable(getattr(getattr(product, owner), name))
+    assert callable(product.record)
