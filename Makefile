@@ -7,6 +7,8 @@ LENGTH ?= 1200
 BROKER ?= kafka
 # What a broker needs besides: Maven fetches Kafka; Pub/Sub's emulator comes with Google's SDK.
 kafka := maven
+CHAOS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH))
+CONTROLS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub.controls,tools.chaos.controls tools.chaos.link)
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
 
@@ -62,12 +64,11 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 
 .PHONY: chaos
 chaos: setup $($(BROKER)) model_store/fmnist.mar ## kills, zombies, broken servers; BROKER=kafka, pubsub LENGTH=1200 SEED=…
-	$(BIN)/python -m $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH)) $(if $(SEED),--seed $(SEED))
+	$(BIN)/python -m $(CHAOS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: chaos-controls
-chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes
-	$(BIN)/python -m tools.chaos.controls
-	$(BIN)/python -m tools.chaos.link
+chaos-controls: setup $($(BROKER)) model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
+	$(foreach each,$(CONTROLS),$(BIN)/python -m $(each) &&) true
 
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
