@@ -70,6 +70,10 @@ chaos: setup $($(BROKER)) model_store/fmnist.mar ## kills, zombies, broken serve
 chaos-controls: setup $($(BROKER)) model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
 	$(foreach each,$(CONTROLS),$(BIN)/python -m $(each) &&) true
 
+.PHONY: bench
+bench: setup $($(BROKER)) model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
+	$(BIN)/python -m tools.bench $(BROKER)
+
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
 	$(BIN)/python -m tools.mutants

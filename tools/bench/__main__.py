@@ -28,7 +28,7 @@ def say(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tools.bench", description=__doc__)
-    made.add_argument("broker", choices=COURSES)
+    made.add_argument("broker", help=", ".join(COURSES))
     made.add_argument("--records", type=int, default=5000, help="of each heat; 10,000 at most")
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--output", type=Path, help="default: run/bench-BROKER.json")
@@ -38,6 +38,9 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Do one contest; return the exit code."""
     asked = parser().parse_args(argv)
+    if asked.broker not in COURSES:
+        say(f"there is no race on {asked.broker}; name {' or '.join(COURSES)}")
+        return 2
     output = asked.output or ROOT / "run" / f"bench-{asked.broker}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fmnist-bench-") as scratch:
