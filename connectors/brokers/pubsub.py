@@ -330,8 +330,9 @@ class _Post:
         request at the longest. Raises Stop when a topic takes not even the smallest form.
         """
         deadline = self._clock() + PUBLISH
-        lanes = _lanes(parcel for parcel in parcels if parcel.message)
-        failed = self._pool.map(lambda lane: list(self._publish_lane(lane, deadline)), lanes)
+        failed = self._pool.map(
+            lambda lane: list(self._publish_lane(lane, deadline)), _lanes(parcels)
+        )
         return dict(chain.from_iterable(failed))
 
     def _publish_lane(self, lane: Sequence[_Parcel], deadline: float) -> Iterator[Failure]:
@@ -351,6 +352,7 @@ class _Post:
                 return
             else:
                 del left[: len(batch)]
+                most = min(BATCH, 2 * most)
 
     def _request(self, batch: Sequence[_Parcel], timeout: float) -> None:
         messages = [parcel.message for parcel in batch if parcel.message]
@@ -489,9 +491,8 @@ class PubSubBroker:
         comes again when its lease is over, or its order would be lost. Both count as an attempt
         of the subscription's dead-letter policy, as every delivery does.
         """
-        self._stream.give_back(self._held.values())
+        self._stream.close(give_back=self._held.values())
         self._held.clear()
-        self._stream.close()
         self._subscriber.close()
         self._post.close()
 
@@ -501,9 +502,6 @@ class PubSubBroker:
 
 class _Publisher:
     """Puts images into the input topic; a request that is repeated may count twice."""
-
-    most = 500
-    most_bytes = BATCH_BYTES
 
     def __init__(self, settings: PubSubSettings) -> None:
         self._settings = settings
@@ -523,7 +521,7 @@ class _Publisher:
         nobodys = Record(f"a message to {topic}", value, key, headers, 0, None, None)
         self._kept.append(Parcel(nobodys, iter([message]), "leave it out"))
         self._bytes += message.size()
-        if len(self._kept) >= self.most or self._bytes >= self.most_bytes:
+        if len(self._kept) >= BATCH or self._bytes >= BATCH_BYTES:
             self.flush()
 
     def flush(self) -> None:
@@ -592,8 +590,7 @@ class _Reader:
 
     def close(self) -> None:
         acknowledge(self._shown, ACKNOWLEDGE)
-        self._stream.give_back(())
-        self._stream.close()
+        self._stream.close(give_back=())
         self._undo.close()
 
 

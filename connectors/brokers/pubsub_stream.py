@@ -51,10 +51,15 @@ class _Requests(queue.Queue[Any]):
 
 
 class _Inline(Scheduler):  # type: ignore[misc]  # the library ships no types
-    """Runs the callback where the library is, under its lock: it must not block."""
+    """Runs the callback where the library is, under its lock: it must not block.
 
-    def __init__(self) -> None:
+    When the stream is closed, and nothing more can come, the library gives back what `undelivered`
+    returns.
+    """
+
+    def __init__(self, undelivered: Callable[[], list[Untyped]]) -> None:
         self._requests = _Requests()
+        self._undelivered = undelivered
 
     @property
     def queue(self) -> _Requests:
@@ -64,7 +69,7 @@ class _Inline(Scheduler):  # type: ignore[misc]  # the library ships no types
         callback(*arguments, **named)
 
     def shutdown(self, await_msg_callbacks: bool = False) -> list[Any]:  # noqa: ARG002, FBT001, FBT002 - the library's own
-        return []
+        return self._undelivered()
 
 
 class Stream:
@@ -85,6 +90,7 @@ class Stream:
     ) -> None:
         self._inbox: queue.Queue[Untyped] = queue.Queue(window + SPARE)
         self._overfull = False
+        self._returned: list[Untyped] | None = None  # None: nothing is to be given back
         flow = FlowControl(
             max_messages=window,
             max_bytes=window_bytes,
@@ -93,7 +99,7 @@ class Stream:
             max_duration_per_lease_extension=lease,
         )
         self._future: Untyped = client.subscribe(
-            subscription, self._receive, flow_control=flow, scheduler=_Inline()
+            subscription, self._receive, flow_control=flow, scheduler=_Inline(self._undelivered)
         )
 
     def _receive(self, message: Untyped) -> None:
@@ -120,16 +126,21 @@ class Stream:
                 taken.append(self._inbox.get(timeout=0 if taken else timeout))
         return taken
 
-    def give_back(self, held: Iterable[Untyped]) -> None:
-        """Let others have, at once, what was taken and what was not; but see `_Requests`."""
-        for message in (*held, *self.take(self._inbox.maxsize, 0)):
-            message.nack()
+    def close(self, give_back: Iterable[Untyped] | None = None) -> None:
+        """Let go of everything, in bounded time; what was acknowledged before is still sent.
 
-    def close(self) -> None:
-        """Let go of everything, in bounded time; what was acknowledged before is still sent."""
+        With `give_back`, others get at once these messages and those that were not taken; but see
+        `_Requests`. Not before the stream has ended, or they would come back to it.
+        """
+        self._returned = None if give_back is None else list(give_back)
         self._future.cancel()
         with suppress(NotInTime):
             self._future.exception(timeout=CLOSE)
+
+    def _undelivered(self) -> list[Untyped]:
+        if self._returned is None:
+            return []
+        return [*self._returned, *self.take(self._inbox.maxsize, 0)]
 
 
 def acknowledge(messages: Iterable[Untyped], timeout: float) -> list[Exception]:

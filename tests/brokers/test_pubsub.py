@@ -660,6 +660,29 @@ def test_closing_gives_what_has_no_key_to_the_next_at_once(harness: PubSubHarnes
     assert {record.id for record in records} == names
 
 
+def test_closing_gives_back_once_and_takes_nothing_more(harness: PubSubHarness) -> None:
+    """With more than the window takes; each time that it is given back counts as an attempt."""
+    topics = harness.topics()
+    policy = {
+        "dead_letter_topic": harness.emulation.topic(topics.dead),
+        "max_delivery_attempts": 5,
+    }
+    topics = Topics(
+        harness.create("counted", ordering=False, dead_letter_policy=policy),
+        topics.output,
+        topics.dead,
+    )
+    for _ in range(60):
+        harness.send(topics.input, b"x")
+    leaving = harness.open(topics, window=20)
+    take(harness, leaving, 10)
+    leaving.close()
+    begin = time.monotonic()
+    records = relay(harness, harness.open(topics), 60)
+    assert time.monotonic() - begin < LEASE / 2
+    assert {record.position.delivery_attempt for record in records} <= {1, 2}
+
+
 def test_closing_ends_in_time_when_the_service_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
     with ExitStack() as stack:
         emulator = stack.enter_context(Emulator())
