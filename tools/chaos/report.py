@@ -72,7 +72,7 @@ class Report:
 
     def table(self) -> str:
         """Everything, for people."""
-        return "\n".join(f"{name:<36}{value:>12}" for name, value in self._rows())
+        return "\n".join(f"{name:<44}{value:>12}" for name, value in self._rows())
 
     def _rows(self) -> Iterator[tuple[str, object]]:
         yield "seed", self.seed

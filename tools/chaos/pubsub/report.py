@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class CaseReport(Report):
-    """What happened. `doubled`: outcomes that repeat one; `asked`: images, repeated ones too."""
+    """What happened. `doubled`: outcomes that repeat one; `asked`: images, repeated ones too.
+
+    More is asked again than doubled when relays die before they publish; more is doubled when the
+    answer to a request to publish is lost, and the request repeated.
+    """
 
     promise: ClassVar = "at least once"
 
@@ -29,6 +33,6 @@ class CaseReport(Report):
 
     def _rows(self) -> Iterator[tuple[str, object]]:
         yield "case", self.case
-        yield from super()._rows()
+        yield f"messages asked again (of {self.asked:,} images)", f"{self.asked_again:,}"
         yield "doubled, with equal ids", f"{self.doubled:,}"
-        yield f"asked again (of {self.asked:,} images)", f"{self.asked_again:,}"
+        yield from super()._rows()
