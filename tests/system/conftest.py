@@ -47,3 +47,12 @@ def emulation() -> Iterator[Emulation]:
         except StackError as error:
             missing(str(error))
         yield broker
+
+
+@pytest.fixture(scope="session")
+def emulator() -> None:
+    """What a run that hurts or measures the emulator starts one of its own from."""
+    try:
+        stack_pubsub.program()
+    except StackError as error:
+        missing(str(error))

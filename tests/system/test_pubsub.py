@@ -220,6 +220,7 @@ CASES = [
 ]
 
 
+@pytest.mark.usefixtures("emulator")
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_nothing_is_lost_and_doubles_have_equal_ids_through(
     case: Case, server: TorchServe, tmp_path: Path
