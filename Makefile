@@ -3,6 +3,11 @@
 SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
+BROKER ?= kafka
+# What a broker needs besides: Maven fetches Kafka; Pub/Sub's emulator comes with Google's SDK.
+kafka := maven
+CHAOS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH))
+CONTROLS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub.controls,tools.chaos.controls tools.chaos.link)
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
 
@@ -34,12 +39,12 @@ maven:
 	@tools/setup.sh maven
 
 .PHONY: demo
-demo: setup maven model_store/fmnist.mar ## 1,000 images through Kafka, TorchServe and back; leaves nothing running
-	$(BIN)/python -m tools.demo
+demo: setup $($(BROKER)) model_store/fmnist.mar ## 1,000 images through broker, TorchServe and back; BROKER=kafka, pubsub
+	$(BIN)/python -m tools.demo --broker $(BROKER)
 
 .PHONY: up
-up: setup maven model_store/fmnist.mar ## Kafka, TorchServe and the connector in the background
-	@$(BIN)/python -m tools.up start
+up: setup $($(BROKER)) model_store/fmnist.mar ## broker, TorchServe and connector in the background; BROKER=kafka, pubsub
+	@$(BIN)/python -m tools.up start --broker $(BROKER)
 
 .PHONY: down
 down: ## end what `make up` started
@@ -58,13 +63,16 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 
 chaos: LENGTH ?= 1200
 .PHONY: chaos
-chaos: setup maven model_store/fmnist.mar ## 20 minutes of kills, zombies and broken servers; LENGTH=1200 SEED=…
-	$(BIN)/python -m tools.chaos --duration $(LENGTH) $(if $(SEED),--seed $(SEED))
+chaos: setup $($(BROKER)) model_store/fmnist.mar ## kills, zombies, broken servers; BROKER=kafka, pubsub LENGTH=1200 SEED=…
+	$(BIN)/python -m $(CHAOS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: chaos-controls
-chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes
-	$(BIN)/python -m tools.chaos.controls
-	$(BIN)/python -m tools.chaos.link
+chaos-controls: setup $($(BROKER)) model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
+	$(foreach each,$(CONTROLS),$(BIN)/python -m $(each) &&) true
+
+.PHONY: bench
+bench: setup $($(BROKER)) model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
+	$(BIN)/python -m tools.bench $(BROKER)
 
 .PHONY: outage
 outage: setup maven model_store/fmnist.mar ## TorchServe away for a minute under load; RATE=240

@@ -2,15 +2,17 @@
 
 Usage: python -m connectors VERB BROKER [flags]
 
-  run kafka           the daemon; `python -m connectors kafka` is short for it
-  send kafka          send images
-  listen kafka        watch predictions
-  dlq list kafka      list dead letters
-  dlq show kafka      show whole dead letters, or write the value of one to a file
-  dlq replay kafka    send dead letters back, each once under one name
-  check kafka         check whether a daemon with these settings could work
-  doctor kafka        the same, and what could be better
-  print-config kafka  print each setting, its value and where that came from
+  run BROKER           the daemon; `python -m connectors BROKER` is short for it
+  send BROKER          send images
+  listen BROKER        watch predictions
+  dlq list BROKER      list dead letters
+  dlq show BROKER      show whole dead letters, or write the value of one to a file
+  dlq replay BROKER    send dead letters back: once under one name (pubsub: at least once)
+  check BROKER         check whether a daemon with these settings could work
+  doctor BROKER        the same, and what could be better
+  print-config BROKER  print each setting, its value and where that came from
+
+BROKER is kafka or pubsub.
 
 Examples:
   python -m connectors kafka --input-topic images --output-topic predictions
@@ -18,12 +20,13 @@ Examples:
   python -m connectors listen kafka --output-topic predictions
   python -m connectors check kafka --input-topic images --output-topic predictions
   python -m connectors dlq replay kafka --input-topic images --name after-fix --dry-run
+  python -m connectors pubsub --project mine --subscription images --output-topic predictions
 
 `--help` after a verb and a broker lists the flags.
 
-Exit codes: 0 asked to stop and left; 2 wrong usage or settings; 69 a broker or a topic is not
-there; 70 unexpected or stuck; 75 fenced, start again; 78 do not start again before it is mended;
-130, 143 a second signal
+Exit codes: 0 asked to stop and left; 2 wrong usage or settings; 69 a broker, topic or
+subscription is not there; 70 unexpected or stuck; 75 fenced, start again; 78 do not start again
+before it is mended; 130, 143 a second signal
 """
 
 from __future__ import annotations
@@ -48,17 +51,19 @@ from .errors import Exit, Stop
 from .relay import Policy, Relay
 from .settings import (
     KINDS,
-    CheckKafka,
+    Check,
     Daemon,
-    DoctorKafka,
+    Doctor,
     KafkaSettings,
-    ListDeadKafka,
+    Letters,
+    ListDead,
     Listen,
-    PrintConfigKafka,
-    ReplayKafka,
+    PrintConfig,
+    PubSubSettings,
+    Replay,
     Send,
     Settings,
-    ShowDeadKafka,
+    ShowDead,
     explained,
     load,
 )
@@ -68,7 +73,7 @@ if TYPE_CHECKING:
 
     from .clients import Publisher, Reader
     from .deadletters import Archive, Backlog
-    from .doctor import Check
+    from .doctor import Check as Asked
     from .records import Broker
     from .relay import Tally
 
@@ -91,13 +96,13 @@ SELDOM = 30.0
 """Seconds in which a library says the same thing once: it retries, and complains, for ever."""
 
 _log = logging.getLogger("connectors")
-_LIBRARY = logging.getLogger("kafka")
+_LIBRARIES = [logging.getLogger(name) for name in ("kafka", "google", "grpc")]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     logging.basicConfig(format="connectors: %(message)s")
-    _LIBRARY.setLevel(logging.CRITICAL)  # while it starts, its trouble is our one sentence
+    _hear(logging.CRITICAL)  # while a library starts, its trouble is our one sentence
     try:
         return _command(sys.argv[1:] if arguments is None else arguments)
     except Stop as stop:
@@ -119,20 +124,26 @@ def _command(arguments: Sequence[str]) -> int:
             clients.send(settings, _open_publisher(settings))
         case Listen():
             clients.listen(settings, _open_reader(settings))
-        case ListDeadKafka():
+        case ListDead():
             show(deadletters.listed(settings, _open_letters(settings)))
-        case ShowDeadKafka():
+        case ShowDead():
             show(deadletters.shown(settings, _open_letters(settings)))
-        case ReplayKafka():
+        case Replay():
             show(deadletters.replayed(settings, _open_replay(settings)))
-        case CheckKafka() | DoctorKafka():
+        case Check():
             show(doctor.told(_findings(settings), as_json=settings.json_lines))
-        case PrintConfigKafka():
+        case PrintConfig():
             parts = explained(settings, flags, prog)
             show(doctor.printed(parts, as_json=settings.json_lines))
         case Daemon():
             run(settings, _open_broker)
     return Exit.OK
+
+
+def _hear(level: int) -> None:
+    """From the brokers' libraries, nothing below this level."""
+    for library in _LIBRARIES:
+        library.setLevel(level)
 
 
 def show(lines: Iterable[str]) -> None:
@@ -144,16 +155,12 @@ def show(lines: Iterable[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit flush fails
 
 
-def _findings(settings: CheckKafka | DoctorKafka) -> Iterator[doctor.Finding]:
+def _findings(settings: Check) -> Iterator[doctor.Finding]:
     """What the checks find, one after the other; the service is asked whatever the broker says."""
-    from .brokers import kafka_operations as kafka  # noqa: PLC0415
-
-    thorough = isinstance(settings, DoctorKafka)
-    asked: list[Check] = kafka.findings(settings) if thorough else kafka.checks(settings)
-    if thorough:
+    if isinstance(settings, Doctor):
         yield doctor.find("surroundings", doctor.surroundings)
     yield doctor.find("settings", doctor.settings_are_valid)
-    yield from doctor.examined(asked)
+    yield from doctor.examined(_checks(settings))
     yield doctor.find(*doctor.service(settings))
 
 
@@ -182,38 +189,93 @@ def _open_broker(settings: Settings) -> Broker:
             from .brokers.kafka import KafkaBroker  # noqa: PLC0415
 
             return KafkaBroker(settings, codec.encode)
+        case PubSubSettings():
+            from .brokers.pubsub import PubSubBroker  # noqa: PLC0415
+            from .brokers.pubsub_operations import complete  # noqa: PLC0415
+
+            complete(settings)
+            return PubSubBroker(settings, codec.encode)
     raise _no_broker(settings)
 
 
 def _open_publisher(settings: Settings) -> Publisher:
     match settings:
         case KafkaSettings():
-            from .brokers.kafka import open_publisher  # noqa: PLC0415
+            from .brokers import kafka  # noqa: PLC0415
 
-            return open_publisher(settings)
+            return kafka.open_publisher(settings)
+        case PubSubSettings():
+            from .brokers import pubsub  # noqa: PLC0415
+
+            return pubsub.open_publisher(_created(settings))
     raise _no_broker(settings)
 
 
 def _open_reader(settings: Listen) -> Reader:
     match settings:
         case KafkaSettings():
-            from .brokers.kafka import open_reader  # noqa: PLC0415
+            from .brokers import kafka  # noqa: PLC0415
 
-            return open_reader(settings, settings.output_topic, settings.from_beginning)
+            return kafka.open_reader(settings, settings.output_topic, settings.from_beginning)
+        case PubSubSettings():
+            from .brokers import pubsub  # noqa: PLC0415
+
+            topic = settings.output_topic
+            return pubsub.open_reader(_created(settings), topic, settings.from_beginning)
     raise _no_broker(settings)
 
 
-def _open_letters(settings: KafkaSettings) -> Archive:
-    from .brokers.kafka_operations import open_letters  # noqa: PLC0415
+def _open_letters(settings: Letters) -> Archive:
+    match settings:
+        case KafkaSettings():
+            from .brokers import kafka_operations  # noqa: PLC0415
 
-    return open_letters(settings)
+            return kafka_operations.open_letters(settings)
+        case PubSubSettings():
+            from .brokers import pubsub_operations  # noqa: PLC0415
+
+            return pubsub_operations.open_letters(_created(settings))
+    raise _no_broker(settings)
 
 
-def _open_replay(settings: ReplayKafka) -> Backlog:
-    from .brokers.kafka_operations import open_replay  # noqa: PLC0415
+def _open_replay(settings: Replay) -> Backlog:
+    match settings:
+        case KafkaSettings():
+            from .brokers import kafka_operations  # noqa: PLC0415
 
-    note = deadletters.note(settings.where)
-    return open_replay(settings, settings.name, note, deadletters.encode)
+            note = deadletters.note(settings.where)
+            return kafka_operations.open_replay(settings, settings.name, note, deadletters.encode)
+        case PubSubSettings():
+            from .brokers import pubsub_operations  # noqa: PLC0415
+
+            whole = _created(settings)
+            return pubsub_operations.open_replay(whole, settings.name, deadletters.encode)
+    raise _no_broker(settings)
+
+
+def _checks(settings: Check) -> list[Asked]:
+    """What to ask of the broker."""
+    match settings:
+        case KafkaSettings():
+            from .brokers import kafka_operations as kafka  # noqa: PLC0415
+
+            thorough = isinstance(settings, Doctor)
+            return kafka.findings(settings) if thorough else kafka.checks(settings)
+        case PubSubSettings():
+            from .brokers import pubsub_operations as pubsub  # noqa: PLC0415
+
+            thorough = isinstance(settings, Doctor)
+            return pubsub.findings(settings) if thorough else pubsub.checks(settings)
+    raise _no_broker(settings)
+
+
+def _created(settings: PubSubSettings) -> PubSubSettings:
+    """The same; what they name and is missing has been made, if `--create` said so."""
+    from .brokers.pubsub_operations import create  # noqa: PLC0415
+
+    if settings.create:
+        create(settings)
+    return settings
 
 
 def _no_broker(settings: Settings) -> NotImplementedError:
@@ -237,7 +299,7 @@ def run(settings: Daemon, open_broker: Callable[[Settings], Broker]) -> None:
         stack.enter_context(watched(watchdog, report))
         client = stack.enter_context(closing(_client(settings)))
         broker = stack.enter_context(closing(open_broker(settings)))
-        _LIBRARY.setLevel(logging.ERROR)
+        _hear(logging.ERROR)
         report.relaying = True
         _log.info("Relaying by way of %s.", settings.url)
         decode = partial(codec.decode, tombstones=settings.tombstones)
@@ -492,7 +554,7 @@ class Seldom(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         """By the line of its source, since the text may hold a count or an address."""
         line = (record.pathname, record.lineno)
-        if not record.name.startswith(_LIBRARY.name):
+        if record.name.partition(".")[0] not in {library.name for library in _LIBRARIES}:
             return True
         if record.created - self._said.get(line, -inf) < SELDOM:
             return False

@@ -18,7 +18,7 @@ from .records import Broker, Message, Prediction, Record, Rejection, Settled, Sk
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .settings import Letters, ReplayKafka, ShowDeadKafka
+    from .settings import Letters, Replay, ShowDead
 
 GLANCE = 0.25
 """Seconds that one look at the topic waits for the first letter."""
@@ -79,6 +79,9 @@ def described(letter: Record) -> dict[str, Any]:
 
 def source(letter: Record) -> str:
     """The id of the record that the letter was; its own, when the headers do not tell."""
+    told = header(letter, "connector.id")
+    if told:
+        return told.decode("utf-8", "replace")
     names = ("topic", "partition", "offset")
     found = [header(letter, f"__connect.errors.{name}") for name in names]
     return "/".join(str(_text(part)) for part in found) if all(found) else letter.id
@@ -163,7 +166,7 @@ def _counts(reasons: Counter[str]) -> str:
 # show
 
 
-def shown(settings: ShowDeadKafka, archive: Archive) -> Iterator[str]:
+def shown(settings: ShowDead, archive: Archive) -> Iterator[str]:
     """Whole letters, or none when the value of the only one is written to a file."""
     with closing(archive):
         if settings.output:
@@ -214,7 +217,7 @@ def note(conditions: Sequence[str]) -> str:
     return f"replay of {' and '.join(sorted(set(conditions))) or 'everything'}"
 
 
-def replayed(settings: ReplayKafka, backlog: Backlog) -> Iterator[str]:
+def replayed(settings: Replay, backlog: Backlog) -> Iterator[str]:
     """Replay, then say in one line what was done."""
     done = replay(settings, backlog)
     went = "would go" if settings.dry_run else "went"
@@ -224,7 +227,7 @@ def replayed(settings: ReplayKafka, backlog: Backlog) -> Iterator[str]:
     )
 
 
-def replay(settings: ReplayKafka, backlog: Backlog) -> Counter[Fate]:
+def replay(settings: Replay, backlog: Backlog) -> Counter[Fate]:
     """Send back what is asked for, in transactions; return what became of all letters met.
 
     Each letter once under one name, whatever dies. The counts, and so `limit`, go by what is
@@ -245,7 +248,7 @@ def replay(settings: ReplayKafka, backlog: Backlog) -> Counter[Fate]:
     return done
 
 
-def up_to(left: int, letters: Sequence[Record], settings: ReplayKafka) -> list[Record]:
+def up_to(left: int, letters: Sequence[Record], settings: Replay) -> list[Record]:
     """The first letters, up to the one after which none is `left` to be sent."""
     first: list[Record] = []
     for letter in letters:
@@ -256,14 +259,14 @@ def up_to(left: int, letters: Sequence[Record], settings: ReplayKafka) -> list[R
     return first
 
 
-def fate(letter: Record, settings: ReplayKafka) -> Fate:
+def fate(letter: Record, settings: Replay) -> Fate:
     """What becomes of a letter."""
     if not is_chosen(letter, settings.where):
         return "others"
     return "incomplete" if header(letter, "connector.value-bytes") else "sent"
 
 
-def settled(letter: Record, settings: ReplayKafka) -> Settled:
+def settled(letter: Record, settings: Replay) -> Settled:
     """The same, as the broker takes it."""
     if fate(letter, settings) == "sent":
         return Settled(letter, Prediction({"replay": settings.name}))
@@ -280,8 +283,8 @@ def encode(settled: Settled) -> Message | None:
             return restored(settled.record, body["replay"])
         case Rejection(_, detail):
             raise Stop(
-                f"{settled.record.id} cannot go back ({detail}): raise that topic's "
-                "max.message.bytes, or leave it out by --where",
+                f"{settled.record.id} cannot go back ({detail}): let that topic take larger "
+                "messages, or leave it out by --where",
                 Exit.GIVEN_UP,
             )
     return None

@@ -1,7 +1,8 @@
 """What an operator can set: flags > `CONNECTOR_<FLAG>` > `--config FILE` (TOML) > default.
 
 One class for each verb and broker, built from small groups; the flags of the command line are
-made from the fields. A broker is added by one class of settings and its lines in `KINDS`.
+made from the fields. A verb is a class that knows no broker; a broker is added by its own settings,
+what they join with each verb, and the lines of these in `KINDS`.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ PREFIX = "CONNECTOR_"
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+Id = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}$")]
+"""Of a topic or a subscription of Pub/Sub (https://cloud.google.com/pubsub/docs/pubsub-basics)."""
+
 Condition = Annotated[
     str, Field(pattern=r"^(id|reason|key|header\.[^=]+)=", min_length=4, max_length=100)
 ]
@@ -163,6 +167,84 @@ class Daemon(Service, Pace, Log, Monitoring):
     )
 
 
+class Send(Settings):
+    """What to send."""
+
+    paths: list[Path] = Field(
+        default_factory=list, description="image files, or folders that hold some"
+    )
+    test_set: bool = Field(default=False, description="send Fashion-MNIST's 10,000 test images")
+    data: Path = Field(default=Path("data"), description="folder of the data set")
+    limit: Count | None = Field(default=None, description="stop after so many")
+    rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="most images per second"
+    )
+    repeat: Count = Field(default=1, description="send everything so many times")
+
+    @model_validator(mode="after")
+    def _something_to_send(self) -> Self:
+        if bool(self.paths) == self.test_set:
+            msg = "name either paths or --test-set"
+            raise ValueError(msg)
+        return self
+
+
+class Listen(Form):
+    """What to show."""
+
+    from_beginning: bool = Field(default=False, description="also what is already in the topic")
+    limit: Count | None = Field(default=None, description="stop after so many")
+    idle_timeout: Seconds | None = Field(
+        default=None, description="stop after so many silent seconds"
+    )
+
+
+class Letters(Form):
+    """Which dead letters."""
+
+    where: list[Condition] = Field(
+        default_factory=list,
+        max_length=8,
+        description="only those of which this holds: id=, reason=, key= or header.NAME=, then the "
+        "exact value (id: of the source record, or of the letter); repeated: all must hold",
+    )
+    limit: Count | None = Field(default=None, description="stop after so many")
+
+
+class ListDead(Letters):
+    """List dead letters."""
+
+
+class ShowDead(Letters):
+    """What becomes of the value."""
+
+    output: Path | None = Field(
+        default=None, description="file for the value of the one letter that is asked for"
+    )
+
+
+class Replay(Letters):
+    """The replay."""
+
+    input_topic: str = Field(description="where the letters came from", min_length=1)
+    name: str = Field(
+        description="of this replay; letters, digits, - and _", pattern="^[A-Za-z0-9_-]{1,64}$"
+    )
+    dry_run: bool = Field(default=False, description="count what would be sent, and send nothing")
+
+
+class Check(Form, Service):
+    """Check whether a daemon could work."""
+
+
+class Doctor(Check):
+    """Check everything."""
+
+
+class PrintConfig(Form):
+    """Print each setting."""
+
+
 class KafkaSettings(Daemon):
     """Kafka."""
 
@@ -235,31 +317,6 @@ class KafkaSettings(Daemon):
         return file.read_text(encoding="utf-8").rstrip("\r\n") if file else None
 
 
-class Send(Settings):
-    """What to send."""
-
-    paths: list[Path] = Field(
-        default_factory=list, description="image files, or folders that hold some"
-    )
-    test_set: bool = Field(default=False, description="send Fashion-MNIST's 10,000 test images")
-    data: Path = Field(default=Path("data"), description="folder of the data set")
-    limit: Count | None = Field(default=None, description="stop after so many")
-    rate: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="most images per second"
-    )
-    repeat: Count = Field(default=1, description="send everything so many times")
-
-
-class Listen(Form):
-    """What to show."""
-
-    from_beginning: bool = Field(default=False, description="also what is already in the topic")
-    limit: Count | None = Field(default=None, description="stop after so many")
-    idle_timeout: Seconds | None = Field(
-        default=None, description="stop after so many silent seconds"
-    )
-
-
 class RunKafka(KafkaSettings):
     """Relay images from a Kafka topic to the inference API, and its predictions to another.
 
@@ -285,13 +342,6 @@ class SendKafka(Send, KafkaSettings):
 
     input_topic: str = Field(description="images in", min_length=1)
 
-    @model_validator(mode="after")
-    def _something_to_send(self) -> Self:
-        if bool(self.paths) == self.test_set:
-            msg = "name either paths or --test-set"
-            raise ValueError(msg)
-        return self
-
 
 class ListenKafka(Listen, KafkaSettings):
     """Watch the predictions in a Kafka topic.
@@ -300,18 +350,6 @@ class ListenKafka(Listen, KafkaSettings):
     """
 
     output_topic: str = Field(description="predictions out", min_length=1)
-
-
-class Letters(Form):
-    """Which dead letters."""
-
-    where: list[Condition] = Field(
-        default_factory=list,
-        max_length=8,
-        description="only those of which this holds: id=, reason=, key= or header.NAME=, then the "
-        "exact value (id: of the source record, or of the letter); repeated: all must hold",
-    )
-    limit: Count | None = Field(default=None, description="stop after so many")
 
 
 class DeadKafka(Letters, KafkaSettings):
@@ -327,25 +365,21 @@ class DeadKafka(Letters, KafkaSettings):
         return self
 
 
-class ListDeadKafka(DeadKafka):
+class ListDeadKafka(ListDead, DeadKafka):
     """List dead letters: a line for each, and how many there are of each reason.
 
     Example: python -m connectors dlq list kafka --input-topic images --where reason=failed
     """
 
 
-class ShowDeadKafka(DeadKafka):
+class ShowDeadKafka(ShowDead, DeadKafka):
     """Show whole dead letters, or write the value of one to a file.
 
     Example: python -m connectors dlq show kafka --input-topic images --where id=images/3/1042
     """
 
-    output: Path | None = Field(
-        default=None, description="file for the value of the one letter that is asked for"
-    )
 
-
-class ReplayKafka(DeadKafka):
+class ReplayKafka(Replay, DeadKafka):
     """Send dead letters back to the input topic, each once under one name.
 
     The same name goes on where it stopped, with the same conditions; a new name begins with the
@@ -354,30 +388,173 @@ class ReplayKafka(DeadKafka):
     Example: python -m connectors dlq replay kafka --input-topic images --name after-fix
     """
 
-    name: str = Field(
-        description="of this replay; letters, digits, - and _", pattern="^[A-Za-z0-9_-]{1,64}$"
-    )
-    dry_run: bool = Field(default=False, description="count what would be sent, and send nothing")
 
-
-class CheckKafka(Form, RunKafka):
+class CheckKafka(Check, RunKafka):
     """Check whether a daemon with these settings could work.
 
     Example: python -m connectors check kafka --input-topic images --output-topic predictions
     """
 
 
-class DoctorKafka(Form, RunKafka):
+class DoctorKafka(Doctor, RunKafka):
     """Check everything, look at the surroundings too, and say what could be better.
 
     Example: python -m connectors doctor kafka --input-topic images --output-topic predictions
     """
 
 
-class PrintConfigKafka(Form, RunKafka):
+class PrintConfigKafka(PrintConfig, RunKafka):
     """Print each setting, its value and where that came from.
 
     Example: python -m connectors print-config kafka --config connector.toml --json
+    """
+
+
+class PubSubSettings(Daemon):
+    """Pub/Sub."""
+
+    project: str = Field(
+        default_factory=lambda: os.environ.get("GOOGLE_CLOUD_PROJECT", ""),
+        description="Google Cloud project (required, unless GOOGLE_CLOUD_PROJECT names it)",
+        pattern="^[^/ ]+$",
+    )
+    subscription: Id = Field(default="", description="images in")
+    input_topic: Id = Field(default="", description="the topic of that subscription")
+    output_topic: Id = Field(default="", description="predictions out")
+    dead_letter_topic: Id = Field(
+        default_factory=lambda known: known["subscription"] and f"{known['subscription']}-dead",
+        description="records without a prediction (default: <subscription>-dead)",
+    )
+    dead_letter_subscription: Id = Field(
+        default_factory=lambda known: known["dead_letter_topic"],
+        description="keeps the dead letters (default: the id of the dead-letter topic)",
+    )
+    output_subscription: Id = Field(default="", description="keeps the predictions, for listeners")
+    create: bool = Field(
+        default=False, description="make the topics and subscriptions that are missing"
+    )
+    ack_deadline: int = Field(
+        default=60,
+        ge=10,
+        le=600,
+        description="seconds until what a daemon held that died comes again; also that of the "
+        "subscriptions that --create makes",
+    )
+
+    @model_validator(mode="after")
+    def _there_is_a_project(self) -> Self:
+        if not self.project:
+            msg = "project is required: give --project, or set GOOGLE_CLOUD_PROJECT"
+            raise ValueError(msg)
+        return self
+
+
+class RunPubSub(PubSubSettings):
+    """Relay images from a Pub/Sub subscription to the inference API, and its predictions on.
+
+    Example: python -m connectors pubsub --subscription images --output-topic predictions
+    """
+
+    subscription: Id = Field(description="images in")
+    output_topic: Id = Field(description="predictions out")
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        if self.create and not self.input_topic:
+            msg = "input_topic is needed by --create: a missing subscription is made of it"
+            raise ValueError(msg)
+        topics = [self.input_topic, self.output_topic, self.dead_letter_topic]
+        if len(set(topics)) < len(topics):
+            msg = "input_topic, output_topic and dead_letter_topic must be three different topics"
+            raise ValueError(msg)
+        return self
+
+
+class SendPubSub(Send, PubSubSettings):
+    """Send images to a Pub/Sub topic.
+
+    Example: python -m connectors send pubsub --input-topic images --test-set
+    """
+
+    input_topic: Id = Field(description="images in")
+
+
+class ListenPubSub(Listen, PubSubSettings):
+    """Watch the predictions in a Pub/Sub topic.
+
+    Example: python -m connectors listen pubsub --output-topic predictions
+    """
+
+    output_topic: Id = Field(description="predictions out")
+
+
+class DeadPubSub(Letters, PubSubSettings):
+    """Dead letters in a Pub/Sub subscription."""
+
+    @model_validator(mode="after")
+    def _letters_are_somewhere(self) -> Self:
+        if not self.dead_letter_subscription:
+            msg = "dead_letter_subscription is required; it also follows from --subscription"
+            raise ValueError(msg)
+        return self
+
+
+class ListDeadPubSub(ListDead, DeadPubSub):
+    """List dead letters: a line for each, and how many there are of each reason.
+
+    What is looked at is nobody else's meanwhile, and given back at the end.
+
+    Example: python -m connectors dlq list pubsub --subscription images
+    """
+
+
+class ShowDeadPubSub(ShowDead, DeadPubSub):
+    """Show whole dead letters, or write the value of one to a file.
+
+    What is looked at is nobody else's meanwhile, and given back at the end.
+
+    Example: python -m connectors dlq show pubsub --subscription images --limit 1
+    """
+
+
+class ReplayPubSub(Replay, DeadPubSub):
+    """Send dead letters back to the input topic, and take them out of their subscription.
+
+    At least once: a letter that was sent is taken out only afterwards. The name is a mark: what
+    comes back dead with it is not sent again under the same name. What --where leaves out stays.
+
+    Example: python -m connectors dlq replay pubsub --subscription images --input-topic images
+               --name after-fix
+    """
+
+    input_topic: Id = Field(description="where the letters came from")
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        if self.input_topic == self.dead_letter_topic:
+            msg = "input_topic and dead_letter_topic must be different topics"
+            raise ValueError(msg)
+        return self
+
+
+class CheckPubSub(Check, RunPubSub):
+    """Check whether a daemon with these settings could work.
+
+    Example: python -m connectors check pubsub --subscription images --output-topic predictions
+    """
+
+
+class DoctorPubSub(Doctor, RunPubSub):
+    """Check everything, look at the surroundings too, and say what could be better.
+
+    Example: python -m connectors doctor pubsub --subscription images --output-topic predictions
+    """
+
+
+class PrintConfigPubSub(PrintConfig, RunPubSub):
+    """Print each setting, its value and where that came from.
+
+    Example: python -m connectors print-config pubsub --config connector.toml --json
     """
 
 
@@ -391,6 +568,15 @@ KINDS: Mapping[tuple[str, str], type[Settings]] = {
     ("check", "kafka"): CheckKafka,
     ("doctor", "kafka"): DoctorKafka,
     ("print-config", "kafka"): PrintConfigKafka,
+    ("run", "pubsub"): RunPubSub,
+    ("send", "pubsub"): SendPubSub,
+    ("listen", "pubsub"): ListenPubSub,
+    ("dlq list", "pubsub"): ListDeadPubSub,
+    ("dlq show", "pubsub"): ShowDeadPubSub,
+    ("dlq replay", "pubsub"): ReplayPubSub,
+    ("check", "pubsub"): CheckPubSub,
+    ("doctor", "pubsub"): DoctorPubSub,
+    ("print-config", "pubsub"): PrintConfigPubSub,
 }
 """The grammar: which verbs there are, for which brokers, and what can be set for them."""
 

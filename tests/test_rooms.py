@@ -55,9 +55,30 @@ LAWS = [
         CLOCKS - {"threading"},  # a lock: its readers may be other threads
     ),
     Law(
+        "connectors/brokers/delivery.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS
+    ),
+    Law(
         "connectors/brokers/kafka.py",
-        {"connectors.records", "connectors.errors", "connectors.settings"},  # the type of them
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.settings",  # the type of them
+            "connectors.brokers.delivery",
+        },
         {"kafka"},
+    ),
+    Law("connectors/brokers/pubsub_stream.py", set(), {"google"}, CLOCKS - {"time"}),
+    Law(
+        "connectors/brokers/pubsub.py",
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.settings",
+            "connectors.brokers.delivery",
+            "connectors.brokers.pubsub_stream",
+        },
+        {"google", "grpc"},
+        CLOCKS - {"time", "datetime", "logging", "os"},  # os: which emulator the library follows
     ),
     Law(
         "connectors/brokers/kafka_operations.py",
@@ -66,9 +87,22 @@ LAWS = [
             "connectors.errors",
             "connectors.settings",
             "connectors.brokers.kafka",
+            "connectors.brokers.delivery",
         },
         {"kafka"},
         CLOCKS - {"time"},  # how long a new cluster is waited for
+    ),
+    Law(
+        "connectors/brokers/pubsub_operations.py",
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.settings",
+            "connectors.brokers.pubsub",
+            "connectors.brokers.delivery",
+        },
+        {"google"},
+        CLOCKS - {"time", "os"},  # the broker's clock; which emulator the library follows
     ),
     Law(
         "connectors/deadletters.py",
@@ -163,6 +197,9 @@ def test_a_room_imports_what_it_may_know(path: str) -> None:
         ("connectors/deadletters.py", "from .relay import Relay"),
         ("connectors/doctor.py", "from .brokers import kafka_operations"),
         ("connectors/brokers/kafka.py", "from ..relay import Relay"),
+        ("connectors/brokers/kafka.py", "from google.cloud import pubsub_v1"),
+        ("connectors/brokers/pubsub.py", "import asyncio"),
+        ("connectors/brokers/pubsub.py", "from .kafka import KafkaBroker"),
         ("handler/fmnist_handler.py", "import training"),
         ("handler/fmnist_handler.py", "from ts.context import Context"),
         ("handler/fmnist_wire.py", "import torch"),

@@ -1,6 +1,6 @@
 """The main job, end to end, on real services: `python -m tools.demo`, or `make demo`.
 
-Kafka, TorchServe with the archive, the connector; test images are sent, predictions received and
+A broker, TorchServe with the archive, the connector; test images are sent, predictions received and
 held against what the exported model says without a server. Nothing is left running.
 """
 
@@ -22,13 +22,12 @@ import numpy as np
 from tqdm import tqdm
 
 from tools.exported import classes, first_images, first_labels
+from tools.site import BROKERS, Site, started
 from tools.stack import ROOT, Process, StackError, TorchServe
-from tools.stack_kafka import Cluster, kafka
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PARTITIONS = 3
 PATIENCE = 60.0  # seconds without a result after which the demo gives up
 
 
@@ -40,35 +39,14 @@ class Received(NamedTuple):
     at: float
 
 
-class Topics(NamedTuple):
-    """The three topics of one connector."""
-
-    images: str = "images"
-    predictions: str = "predictions"
-    dead: str = "images.dead"
-
-    def create(self, cluster: Cluster) -> None:
-        """Create those that are missing."""
-        for topic in set(self) - set(cluster.topics()):
-            cluster.create_topic(topic, partitions=PARTITIONS)
-
-
 def say(text: str) -> None:
     """Print one line of progress."""
     print(f"demo: {text}", flush=True)
 
 
-def connectors(cluster: Cluster, *arguments: str) -> list[str]:
-    """Return the command of one verb of the connectors."""
-    command = [sys.executable, "-m", "connectors", *arguments]
-    return [*command, "--bootstrap-servers", cluster.bootstrap_servers]
-
-
-def daemon(cluster: Cluster, topics: Topics, server: TorchServe, log: Path) -> Process:
+def daemon(site: Site, server: TorchServe, log: Path) -> Process:
     """Return the connector between the two, not started yet; SIGTERM drains it."""
-    flags = ["--input-topic", topics.images, "--output-topic", topics.predictions]
-    flags += ["--dead-letter-topic", topics.dead, "--url", server.url]
-    return Process(connectors(cluster, "kafka", *flags), log, cwd=ROOT)
+    return site.process("run", "--url", server.url, log=log)
 
 
 def await_relaying(relay: Process, timeout: float = 60.0) -> None:
@@ -80,26 +58,42 @@ def await_relaying(relay: Process, timeout: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def listen(cluster: Cluster, topic: str, limit: int, silence: float) -> Iterator[dict[str, Any]]:
-    """Yield what is in a topic from its beginning, until `limit` or so many silent seconds."""
-    ends = ["--from-beginning", "--limit", str(limit), "--idle-timeout", str(silence)]
-    argv = connectors(cluster, "listen", "kafka", "--output-topic", topic, "--json", *ends)
-    with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True) as listener:
-        assert listener.stdout is not None  # noqa: S101 - Popen was asked for it
-        yield from map(json.loads, listener.stdout)
+def lines(site: Site, verb: str, *flags: str) -> Iterator[dict[str, Any]]:
+    """Yield what one verb says, which is JSON, as it comes."""
+    with subprocess.Popen(
+        site.command(verb, "--json", *flags),
+        cwd=ROOT,
+        env=site.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as said:
+        assert said.stdout is not None  # noqa: S101 - Popen was asked for it
+        yield from map(json.loads, said.stdout)
 
 
-def exchange(cluster: Cluster, topics: Topics, count: int, log: Path) -> Iterator[Received]:
+def results(site: Site, count: int) -> Iterator[dict[str, Any]]:
+    """Yield the results from the first on, until `count` of them or PATIENCE silent seconds."""
+    ends = ["--limit", str(count), "--idle-timeout", str(PATIENCE)]
+    return lines(site, "listen", "--from-beginning", *ends)
+
+
+def exchange(site: Site, count: int, log: Path) -> Iterator[Received]:
     """Send `count` test images, and yield their results as they come."""
-    flags = ["--input-topic", topics.images, "--test-set", "--limit", str(count)]
-    flags += ["--data", os.environ.get("DATA_DIR", "data")]
-    sender = Process(connectors(cluster, "send", "kafka", *flags), log, cwd=ROOT).start()
-    lines = listen(cluster, topics.predictions, count, PATIENCE)
+    data = ["--data", os.environ.get("DATA_DIR", "data")]
+    flags = ["--test-set", "--limit", str(count), *data]
+    sender = site.process("send", *flags, log=log).start()
     try:
-        for line in tqdm(lines, total=count, unit="img"):
+        for line in tqdm(results(site, count), total=count, unit="img"):
             yield Received(line["result"], int(line["headers"]["index"]), time.time())
     finally:
         sender.stop()
+
+
+def dead_letters(site: Site) -> int:
+    """Return how many there are."""
+    *_, counted = lines(site, "dlq list")
+    found: int = counted["dead_letters"]
+    return found
 
 
 def figures(received: list[Received], count: int, dead: int) -> dict[str, Any]:
@@ -125,23 +119,20 @@ def figures(received: list[Received], count: int, dead: int) -> dict[str, Any]:
     }
 
 
-def run(count: int, folder: Path) -> dict[str, Any]:
+def run(broker: str, count: int, folder: Path) -> dict[str, Any]:
     """Do the main job once; raises StackError when a server does not start."""
     with ExitStack() as stack:
-        say("starting Kafka …")
-        cluster = stack.enter_context(kafka())
-        topics = Topics(*(f"demo-{os.getpid()}-{name}" for name in Topics()))
-        topics.create(cluster)
+        say(f"starting {broker} …")
+        site = stack.enter_context(started(broker, prefix=f"demo-{os.getpid()}-"))
         say("starting TorchServe with model_store/fmnist.mar …")
         server = stack.enter_context(TorchServe())
         say("starting the connector …")
-        relay = daemon(cluster, topics, server, folder / "connector.log").start()
+        relay = daemon(site, server, folder / "connector.log").start()
         stack.callback(relay.stop, timeout=30)
         await_relaying(relay)
         say(f"sending {count} test images …")
-        received = list(exchange(cluster, topics, count, folder / "send.log"))
-        dead = sum(1 for _ in listen(cluster, topics.dead, count, silence=2))
-        return figures(received, count, dead)
+        received = list(exchange(site, count, folder / "send.log"))
+        return figures(received, count, dead_letters(site))
 
 
 def report(found: dict[str, Any]) -> None:
@@ -163,13 +154,14 @@ def right(found: dict[str, Any]) -> bool:
 def main(argv: list[str] | None = None) -> int:
     """Run the demo; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__)
+    parser.add_argument("--broker", choices=BROKERS, default="kafka")
     parser.add_argument("--limit", type=int, default=1000, help="test images (default: 1000)")
     parser.add_argument("--output", type=Path, default=ROOT / "run" / "demo.json")
     asked = parser.parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     with tempfile.TemporaryDirectory(prefix="fmnist-demo-") as scratch:
         try:
-            found = run(asked.limit, Path(scratch))
+            found = run(asked.broker, asked.limit, Path(scratch))
         except StackError as error:
             say(str(error))
             return 69

@@ -64,6 +64,14 @@ def java() -> str:
     return found
 
 
+def java_environment() -> dict[str, str]:
+    """Return this process's variables, made so that a program finds our `java` on its PATH."""
+    kept = {k: v for k, v in os.environ.items() if k != "JAVA_HOME"}  # it would overrule the PATH
+    return kept | {
+        "PATH": os.pathsep.join([str(Path(java()).parent), kept.get("PATH", os.defpath)])
+    }
+
+
 @dataclass
 class Process:
     """A server in a session of its own, so that its children can be ended with it."""
@@ -194,12 +202,11 @@ class TorchServe:
         )
 
     def _environment(self) -> dict[str, str]:
-        # Java's temporary folder follows TEMP, the launcher's pid file TMPDIR. JAVA_HOME would
-        # overrule the java that was found, TS_CONFIG_FILE the settings.
-        kept = {k: v for k, v in os.environ.items() if k not in {"JAVA_HOME", "TS_CONFIG_FILE"}}
-        path = os.pathsep.join([str(Path(java()).parent), kept.get("PATH", os.defpath)])
+        # Java's temporary folder follows TEMP, the launcher's pid file TMPDIR. TS_CONFIG_FILE
+        # would overrule the settings.
+        kept = {k: v for k, v in java_environment().items() if k != "TS_CONFIG_FILE"}
         scratch = str(self.folder / "tmp")
-        return kept | {"PATH": path, "TEMP": scratch, "TMPDIR": scratch}
+        return kept | {"TEMP": scratch, "TMPDIR": scratch}
 
     @property
     def address(self) -> str:

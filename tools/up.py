@@ -1,7 +1,7 @@
-"""Kafka, TorchServe and the connector in the background: `python -m tools.up start|stop|status`.
+"""A broker, TorchServe and the connector in the background: `python -m tools.up start|stop|status`.
 
-For those who want to play: on the usual ports, below run/, until they are stopped. The topics
-and what is in them survive a stop; `rm -r run` forgets them.
+For those who want to play: on the usual ports, below run/, until they are stopped. Kafka's topics
+and what is in them survive a stop; `rm -r run` forgets them. The emulator of Pub/Sub keeps nothing.
 """
 
 from __future__ import annotations
@@ -11,18 +11,25 @@ import json
 import signal
 import sys
 from contextlib import ExitStack
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tools.demo import Topics, await_relaying, daemon
+from tools.demo import await_relaying, daemon
 from tools.serve import shipped
+from tools.site import BROKERS, Site, on_kafka, on_pubsub
 from tools.stack import ROOT, Process, StackError, end_session
 from tools.stack_kafka import Kafka
+from tools.stack_pubsub import Emulator
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 RUN = ROOT / "run"
 STATE = RUN / "up.json"
 KAFKA_PORTS = (9093, 9092, 9094)
+PUBSUB_PORT = 8085
 PATIENCE = 35.0  # seconds for one of them to end; the connector drains for 25 at most
 
 
@@ -54,39 +61,46 @@ def known() -> dict[str, dict[str, Any]]:
     return found
 
 
-def start() -> int:
+def start(broker: str) -> int:
     """Start what is not there; all of it or nothing."""
     if known():
         say("up: something was started before; `make status` shows it, `make down` ends it")
         return status()
     RUN.mkdir(exist_ok=True)
     with ExitStack() as undo:
-        servers = launch(undo)
+        servers, site = launch(broker, undo)
         STATE.write_text(json.dumps(servers, indent=2) + "\n")
         undo.pop_all()
-    python = "python -m connectors"
-    say(f"up: send some:     {python} send kafka --input-topic images --test-set --limit 1000")
-    say(f"up: watch them:    {python} listen kafka --output-topic predictions --from-beginning")
+    say(f"up: send some:     {site.example('send', '--test-set', '--limit', '1000')}")
+    say(f"up: watch them:    {site.example('listen', '--from-beginning')}")
     return status()
 
 
-def launch(undo: ExitStack) -> dict[str, dict[str, Any]]:
-    """Start the three and return their notes; `undo` ends what was started."""
-    say("up: starting Kafka …")
-    kafka = undo.enter_context(Kafka(RUN / "kafka", ports=KAFKA_PORTS))
-    topics = Topics()
-    topics.create(kafka)
+def launch(broker: str, undo: ExitStack) -> tuple[dict[str, dict[str, Any]], Site]:
+    """Start the three; return their notes, and how the broker is reached."""
+    say(f"up: starting {broker} …")
+    note, site = launch_broker(broker, undo)
     say("up: starting TorchServe …")
     server = undo.enter_context(shipped())
     say("up: starting the connector …")
-    relay = daemon(kafka, topics, server, RUN / "connector.log").start()
+    relay = daemon(site, server, RUN / "connector.log").start()
     undo.callback(relay.stop)
     await_relaying(relay)
-    return {
-        "kafka": noted(kafka.process, kafka.bootstrap_servers),
+    servers = {
+        broker: note,
         "torchserve": noted(server.process, server.url),
-        "connector": noted(relay, f"{topics.images} → {topics.predictions}, {topics.dead}"),
+        "connector": noted(relay, f"{site.images} → {site.predictions}"),
     }
+    return servers, site
+
+
+def launch_broker(broker: str, undo: ExitStack) -> tuple[dict[str, Any], Site]:
+    """Start one of BROKERS on its usual port."""
+    if broker == "pubsub":
+        emulator = undo.enter_context(Emulator(RUN / "pubsub", PUBSUB_PORT))
+        return noted(emulator.process, emulator.host), on_pubsub(emulator)
+    kafka = undo.enter_context(Kafka(RUN / "kafka", ports=KAFKA_PORTS))
+    return noted(kafka.process, kafka.bootstrap_servers), on_kafka(kafka)
 
 
 def stop() -> int:
@@ -113,12 +127,15 @@ def status() -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Run one verb; return the exit code."""
-    verbs = {"start": start, "stop": stop, "status": status}
     parser = argparse.ArgumentParser(prog="python -m tools.up", description=__doc__)
-    parser.add_argument("verb", choices=verbs)
+    parser.add_argument("verb", choices=("start", "stop", "status"))
+    parser.add_argument("--broker", choices=BROKERS, default="kafka", help="which one to start")
+    asked = parser.parse_args(argv)
+    verbs: dict[str, Callable[[], int]]
+    verbs = {"start": partial(start, asked.broker), "stop": stop, "status": status}
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     try:
-        return verbs[parser.parse_args(argv).verb]()
+        return verbs[asked.verb]()
     except StackError as error:
         say(f"up: {error}")
         return 69

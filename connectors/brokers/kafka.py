@@ -41,14 +41,14 @@ from kafka.structs import MemberState
 
 from ..errors import Exit, Rewound, Stop
 from ..records import Message, Record, Rejection, Settled
+from .delivery import ORIGIN, OURS, Backoff, Parcel, before, complaint, replaced
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
     from ..records import Headers
     from ..settings import KafkaSettings
-
-    Encode = Callable[[Settled], Message | None]
+    from .delivery import Encode
 
 Untyped = Any  # an object of kafka-python, which ships no types
 
@@ -90,8 +90,7 @@ CLOSE = 3.0
 LARGEST = 64 << 20
 """Bytes of one request; a broker hangs up at 100 MiB (`socket.request.max.bytes`)."""
 
-ORIGIN = "__connect.errors."
-OURS = "connector."
+ADVICE = "raise its max.message.bytes"
 
 
 class Position(NamedTuple):
@@ -349,23 +348,17 @@ class _Addressing:
         partition = settled.record.position.partition if topic in self._alike else None
         headers = message.headers
         if message.dead and isinstance(settled.outcome, Rejection):
-            headers = _replace(headers, self._origin(settled.record, settled.outcome))
+            headers = replaced(headers, self._origin(settled.record, settled.outcome))
         return _sendable(topic, message, headers, partition)
 
     def _origin(self, record: Record, rejection: Rejection) -> dict[str, bytes]:
         """The headers by which the tools around Kafka Connect find the source."""
-        detail = rejection.detail.encode("utf-8", "replace")[:1024].decode("utf-8", "ignore")
         return {
             f"{ORIGIN}topic": self._input.encode(),
             f"{ORIGIN}partition": b"%d" % record.position.partition,
             f"{ORIGIN}offset": b"%d" % record.position.offset,
-            f"{ORIGIN}exception.message": detail.encode(),
+            f"{ORIGIN}exception.message": complaint(rejection),
         }
-
-
-def _replace(headers: Iterable[tuple[str, Any]], ours: Mapping[str, bytes]) -> tuple[Any, ...]:
-    """The headers as they are, with ours at the end instead of those of an earlier trip."""
-    return (*(header for header in headers if header[0] not in ours), *ours.items())
 
 
 def _sendable(topic: str, message: Message, headers: Headers, partition: int | None) -> Outgoing:
@@ -380,7 +373,7 @@ def _sendable(topic: str, message: Message, headers: Headers, partition: int | N
         nulls.append("value")
     filled: Iterable[tuple[str, bytes]] = [(name, content or b"") for name, content in headers]
     if nulls:
-        filled = _replace(filled, {f"{OURS}nulls": ",".join(nulls).encode()})
+        filled = replaced(filled, {f"{OURS}nulls": ",".join(nulls).encode()})
     return Outgoing(topic, value, message.key, list(filled), partition)
 
 
@@ -390,36 +383,13 @@ def _remains(letter: Outgoing) -> Iterator[Outgoing]:
         digest = hashlib.sha256(letter.value).hexdigest()
         size = b"%d" % len(letter.value)
         ours = {f"{OURS}value-bytes": size, f"{OURS}value-sha256": digest.encode()}
-        letter = letter._replace(value=b"", headers=list(_replace(letter.headers, ours)))
+        letter = letter._replace(value=b"", headers=list(replaced(letter.headers, ours)))
         yield letter
     ours_only = [header for header in letter.headers if header[0].startswith((ORIGIN, OURS))]
     yield letter._replace(value=b"", key=None, headers=ours_only)
 
 
-class _Parcel:
-    """A record and its message, in the largest form that was not refused yet."""
-
-    def __init__(self, record: Record, forms: Iterator[Outgoing]) -> None:
-        self.record = record
-        self._forms = forms
-        self.message = next(forms, None)
-
-    def shrink(self) -> None:
-        """Go on to the next form."""
-        refused, self.message = self.message, next(self._forms, None)
-        if refused and not self.message:
-            raise Stop(
-                f"{refused.topic} takes not even the {refused.size()} bytes that say why "
-                f"{self.record.id} has no prediction: raise its max.message.bytes",
-                Exit.GIVEN_UP,
-            )
-
-    def is_as_large_as(self, message: Outgoing) -> bool:
-        """Say whether a topic that refuses `message` refuses this, too."""
-        mine = self.message
-        return mine is not None and mine.topic == message.topic and mine.size() >= message.size()
-
-
+_Parcel = Parcel[Outgoing]
 Failure = tuple[_Parcel, Exception]
 
 
@@ -774,7 +744,7 @@ class _AtLeastOnce:
     def deliver(self, parcels: Sequence[_Parcel], source: _Source) -> None:
         self.mend()
         lost = dict(self._publish(parcels))
-        offsets = _offsets(_before(parcels, lost), source.note)
+        offsets = _offsets(before(parcels, lost), source.note)
         if offsets:
             source.commit(offsets)
         for error in lost.values():
@@ -808,16 +778,6 @@ def _production(settings: KafkaSettings) -> dict[str, Any]:
     }
 
 
-def _before(parcels: Iterable[_Parcel], lost: Mapping[_Parcel, Exception]) -> Iterator[_Parcel]:
-    """Those of each lane that come before the first one lost."""
-    ended: set[Hashable] = set()
-    for parcel in parcels:
-        if parcel in lost:
-            ended.add(parcel.record.lane)
-        if parcel.record.lane not in ended:
-            yield parcel
-
-
 class KafkaBroker:
     """A `Broker` between the input topic and the two others, with either promise.
 
@@ -836,7 +796,7 @@ class KafkaBroker:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
-        self._backoff = _Backoff(clock, sleep)
+        self._backoff = Backoff(clock, sleep)
         self._addressing = _Addressing(settings, encode)
         exactly_once = settings.delivery == "exactly-once"
         self._delivery: _Delivery = (_ExactlyOnce if exactly_once else _AtLeastOnce)(settings)
@@ -862,7 +822,7 @@ class KafkaBroker:
         """See `Broker.commit`; what does not fit its topic becomes a dead letter instead."""
         if self._source.membership is None:
             raise Rewound("nothing that was handed out is ours any more")
-        parcels = [_Parcel(one.record, self._addressing.forms(one)) for one in settled]
+        parcels = [Parcel(one.record, self._addressing.forms(one), ADVICE) for one in settled]
         try:
             self._delivery.deliver(parcels, self._source)
         except KafkaError as error:
@@ -902,26 +862,6 @@ class KafkaBroker:
         """See `Broker.close`."""
         self._delivery.close()
         self._source.close()
-
-
-class _Backoff:
-    """Spaces what fails again and again: 0.1 s, doubled each time, up to 5 s."""
-
-    def __init__(self, clock: Callable[[], float], sleep: Callable[[float], None]) -> None:
-        self._clock = clock
-        self._sleep = sleep
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget the failures: something has succeeded."""
-        self._until = self._clock()
-        self._delay = 0.1
-
-    def wait(self) -> None:
-        """Return at once after a success, later after a failure."""
-        self._sleep(max(0.0, self._until - self._clock()))
-        self._until = self._clock() + self._delay
-        self._delay = min(2 * self._delay, 5.0)
 
 
 # The two ends of the relay

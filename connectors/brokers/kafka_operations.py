@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from ..records import Record
     from ..settings import KafkaSettings
-    from .kafka import Encode
+    from .delivery import Encode
 
 Untyped = Any  # an object of kafka-python, which ships no types
 

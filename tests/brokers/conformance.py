@@ -7,14 +7,17 @@ long its broker may take, in real seconds for a server, in virtual ones for the 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import pytest
 
+from connectors.deadletters import source
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import (
     Broker,
@@ -80,12 +83,12 @@ class Harness(Protocol):
         partition: int = 0,
         key: bytes | None = None,
         headers: Headers = (),
-    ) -> None:
-        """Append one record and wait until the server has it."""
-        ...
+    ) -> str:
+        """Append one record, wait until the server has it, and return the id it will have.
 
-    def begin(self, topic: str, value: bytes, *, partition: int = 0) -> Transaction:
-        """Append one record in a transaction that stays open."""
+        Where there are no partitions, the number stands for a lane of its own, unless there is a
+        key: then that is the lane.
+        """
         ...
 
     def open(
@@ -100,24 +103,18 @@ class Harness(Protocol):
     ) -> Broker:
         """Start the daemon's face of the broker, fencing an elder one with the same `instance`.
 
+        Where there is but one promise, or no group, those arguments mean nothing.
         It need not have joined its group yet: `poll` does that, and may return nothing meanwhile.
         For topics that do not exist, here or at a later `poll`, Stop.
         """
         ...
 
     def read_committed(self, topic: str) -> list[Published]:
-        """Return what a new read_committed reader finds up to the last stable offset.
+        """Return all that readers of committed records find in a topic, up to its end.
 
-        In the order of (partition, offset). An orphaned transaction is waited for.
+        In the order of (partition, offset), or in the order in which it came. An orphaned
+        transaction is waited for.
         """
-        ...
-
-    def peek(self, topic: str) -> list[Published]:
-        """As `read_committed`, but at once: what lies behind an open transaction is not there."""
-        ...
-
-    def committed(self, topics: Topics, group: str = "group") -> Mapping[int, int]:
-        """Return the group's next offset for each input partition that has one."""
         ...
 
     def patience(self) -> Iterator[None]:
@@ -138,6 +135,22 @@ class Harness(Protocol):
 
     def lose_answer(self, broker: Broker) -> None:
         """Let the next commit of `broker` happen in full, and then look to it as failed."""
+        ...
+
+
+class LogHarness(Harness, Protocol):
+    """What the suite needs of a backend with partitions, transactions and groups."""
+
+    def begin(self, topic: str, value: bytes, *, partition: int = 0) -> Transaction:
+        """Append one record in a transaction that stays open."""
+        ...
+
+    def peek(self, topic: str) -> list[Published]:
+        """As `read_committed`, but at once: what lies behind an open transaction is not there."""
+        ...
+
+    def committed(self, topics: Topics, group: str = "group") -> Mapping[int, int]:
+        """Return the group's next offset for each input partition that has one."""
         ...
 
     def watch_commit(self, broker: Broker, look: Callable[[], None]) -> None:
@@ -220,6 +233,31 @@ def poll_in_turn(harness: Harness, brokers: Sequence[Broker], count: int) -> lis
     raise AssertionError
 
 
+def relay(harness: Harness, broker: Broker, count: int) -> list[Record]:
+    """Poll and commit until `count` are committed; what came before a Rewound is void."""
+    done: list[Record] = []
+    for _ in harness.patience():
+        with suppress(Rewound):
+            records = broker.poll(10, 0.1)
+            if records:
+                broker.commit(predicted(records))
+            done += records
+        if len(done) >= count:
+            return done
+    raise AssertionError
+
+
+def by_lane(records: Sequence[Record]) -> list[list[Record]]:
+    lanes: dict[Hashable, list[Record]] = {}
+    for record in records:
+        lanes.setdefault(record.lane, []).append(record)
+    return list(lanes.values())
+
+
+def as_record(letter: Published) -> Record:
+    return Record("", letter.value, letter.key, letter.headers, 0, None, None)
+
+
 def poll_until_rewound(harness: Harness, broker: Broker, others: Sequence[Broker]) -> list[Record]:
     """Poll all in turn until `broker` is told to begin again; return what the others took."""
     taken: list[Record] = []
@@ -234,30 +272,36 @@ def poll_until_rewound(harness: Harness, broker: Broker, others: Sequence[Broker
 
 
 class Conformance:
-    """What every backend promises. A subclass gives the `harness`."""
+    """What every backend promises. A subclass gives the `harness`.
+
+    It inherits the further promises that it makes, and says in `absent` why it does not make the
+    others. `exactly_once`: each record has one outcome; without it a record whose acknowledgement
+    was lost has two of the same id.
+    """
+
+    exactly_once: ClassVar[bool] = True
+    absent: ClassVar[Mapping[type, str]] = {}
 
     @pytest.fixture
     def harness(self) -> Harness:
         raise NotImplementedError
 
+    def test_each_further_promise_is_made_or_its_absence_has_a_reason(self) -> None:
+        made = {promise for promise in PROMISES if isinstance(self, promise)}
+        assert made.isdisjoint(self.absent)
+        assert made | set(self.absent) == set(PROMISES)
+        assert all(self.absent.values())
+
     # Reading
 
     def test_a_record_is_what_was_produced(self, harness: Harness) -> None:
         topics = harness.topics()
-        headers = (("b", b"1"), ("a", b""), ("b", b"2"))
-        harness.produce(topics.input, b"\x00\xff", partition=1, key=b"k", headers=headers)
+        headers = (("a", b""), ("b", b"1"))
+        name = harness.produce(topics.input, b"\x00\xff", partition=1, key=b"k", headers=headers)
         (record,) = take(harness, harness.open(topics, encode), 1)
-        assert record.id == f"{topics.input}/1/0"
+        assert record.id == name
         assert (record.value, record.key, record.headers) == (b"\x00\xff", b"k", headers)
         assert record.time > 0
-
-    def test_nulls_and_empty_bytes_are_told_apart(self, harness: Harness) -> None:
-        topics = harness.topics()
-        harness.produce(topics.input, b"", key=b"")
-        harness.produce(topics.input, None, key=None, headers=(("nothing", None),))
-        empty, null = take(harness, harness.open(topics, encode), 2)
-        assert (empty.value, empty.key) == (b"", b"")
-        assert (null.value, null.key, null.headers) == (None, None, (("nothing", None),))
 
     def test_a_large_value_arrives_whole(self, harness: Harness) -> None:
         topics = harness.topics()
@@ -265,20 +309,32 @@ class Conformance:
         harness.produce(topics.input, value)
         assert values(take(harness, harness.open(topics, encode), 1)) == [value]
 
-    def test_a_lane_is_a_partition_and_comes_in_order(self, harness: Harness) -> None:
+    def test_an_empty_value_comes_and_can_be_a_dead_letter(self, harness: Harness) -> None:
+        topics = harness.topics()
+        harness.produce(topics.input, b"", key=b"k", headers=(("a", b"1"),))
+        broker = harness.open(topics, encode)
+        (record,) = take(harness, broker, 1)
+        broker.commit([rejected(record)])
+        (letter,) = harness.read_committed(topics.dead)
+        assert (record.value, letter.value, letter.key) == (b"", b"", b"k")
+
+    def test_a_lane_comes_in_order_and_its_results_do(self, harness: Harness) -> None:
         topics = harness.topics(partitions=2)
         for number in range(20):
             harness.produce(topics.input, b"%d" % number, partition=number % 2)
-        records = take(harness, harness.open(topics, encode), 20)
-        lanes = {record.lane for record in records}
-        assert len(lanes) == 2
-        for lane in lanes:
-            own = [int(record.value or b"") for record in records if record.lane == lane]
-            assert own == sorted(own)
+        records = relay(harness, harness.open(topics, encode), 20)
+        results = sources(harness.read_committed(topics.output))
+        assert len(results) == len({record.lane for record in records}) * 10 == 20
+        for own in by_lane(records):
+            assert [int(record.value or b"") for record in own] == sorted(
+                int(record.value or b"") for record in own
+            )
+            ids = [record.id for record in own]
+            assert [one for one in results if one in ids] == ids
 
     def test_poll_never_takes_more_than_its_limit(self, harness: Harness) -> None:
-        topics = harness.topics()
-        for partition in (0, 1) * 5:
+        topics = harness.topics(partitions=10)
+        for partition in range(10):
             harness.produce(topics.input, b"x", partition=partition)
         broker = harness.open(topics, encode)
         sizes: list[int] = []
@@ -295,7 +351,204 @@ class Conformance:
         assert not any(broker.poll(0, 0.1) for _ in islice(harness.patience(), 30))
         assert values(take(harness, broker, 1)) == [b"x"]
 
-    def test_what_is_in_an_open_transaction_is_not_handed_out(self, harness: Harness) -> None:
+    def test_a_missing_topic_stops_the_daemon(self, harness: Harness) -> None:
+        there = harness.topics()
+        for name in ("input", "output", "dead"):
+            topics = replace(there, **{name: f"{there.input}-missing"})
+            with pytest.raises(Stop) as stop:
+                take(harness, harness.open(topics, encode), 1)
+            assert stop.value.code is Exit.UNAVAILABLE
+
+    # The commit
+
+    def test_a_commit_takes_off_what_it_publishes_and_what_is_skipped(
+        self, harness: Harness
+    ) -> None:
+        topics = harness.topics(partitions=4)
+        for partition in range(4):
+            harness.produce(topics.input, b"%d" % partition, partition=partition)
+        elder = harness.open(topics, encode)
+        taken = take(harness, elder, 4)
+        first, second, third, last = sorted(taken, key=lambda record: record.value or b"")
+        elder.commit([*predicted([first]), rejected(second), Settled(third, Skipped())])
+        elder.close()
+        assert sources(harness.read_committed(topics.output)) == [first.id]
+        assert values(harness.read_committed(topics.dead)) == [b"1"]
+        younger = harness.open(topics, encode, instance="two")
+        assert [record.id for record in relay(harness, younger, 1)] == [last.id]
+        assert not any(younger.poll(10, 0.1) for _ in islice(harness.patience(), 10))
+
+    def test_nothing_of_a_commit_that_cannot_publish_is_lost(self, harness: Harness) -> None:
+        topics = harness.topics()
+        harness.produce(topics.input, b"x")
+        broker = harness.open(topics, encode)
+        records = take(harness, broker, 1)
+        harness.break_commit(broker, after=0)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(records))
+        assert harness.read_committed(topics.output) == []
+        assert [record.id for record in take(harness, broker, 1)] == [records[0].id]
+
+    def test_after_a_broken_commit_all_come_in_their_order_and_count_once(
+        self, harness: Harness
+    ) -> None:
+        topics = harness.topics(partitions=4)
+        names = [harness.produce(topics.input, b"x", partition=number % 4) for number in range(24)]
+        broker = harness.open(topics, encode)
+        records = relay(harness, broker, 4)
+        held = take(harness, broker, 4)
+        harness.break_commit(broker, after=2)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(held))
+        published = len(harness.read_committed(topics.output))
+        assert published == len(records) + (0 if self.exactly_once else 2)
+        relay(harness, broker, len(names) - published)
+        results = sources(harness.read_committed(topics.output))
+        assert sorted(results) == sorted(names)
+        for lane in range(4):
+            own = names[lane::4]
+            assert [one for one in results if one in own] == own
+
+    def test_a_commit_whose_answer_was_lost_doubles_nothing_but_its_own(
+        self, harness: Harness
+    ) -> None:
+        topics = harness.topics(partitions=2)
+        harness.produce(topics.input, b"1")
+        broker = harness.open(topics, encode)
+        first = take(harness, broker, 1)
+        harness.lose_answer(broker)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(first))
+        second = harness.produce(topics.input, b"2", partition=1)
+        relay(harness, broker, 1 if self.exactly_once else 2)
+        assert Counter(sources(harness.read_committed(topics.output))) == {
+            first[0].id: 1 if self.exactly_once else 2,
+            second: 1,
+        }
+
+    # What is published
+
+    def test_key_and_headers_go_along(self, harness: Harness) -> None:
+        topics = harness.topics()
+        headers = (("a", b""), ("topic", b"of the picture"), ("traceparent", b"00-ab-cd-01"))
+        harness.produce(topics.input, b"x", key=b"k", headers=headers)
+        broker = harness.open(topics, encode)
+        broker.commit(predicted(take(harness, broker, 1)))
+        (result,) = harness.read_committed(topics.output)
+        assert (result.key, result.headers) == (b"k", headers)
+
+    def test_a_dead_letter_is_the_record_and_says_why_and_whose_it_is(
+        self, harness: Harness
+    ) -> None:
+        topics = harness.topics()
+        harness.produce(topics.input, b"\x00bad", partition=1, key=b"k", headers=(("a", b"1"),))
+        broker = harness.open(topics, encode)
+        (bad,) = take(harness, broker, 1)
+        broker.commit([rejected(bad, "no image at äll")])
+        (letter,) = harness.read_committed(topics.dead)
+        headers = dict(letter.headers)
+        assert (letter.key, letter.value, headers["a"]) == (b"k", b"\x00bad", b"1")
+        assert headers["connector.reason"] == b"not_an_image"
+        assert headers["__connect.errors.exception.message"] == "no image at äll".encode()
+        assert source(as_record(letter)) == bad.id
+
+    def test_the_origin_of_a_dead_letter_is_replaced_not_stacked(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        headers = (("__connect.errors.offset", b"77"), ("__connect.errors.topic", b"elder"))
+        harness.produce(topics.input, b"x", headers=headers)
+        broker = harness.open(topics, encode)
+        (record,) = take(harness, broker, 1)
+        broker.commit([rejected(record)])
+        (letter,) = harness.read_committed(topics.dead)
+        names = [name for name, _ in letter.headers]
+        assert sorted(names) == sorted(set(names))
+        assert source(as_record(letter)) == record.id
+
+    def test_a_large_dead_letter_arrives_whole(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=1)
+        value = bytes(range(250)) * 3_600
+        harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        broker.commit([rejected(take(harness, broker, 1)[0])])
+        assert [one.value for one in harness.read_committed(topics.dead)] == [value]
+
+    # Several daemons, and the end
+
+    def test_daemons_share_the_work(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=8)
+        names = [harness.produce(topics.input, b"x", partition=number % 8) for number in range(40)]
+        brokers = [harness.open(topics, encode, instance=name) for name in ("one", "two")]
+        poll_in_turn(harness, brokers, 40)
+        assert sorted(sources(harness.read_committed(topics.output))) == sorted(names)
+
+    def test_closing_while_busy_publishes_nothing_and_loses_nothing(self, harness: Harness) -> None:
+        topics = harness.topics(partitions=4)
+        names = [harness.produce(topics.input, b"x", partition=number % 4) for number in range(20)]
+        leaving = harness.open(topics, encode, instance="one")
+        take(harness, leaving, 3)
+        begin = time.monotonic()
+        leaving.close()
+        assert time.monotonic() - begin < 10
+        assert harness.read_committed(topics.output) == []
+        staying = harness.open(topics, encode, instance="two")
+        relay(harness, staying, 20)
+        results = sources(harness.read_committed(topics.output))
+        assert sorted(results) == sorted(names)
+        for lane in range(4):
+            own = names[lane::4]
+            assert [one for one in results if one in own] == own
+
+    def test_close_may_come_twice(self, harness: Harness) -> None:
+        topics = harness.topics()
+        broker = harness.open(topics, encode)
+        broker.poll(0, 0.1)
+        broker.close()
+        broker.close()
+        assert harness.read_committed(topics.output) == []
+
+
+class RepeatsHeaders:
+    """A name may stand in the headers of a record more than once, and their order is kept."""
+
+    def test_headers_are_repeated_and_in_their_order(self, harness: Harness) -> None:
+        topics = harness.topics()
+        headers = (("b", b"1"), ("a", b""), ("b", b"2"))
+        harness.produce(topics.input, b"x", key=b"k", headers=headers)
+        broker = harness.open(topics, encode)
+        records = take(harness, broker, 1)
+        broker.commit(predicted(records))
+        (result,) = harness.read_committed(topics.output)
+        assert (records[0].headers, result.headers) == (headers, headers)
+
+
+class TellsNulls:
+    """Null is not the same as empty, in keys, values and headers."""
+
+    def test_nulls_and_empty_bytes_are_told_apart(self, harness: Harness) -> None:
+        topics = harness.topics()
+        harness.produce(topics.input, b"", key=b"")
+        harness.produce(topics.input, None, key=None, headers=(("nothing", None),))
+        empty, null = take(harness, harness.open(topics, encode), 2)
+        assert (empty.value, empty.key) == (b"", b"")
+        assert (null.value, null.key, null.headers) == (None, None, (("nothing", None),))
+
+    def test_a_record_of_nulls_can_be_a_dead_letter(self, harness: Harness) -> None:
+        """Some clients cannot write nulls: those arrive as empty bytes, but they do arrive."""
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, None, headers=(("nothing", None),))
+        harness.produce(topics.input, b"", key=b"")
+        broker = harness.open(topics, encode)
+        broker.commit([rejected(record) for record in take(harness, broker, 2)])
+        null, empty = harness.read_committed(topics.dead)
+        assert not null.value
+        assert null.headers[0] in {("nothing", None), ("nothing", b"")}
+        assert (empty.key, empty.value) == (b"", b"")
+
+
+class Transactions:
+    """Results, dead letters and acknowledgements are one act; what is not committed is not seen."""
+
+    def test_what_is_in_an_open_transaction_is_not_handed_out(self, harness: LogHarness) -> None:
         topics = harness.topics()
         broker = harness.open(topics, encode)
         harness.produce(topics.input, b"before")
@@ -306,7 +559,7 @@ class Conformance:
         transaction.commit()
         assert values(take(harness, broker, 2)) == [b"inside", b"after"]
 
-    def test_what_was_aborted_is_never_handed_out(self, harness: Harness) -> None:
+    def test_what_was_aborted_is_never_handed_out(self, harness: LogHarness) -> None:
         topics = harness.topics()
         harness.begin(topics.input, b"aborted").abort()
         harness.produce(topics.input, b"after")
@@ -316,22 +569,202 @@ class Conformance:
         assert values(records) == [b"after"]
         assert sources(harness.read_committed(topics.output)) == [records[0].id]
 
-    def test_a_missing_topic_stops_the_daemon(self, harness: Harness) -> None:
-        there = harness.topics()
-        for name in ("input", "output", "dead"):
-            topics = replace(there, **{name: f"{there.input}-missing"})
-            with pytest.raises(Stop) as stop:
-                take(harness, harness.open(topics, encode), 1)
-            assert stop.value.code is Exit.UNAVAILABLE
+    def test_results_dead_letters_and_offsets_are_one_act(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        first, second, third = take(harness, broker, 3)
+        seen: list[Published] = []
 
-    # Where a group begins
+        def look() -> None:
+            seen.extend(harness.peek(topics.output) + harness.peek(topics.dead))
 
-    def test_a_new_group_begins_at_the_earliest(self, harness: Harness) -> None:
+        harness.watch_commit(broker, look)
+        broker.commit([*predicted([first]), rejected(second), *predicted([third])])
+        assert seen == []
+        assert sources(harness.read_committed(topics.output)) == [first.id, third.id]
+        assert [one.value for one in harness.read_committed(topics.dead)] == [b"2"]
+        assert harness.committed(topics) == {0: 3}
+
+    @pytest.mark.parametrize("after", [0, 1, 2])
+    def test_nothing_of_a_broken_commit_is_visible(self, harness: LogHarness, after: int) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        first, second = take(harness, broker, 2)
+        harness.break_commit(broker, after)
+        with pytest.raises(Rewound):
+            broker.commit([*predicted([first]), rejected(second)])
+        assert harness.read_committed(topics.output) == []
+        assert harness.read_committed(topics.dead) == []
+        assert not any(harness.committed(topics).values())
+
+    def test_what_was_not_acknowledged_comes_again_and_counts_once(
+        self, harness: LogHarness
+    ) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode)
+        first, *rest = take(harness, broker, 3)
+        broker.commit(predicted([first]))
+        harness.break_commit(broker, after=1)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(rest))
+        again = take(harness, broker, 2)
+        assert [record.id for record in again] == [record.id for record in rest]
+        broker.commit(predicted(again))
+        assert sources(harness.read_committed(topics.output)) == [
+            record.id for record in (first, *rest)
+        ]
+
+    def test_a_commit_whose_answer_was_lost_counts_once(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, b"1")
+        broker = harness.open(topics, encode)
+        first = take(harness, broker, 1)
+        harness.lose_answer(broker)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(first))
+        harness.produce(topics.input, b"2")
+        second = take(harness, broker, 1)
+        broker.commit(predicted(second))
+        assert values(second) == [b"2"]
+        assert sources(harness.read_committed(topics.output)) == [first[0].id, second[0].id]
+
+    def test_a_younger_daemon_of_the_same_instance_fences_the_elder(
+        self, harness: LogHarness
+    ) -> None:
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, b"x")
+        elder = harness.open(topics, encode, instance="the same")
+        held = take(harness, elder, 1)
+        younger = harness.open(topics, encode, instance="the same")
+        younger.poll(0, 0.1)
+        with pytest.raises(Stop) as stop:
+            elder.commit(predicted(held))
+        elder.close()
+        assert stop.value.code is Exit.FENCED
+        assert harness.read_committed(topics.output) == []
+        younger.commit(predicted(take(harness, younger, 1)))
+        assert sources(harness.read_committed(topics.output)) == [held[0].id]
+
+
+class Partitions:
+    """A lane is a partition; several records of it may be held; offsets say how far it is read."""
+
+    def test_results_come_in_the_order_of_the_commit(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=2)
+        for number in range(20):
+            harness.produce(topics.input, b"x", partition=number % 2)
+        broker = harness.open(topics, encode)
+        records = take(harness, broker, 20)
+        for begin in range(0, 20, 7):
+            broker.commit(predicted(records[begin : begin + 7]))
+        for partition in (0, 1):
+            own = [
+                one for one in harness.read_committed(topics.output) if one.partition == partition
+            ]
+            assert sources(own) == [
+                record.id for record in in_partition(records, topics.input, partition)
+            ]
+
+    def test_a_skipped_record_is_acknowledged_without_a_message(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=1)
+        harness.produce(topics.input, b"x")
+        broker = harness.open(topics, encode)
+        broker.commit([Settled(take(harness, broker, 1)[0], Skipped())])
+        assert harness.committed(topics) == {0: 1}
+        assert harness.read_committed(topics.output) == []
+        assert harness.read_committed(topics.dead) == []
+
+    def test_a_result_goes_to_its_records_partition(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=3)
+        for partition in (2, 0, 1):
+            harness.produce(topics.input, b"x", partition=partition, key=b"the same")
+        broker = harness.open(topics, encode)
+        broker.commit(predicted(take(harness, broker, 3)))
+        assert [
+            (one.partition, *sources([one])) for one in harness.read_committed(topics.output)
+        ] == [(number, f"{topics.input}/{number}/0") for number in range(3)]
+
+    def test_results_of_one_key_share_a_partition_where_the_numbers_differ(
+        self, harness: LogHarness
+    ) -> None:
+        topics = harness.topics(partitions=2, output_partitions=5)
+        for number in range(12):
+            harness.produce(topics.input, b"x", partition=number % 2, key=b"%d" % (number % 4))
+        broker = harness.open(topics, encode)
+        broker.commit(predicted(take(harness, broker, 12)))
+        results = harness.read_committed(topics.output)
+        assert len(results) == 12
+        assert len({(one.key, one.partition) for one in results}) == 4
+
+    def test_a_dead_letter_says_where_it_came_from(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=2)
+        harness.produce(topics.input, b"first", partition=1)
+        harness.produce(topics.input, b"\x00bad", partition=1, key=b"k", headers=(("a", b"1"),))
+        broker = harness.open(topics, encode)
+        first, bad = take(harness, broker, 2)
+        broker.commit([*predicted([first]), rejected(bad, "no image at äll")])
+        (letter,) = harness.read_committed(topics.dead)
+        assert (letter.partition, letter.key, letter.value) == (1, b"k", b"\x00bad")
+        assert letter.headers[0] == ("a", b"1")
+        assert set(letter.headers[1:]) == {
+            ("connector.reason", b"not_an_image"),
+            ("__connect.errors.topic", topics.input.encode()),
+            ("__connect.errors.partition", b"1"),
+            ("__connect.errors.offset", b"1"),
+            ("__connect.errors.exception.message", "no image at äll".encode()),
+        }
+
+    def test_at_least_once_acknowledges_what_was_published(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode, delivery="at-least-once")
+        records = take(harness, broker, 3)
+        broker.commit(predicted(records))
+        assert sources(harness.read_committed(topics.output)) == [record.id for record in records]
+        assert harness.committed(topics) == {0: 3}
+
+    def test_at_least_once_begins_again_after_the_last_one_published(
+        self, harness: LogHarness
+    ) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2", b"3"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode, delivery="at-least-once")
+        records = take(harness, broker, 3)
+        harness.break_commit(broker, after=2)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(records))
+        assert len(harness.read_committed(topics.output)) == 2
+        assert values(take(harness, broker, 1)) == [b"3"]
+
+    def test_close_gives_back_what_was_never_answered(self, harness: LogHarness) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2"):
+            harness.produce(topics.input, value)
+        leaving = harness.open(topics, encode, instance="one")
+        take(harness, leaving, 2)
+        leaving.close()
+        assert not any(harness.committed(topics).values())
+        staying = harness.open(topics, encode, instance="two")
+        assert values(take(harness, staying, 2)) == [b"1", b"2"]
+
+
+class Groups:
+    """Who reads is a member of a group, which has a beginning and shares out its partitions."""
+
+    def test_a_new_group_begins_at_the_earliest(self, harness: LogHarness) -> None:
         topics = harness.topics()
         harness.produce(topics.input, b"x")
         assert values(take(harness, harness.open(topics, encode), 1)) == [b"x"]
 
-    def test_a_new_group_may_begin_at_the_latest(self, harness: Harness) -> None:
+    def test_a_new_group_may_begin_at_the_latest(self, harness: LogHarness) -> None:
         topics = harness.topics(partitions=1)
         harness.produce(topics.input, b"old")
         broker = harness.open(topics, encode, start="latest")
@@ -342,7 +775,7 @@ class Conformance:
         assert values(records) == [b"new"]
 
     def test_a_rewind_before_the_first_commit_goes_back_to_the_start(
-        self, harness: Harness
+        self, harness: LogHarness
     ) -> None:
         topics = harness.topics(partitions=1)
         for start in ("earliest", "latest"):
@@ -361,7 +794,7 @@ class Conformance:
                 broker.commit(predicted(records))
             assert take(harness, broker, 1)[0].id == records[0].id
 
-    def test_a_group_goes_on_where_it_stopped(self, harness: Harness) -> None:
+    def test_a_group_goes_on_where_it_stopped(self, harness: LogHarness) -> None:
         topics = harness.topics(partitions=1)
         for value in (b"1", b"2", b"3"):
             harness.produce(topics.input, value)
@@ -371,205 +804,9 @@ class Conformance:
         younger = harness.open(topics, encode, instance="two", start="latest")
         assert values(take(harness, younger, 1)) == [b"3"]
 
-    # The commit
-
-    def test_results_dead_letters_and_offsets_are_one_act(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        for value in (b"1", b"2", b"3"):
-            harness.produce(topics.input, value)
-        broker = harness.open(topics, encode)
-        first, second, third = take(harness, broker, 3)
-        seen: list[Published] = []
-
-        def look() -> None:
-            seen.extend(harness.peek(topics.output) + harness.peek(topics.dead))
-
-        harness.watch_commit(broker, look)
-        broker.commit([*predicted([first]), rejected(second), *predicted([third])])
-        assert seen == []
-        assert sources(harness.read_committed(topics.output)) == [first.id, third.id]
-        assert [one.value for one in harness.read_committed(topics.dead)] == [b"2"]
-        assert harness.committed(topics) == {0: 3}
-
-    def test_results_come_in_the_order_of_the_commit(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=2)
-        for number in range(20):
-            harness.produce(topics.input, b"x", partition=number % 2)
-        broker = harness.open(topics, encode)
-        records = take(harness, broker, 20)
-        for begin in range(0, 20, 7):
-            broker.commit(predicted(records[begin : begin + 7]))
-        for partition in (0, 1):
-            own = [
-                one for one in harness.read_committed(topics.output) if one.partition == partition
-            ]
-            assert sources(own) == [
-                record.id for record in in_partition(records, topics.input, partition)
-            ]
-
-    def test_a_skipped_record_is_acknowledged_without_a_message(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        harness.produce(topics.input, b"x")
-        broker = harness.open(topics, encode)
-        broker.commit([Settled(take(harness, broker, 1)[0], Skipped())])
-        assert harness.committed(topics) == {0: 1}
-        assert harness.read_committed(topics.output) == []
-        assert harness.read_committed(topics.dead) == []
-
-    @pytest.mark.parametrize("after", [0, 1, 2])
-    def test_nothing_of_a_broken_commit_is_visible(self, harness: Harness, after: int) -> None:
-        topics = harness.topics(partitions=1)
-        for value in (b"1", b"2"):
-            harness.produce(topics.input, value)
-        broker = harness.open(topics, encode)
-        first, second = take(harness, broker, 2)
-        harness.break_commit(broker, after)
-        with pytest.raises(Rewound):
-            broker.commit([*predicted([first]), rejected(second)])
-        assert harness.read_committed(topics.output) == []
-        assert harness.read_committed(topics.dead) == []
-        assert not any(harness.committed(topics).values())
-
-    def test_what_was_not_acknowledged_comes_again_and_counts_once(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        for value in (b"1", b"2", b"3"):
-            harness.produce(topics.input, value)
-        broker = harness.open(topics, encode)
-        first, *rest = take(harness, broker, 3)
-        broker.commit(predicted([first]))
-        harness.break_commit(broker, after=1)
-        with pytest.raises(Rewound):
-            broker.commit(predicted(rest))
-        again = take(harness, broker, 2)
-        assert [record.id for record in again] == [record.id for record in rest]
-        broker.commit(predicted(again))
-        assert sources(harness.read_committed(topics.output)) == [
-            record.id for record in (first, *rest)
-        ]
-
-    def test_a_commit_whose_answer_was_lost_counts_once(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        harness.produce(topics.input, b"1")
-        broker = harness.open(topics, encode)
-        first = take(harness, broker, 1)
-        harness.lose_answer(broker)
-        with pytest.raises(Rewound):
-            broker.commit(predicted(first))
-        harness.produce(topics.input, b"2")
-        second = take(harness, broker, 1)
-        broker.commit(predicted(second))
-        assert values(second) == [b"2"]
-        assert sources(harness.read_committed(topics.output)) == [first[0].id, second[0].id]
-
-    def test_at_least_once_acknowledges_what_was_published(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        for value in (b"1", b"2", b"3"):
-            harness.produce(topics.input, value)
-        broker = harness.open(topics, encode, delivery="at-least-once")
-        records = take(harness, broker, 3)
-        broker.commit(predicted(records))
-        assert sources(harness.read_committed(topics.output)) == [record.id for record in records]
-        assert harness.committed(topics) == {0: 3}
-
-    def test_at_least_once_begins_again_after_the_last_one_published(
-        self, harness: Harness
+    def test_a_second_member_rewinds_the_first_and_takes_its_share(
+        self, harness: LogHarness
     ) -> None:
-        topics = harness.topics(partitions=1)
-        for value in (b"1", b"2", b"3"):
-            harness.produce(topics.input, value)
-        broker = harness.open(topics, encode, delivery="at-least-once")
-        records = take(harness, broker, 3)
-        harness.break_commit(broker, after=2)
-        with pytest.raises(Rewound):
-            broker.commit(predicted(records))
-        assert len(harness.read_committed(topics.output)) == 2
-        assert values(take(harness, broker, 1)) == [b"3"]
-
-    # What is published
-
-    def test_a_result_goes_to_its_records_partition(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=3)
-        for partition in (2, 0, 1):
-            harness.produce(topics.input, b"x", partition=partition, key=b"the same")
-        broker = harness.open(topics, encode)
-        broker.commit(predicted(take(harness, broker, 3)))
-        assert [
-            (one.partition, *sources([one])) for one in harness.read_committed(topics.output)
-        ] == [(number, f"{topics.input}/{number}/0") for number in range(3)]
-
-    def test_results_of_one_key_share_a_partition_where_the_numbers_differ(
-        self, harness: Harness
-    ) -> None:
-        topics = harness.topics(partitions=2, output_partitions=5)
-        for number in range(12):
-            harness.produce(topics.input, b"x", partition=number % 2, key=b"%d" % (number % 4))
-        broker = harness.open(topics, encode)
-        broker.commit(predicted(take(harness, broker, 12)))
-        results = harness.read_committed(topics.output)
-        assert len(results) == 12
-        assert len({(one.key, one.partition) for one in results}) == 4
-
-    def test_key_and_headers_go_along(self, harness: Harness) -> None:
-        topics = harness.topics()
-        headers = (("b", b"1"), ("a", b""), ("b", b"2"))
-        harness.produce(topics.input, b"x", key=b"k", headers=headers)
-        broker = harness.open(topics, encode)
-        broker.commit(predicted(take(harness, broker, 1)))
-        (result,) = harness.read_committed(topics.output)
-        assert (result.key, result.headers) == (b"k", headers)
-
-    def test_a_dead_letter_says_where_it_came_from(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=2)
-        harness.produce(topics.input, b"first", partition=1)
-        harness.produce(topics.input, b"\x00bad", partition=1, key=b"k", headers=(("a", b"1"),))
-        broker = harness.open(topics, encode)
-        first, bad = take(harness, broker, 2)
-        broker.commit([*predicted([first]), rejected(bad, "no image at äll")])
-        (letter,) = harness.read_committed(topics.dead)
-        assert (letter.partition, letter.key, letter.value) == (1, b"k", b"\x00bad")
-        assert letter.headers[0] == ("a", b"1")
-        assert set(letter.headers[1:]) == {
-            ("connector.reason", b"not_an_image"),
-            ("__connect.errors.topic", topics.input.encode()),
-            ("__connect.errors.partition", b"1"),
-            ("__connect.errors.offset", b"1"),
-            ("__connect.errors.exception.message", "no image at äll".encode()),
-        }
-
-    def test_the_origin_of_a_dead_letter_is_replaced_not_stacked(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        headers = (("__connect.errors.topic", b"elder"), ("__connect.errors.offset", b"77"))
-        harness.produce(topics.input, b"x", headers=headers)
-        broker = harness.open(topics, encode)
-        broker.commit([rejected(take(harness, broker, 1)[0])])
-        (letter,) = harness.read_committed(topics.dead)
-        names = [name for name, _ in letter.headers]
-        assert sorted(names) == sorted(set(names))
-        assert ("__connect.errors.topic", topics.input.encode()) in letter.headers
-
-    def test_a_record_of_nulls_can_be_a_dead_letter(self, harness: Harness) -> None:
-        """Some clients cannot write nulls: those arrive as empty bytes, but they do arrive."""
-        topics = harness.topics(partitions=1)
-        harness.produce(topics.input, None, headers=(("nothing", None),))
-        harness.produce(topics.input, b"", key=b"")
-        broker = harness.open(topics, encode)
-        broker.commit([rejected(record) for record in take(harness, broker, 2)])
-        null, empty = harness.read_committed(topics.dead)
-        assert not null.value
-        assert null.headers[0] in {("nothing", None), ("nothing", b"")}
-        assert (empty.key, empty.value) == (b"", b"")
-
-    def test_a_large_dead_letter_arrives_whole(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        value = bytes(range(250)) * 3_600
-        harness.produce(topics.input, value)
-        broker = harness.open(topics, encode)
-        broker.commit([rejected(take(harness, broker, 1)[0])])
-        assert [one.value for one in harness.read_committed(topics.dead)] == [value]
-
-    # Groups
-
-    def test_a_second_member_rewinds_the_first_and_takes_its_share(self, harness: Harness) -> None:
         topics = harness.topics(partitions=2)
         for number in range(8):
             harness.produce(topics.input, b"x", partition=number % 2)
@@ -587,7 +824,7 @@ class Conformance:
         )
         assert sorted(sources(harness.read_committed(topics.output))) == sorted(mine + others)
 
-    def test_a_member_that_was_put_out_cannot_commit(self, harness: Harness) -> None:
+    def test_a_member_that_was_put_out_cannot_commit(self, harness: LogHarness) -> None:
         topics = harness.topics(partitions=1)
         for value in (b"1", b"2"):
             harness.produce(topics.input, value)
@@ -600,7 +837,7 @@ class Conformance:
             stale.commit(predicted(held))
         assert sources(harness.read_committed(topics.output)) == [record.id for record in held]
 
-    def test_a_member_that_was_put_out_joins_again(self, harness: Harness) -> None:
+    def test_a_member_that_was_put_out_joins_again(self, harness: LogHarness) -> None:
         topics = harness.topics(partitions=1)
         for value in (b"1", b"2"):
             harness.produce(topics.input, value)
@@ -615,36 +852,6 @@ class Conformance:
         assert values(again) == [b"2"]
         assert len(harness.read_committed(topics.output)) == 2
 
-    def test_a_younger_daemon_of_the_same_instance_fences_the_elder(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        harness.produce(topics.input, b"x")
-        elder = harness.open(topics, encode, instance="the same")
-        held = take(harness, elder, 1)
-        younger = harness.open(topics, encode, instance="the same")
-        younger.poll(0, 0.1)
-        with pytest.raises(Stop) as stop:
-            elder.commit(predicted(held))
-        elder.close()
-        assert stop.value.code is Exit.FENCED
-        assert harness.read_committed(topics.output) == []
-        younger.commit(predicted(take(harness, younger, 1)))
-        assert sources(harness.read_committed(topics.output)) == [held[0].id]
 
-    def test_close_gives_back_what_was_never_answered(self, harness: Harness) -> None:
-        topics = harness.topics(partitions=1)
-        for value in (b"1", b"2"):
-            harness.produce(topics.input, value)
-        leaving = harness.open(topics, encode, instance="one")
-        take(harness, leaving, 2)
-        leaving.close()
-        assert not any(harness.committed(topics).values())
-        staying = harness.open(topics, encode, instance="two")
-        assert values(take(harness, staying, 2)) == [b"1", b"2"]
-
-    def test_close_may_come_twice(self, harness: Harness) -> None:
-        topics = harness.topics()
-        broker = harness.open(topics, encode)
-        broker.poll(0, 0.1)
-        broker.close()
-        broker.close()
-        assert harness.read_committed(topics.output) == []
+PROMISES = (RepeatsHeaders, TellsNulls, Transactions, Partitions, Groups)
+"""What a broker may promise beyond `Conformance`."""

@@ -42,9 +42,14 @@ from . import conformance
 from .conformance import (
     Conformance,
     Encode,
-    Harness,
+    Groups,
+    LogHarness,
+    Partitions,
     Published,
+    RepeatsHeaders,
+    TellsNulls,
     Topics,
+    Transactions,
     predicted,
     rejected,
     sources,
@@ -154,7 +159,7 @@ class KafkaHarness:
         partition: int = 0,
         key: bytes | None = None,
         headers: Headers = (),
-    ) -> None:
+    ) -> str:
         """With a request of our own, since `send` refuses nulls, which other clients write."""
         batch = MemoryRecordsBuilder(
             magic=2, compression_type=0, batch_size=len(value or b"") + 1024
@@ -172,10 +177,11 @@ class KafkaHarness:
         manager = self.admin._manager
         for _ in self.patience():
             response = manager.run(manager.send, request, self.leader(topic, partition))
-            code = response.responses[0].partition_responses[0].error_code
-            if code != NotLeaderForPartitionError.errno:  # as it is while partitions are made
+            answer = response.responses[0].partition_responses[0]
+            if answer.error_code != NotLeaderForPartitionError.errno:  # while partitions are made
                 break
-        assert code == 0
+        assert answer.error_code == 0
+        return f"{topic}/{partition}/{answer.base_offset}"
 
     def leader(self, topic: str, partition: int) -> int:
         (described,) = self.admin.describe_topics([topic])
@@ -334,9 +340,9 @@ def kafka(servers: str) -> Iterator[KafkaHarness]:
         yield KafkaHarness(servers, stack)
 
 
-class TestKafka(Conformance):
+class TestKafka(Conformance, RepeatsHeaders, TellsNulls, Transactions, Partitions, Groups):
     @pytest.fixture
-    def harness(self, kafka: KafkaHarness) -> Harness:
+    def harness(self, kafka: KafkaHarness) -> LogHarness:
         return kafka
 
 

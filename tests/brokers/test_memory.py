@@ -25,9 +25,14 @@ from connectors.records import Broker, Headers, Record
 
 from .conformance import (
     Conformance,
-    Harness,
+    Groups,
+    LogHarness,
+    Partitions,
     Published,
+    RepeatsHeaders,
+    TellsNulls,
     Topics,
+    Transactions,
     encode,
     predicted,
     values,
@@ -67,8 +72,9 @@ class MemoryHarness:
         partition: int = 0,
         key: bytes | None = None,
         headers: Headers = (),
-    ) -> None:
-        self.memory.produce(topic, value, partition=partition, key=key, headers=headers)
+    ) -> str:
+        at = self.memory.produce(topic, value, partition=partition, key=key, headers=headers)
+        return f"{topic}/{at.partition}/{at.offset}"
 
     def begin(self, topic: str, value: bytes, *, partition: int = 0) -> Transaction:
         transaction = Producer(self.memory, f"other-{next(self._names)}", timeout=60).begin()
@@ -137,9 +143,9 @@ class MemoryHarness:
         broker.expel()
 
 
-class TestMemory(Conformance):
+class TestMemory(Conformance, RepeatsHeaders, TellsNulls, Transactions, Partitions, Groups):
     @pytest.fixture
-    def harness(self) -> Harness:
+    def harness(self) -> LogHarness:
         return MemoryHarness()
 
 

@@ -20,12 +20,13 @@ from connectors.__main__ import Line, Report, Watchdog, grammar, main, obeyed, r
 from connectors.brokers.memory import Memory, MemoryBroker, Subscription
 from connectors.errors import Advice, Exit, Stop
 from connectors.relay import Policy, Relay, Tally
-from connectors.settings import ListenKafka, RunKafka, SendKafka
+from connectors.settings import ListenKafka, RunKafka, RunPubSub, SendKafka
 
 from .test_client import Script, Service, predictions, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from connectors.records import Settled
 
@@ -73,6 +74,8 @@ def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
         (["send", "kafka"], ("send", "kafka", [])),
         (["listen", "kafka"], ("listen", "kafka", [])),
         (["dlq", "list", "kafka", "--limit", "1"], ("dlq list", "kafka", ["--limit", "1"])),
+        (["pubsub", "--pack", "1"], ("run", "pubsub", ["--pack", "1"])),
+        (["dlq", "list", "pubsub"], ("dlq list", "pubsub", [])),
     ],
 )
 def test_a_command_is_a_verb_and_a_broker(
@@ -95,7 +98,7 @@ def test_help_shows_commands_examples_and_exit_codes(capsys: pytest.CaptureFixtu
         main(["--help"])
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for part in ("listen kafka", "Examples:", "78 do not start again"):
+    for part in ("listen kafka", "pubsub", "Examples:", "78 do not start again"):
         assert part in shown
 
 
@@ -203,6 +206,99 @@ def test_the_settings_are_printed_with_their_sources(capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out.splitlines()
     assert "pack = 3  # flag" in shown
     assert "tries = 3  # default" in shown
+
+
+# Pub/Sub: the same verbs
+
+PUBSUB = ["--project", "mine", "--subscription", "images"]
+OUT = ["--output-topic", "predictions"]
+IN = ["--input-topic", "images"]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """For which subscriptions `--create` was obeyed."""
+    names: list[str] = []
+    create = "connectors.brokers.pubsub_operations.create"
+    monkeypatch.setattr(create, lambda settings: names.append(settings.subscription))
+    return names
+
+
+@pytest.mark.parametrize("flags", [[], ["--create"]])
+def test_the_two_ends_of_pubsub_go_their_way(
+    flags: list[str], made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[tuple[object, ...]] = []
+    pubsub = "connectors.brokers.pubsub"
+    monkeypatch.setattr(f"{pubsub}.open_publisher", lambda _: "publisher")
+    monkeypatch.setattr(f"{pubsub}.open_reader", lambda _, *asked: asked)
+    monkeypatch.setattr("connectors.clients.send", lambda _, way: taken.append(way))
+    monkeypatch.setattr("connectors.clients.listen", lambda _, way: taken.append(way))
+    assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set", *flags]) == 0
+    assert main(["listen", "pubsub", *PUBSUB, *OUT, "--from-beginning", *flags]) == 0
+    assert taken == ["publisher", ("predictions", True)]
+    assert made == ["images"] * 2 * len(flags)
+
+
+@pytest.mark.parametrize("flags", [[], ["--create"]])
+def test_the_dead_letters_of_pubsub_go_their_way(
+    flags: list[str],
+    made: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    operations = "connectors.brokers.pubsub_operations"
+    monkeypatch.setattr(f"{operations}.open_letters", lambda _: "letters")
+    monkeypatch.setattr(f"{operations}.open_replay", lambda _, name, __: name)
+    for verb in ("listed", "shown", "replayed"):
+        monkeypatch.setattr(f"connectors.deadletters.{verb}", lambda _, way: [way])
+    assert main(["dlq", "list", "pubsub", *PUBSUB, *flags]) == 0
+    assert main(["dlq", "show", "pubsub", *PUBSUB, *flags]) == 0
+    assert main(["dlq", "replay", "pubsub", *PUBSUB, *IN, "--name", "fix", *flags]) == 0
+    assert capsys.readouterr().out.split() == ["letters", "letters", "fix"]
+    assert made == ["images"] * 3 * len(flags)
+
+
+def test_the_daemon_starts_when_all_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not before: its broker is opened afterwards."""
+
+    def complete(settings: object) -> NoReturn:
+        assert isinstance(settings, RunPubSub)
+        raise Stop("topic images-dead is not there", Exit.UNAVAILABLE)
+
+    monkeypatch.setattr("connectors.brokers.pubsub_operations.complete", complete)
+    monkeypatch.setattr("connectors.brokers.pubsub.PubSubBroker", lambda *_: pytest.fail("opened"))
+    assert main(["pubsub", *PUBSUB, *OUT]) == 69
+
+
+@pytest.mark.parametrize(("verb", "asked"), [("check", "checks"), ("doctor", "findings")])
+def test_pubsub_is_checked_and_nothing_is_made(
+    verb: str,
+    asked: str,
+    made: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    told = [("broker", lambda: "it is there")]
+    monkeypatch.setattr(f"connectors.brokers.pubsub_operations.{asked}", lambda _: told)
+    with Service(Script(body=predictions(1))).serving() as url:
+        assert main([verb, "pubsub", *PUBSUB, *IN, *OUT, "--create", "--url", url]) == 0
+    assert "ok      broker        it is there" in capsys.readouterr().out
+    assert made == []
+
+
+def test_without_credentials_it_ends_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    logging.getLogger().handlers.clear()
+    for name in ("PUBSUB_EMULATOR_HOST", "GOOGLE_APPLICATION_CREDENTIALS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CLOUDSDK_CONFIG", str(tmp_path))  # where a login would be
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set"]) == 69
+    shown = capsys.readouterr().err
+    assert "credentials" in shown
+    assert shown.count("\n") == 1
 
 
 def test_a_reader_who_has_enough_ends_it_quietly() -> None:
@@ -462,8 +558,11 @@ def test_a_library_complains_of_the_same_thing_once_in_a_while() -> None:
         record.created = second
         return seldom.filter(record)
 
-    assert [passes("kafka.net", 1, second) for second in (0.0, 29.0, 31.0)] == [True, False, True]
-    assert passes("kafka.net", 2, 31.0)
+    for library in ("kafka.net", "google.cloud.pubsub_v1", "grpc"):
+        times = (0.0, 29.0, 31.0)
+        seldom = program.Seldom()
+        assert [passes(library, 1, second) for second in times] == [True, False, True]
+        assert passes(library, 2, 31.0)
     assert [passes("connectors", 1, 31.0) for _ in range(2)] == [True, True]
 
 

@@ -219,6 +219,12 @@ def test_metrics_are_served_when_a_port_is_named_and_nearby_only() -> None:
     )
 
 
+FLAGS = {
+    "kafka": ("--bootstrap-servers", "--dead-letter-topic", "--sasl-password-file", "--from"),
+    "pubsub": ("--project", "--subscription", "--dead-letter-topic", "--create", "--ack-deadline"),
+}
+
+
 @pytest.mark.parametrize("command", KINDS)
 def test_help_tells_the_flags_and_an_example(
     command: tuple[str, str], capsys: pytest.CaptureFixture[str]
@@ -227,10 +233,15 @@ def test_help_tells_the_flags_and_an_example(
         load(KINDS[command], ["--help"], "python -m connectors")
     assert end.value.code == 0
     shown = capsys.readouterr().out
-    for flag in ("--bootstrap-servers", "--dead-letter-topic", "--sasl-password-file", "--from"):
+    verb, broker = command
+    for flag in FLAGS[broker]:
         assert flag in shown
-    assert "Example: python -m connectors" in shown
+    assert f"Example: python -m connectors {verb.removeprefix('run')}".rstrip() in shown
     assert "required" in shown
+
+
+def test_every_verb_is_there_for_every_broker() -> None:
+    assert set(KINDS) == {(verb, broker) for verb, _ in KINDS for broker in FLAGS}
 
 
 def test_a_secret_has_no_flag(capsys: pytest.CaptureFixture[str]) -> None:

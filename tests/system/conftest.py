@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import missing
-from tools import stack_kafka
+from tools import stack_kafka, stack_pubsub
 from tools.stack import ARCHIVE, StackError, TorchServe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tools.stack_kafka import Cluster
+    from tools.stack_pubsub import Emulation
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +36,23 @@ def kafka() -> Iterator[Cluster]:
         except StackError as error:
             missing(str(error))
         yield broker
+
+
+@pytest.fixture(scope="session")
+def emulation() -> Iterator[Emulation]:
+    """Google's Pub/Sub emulator, or the one of PUBSUB_EMULATOR_HOST."""
+    with ExitStack() as stack:
+        try:
+            broker = stack.enter_context(stack_pubsub.pubsub())
+        except StackError as error:
+            missing(str(error))
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def emulator() -> None:
+    """What a run that hurts or measures the emulator starts one of its own from."""
+    try:
+        stack_pubsub.program()
+    except StackError as error:
+        missing(str(error))

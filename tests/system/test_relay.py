@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import io
 import json
-import os
 import signal
-import sys
 import threading
 import time
 from collections import defaultdict
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pytest
 import requests
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from PIL import Image
 
+from tests.system.daemons import BOOT, Daemons, await_that, drained, ends, names, png
 from tools.exported import classes, first_images, first_labels
-from tools.stack import ROOT, Process, TorchServe, free_ports, on_free_ports
+from tools.stack import TorchServe, free_ports, on_free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from tools.stack_kafka import Cluster
 
 pytestmark = pytest.mark.system
 
-BOOT = (ROOT / "tests" / "data" / "ankle-boot.png").read_bytes()
 PARTITIONS = 3
 QUICK = ["--session-timeout", "6", "--heartbeat-interval", "1.5", "--transaction-timeout", "4"]
 
@@ -53,28 +48,11 @@ class Seen(NamedTuple):
         return found
 
 
-def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def await_that(condition: Callable[[], object], within: float = 60.0) -> None:
-    deadline = time.monotonic() + within
-    while not condition():
-        assert time.monotonic() < deadline, f"not in {within} s"
-        time.sleep(0.05)
-
-
-@dataclass
-class Site:
+@dataclass(kw_only=True)
+class Site(Daemons):
     """Three new topics on one Kafka, and the daemons between them."""
 
     kafka: Cluster
-    folder: Path
-    stack: ExitStack
-    name: str
-    daemons: list[Process] = field(default_factory=list)
 
     @property
     def topics(self) -> tuple[str, str, str]:
@@ -84,16 +62,10 @@ class Site:
         for topic in self.topics:
             self.kafka.create_topic(topic, partitions, **config)
 
-    def daemon(self, url: str, *flags: str) -> Process:
-        """Start one; it is drained at the end of the test."""
+    def flags(self) -> Sequence[str]:
         topics = ["--input-topic", self.name, "--output-topic", f"{self.name}.out"]
         servers = ["--bootstrap-servers", self.kafka.bootstrap_servers, "--group", self.name]
-        command = [sys.executable, "-m", "connectors", "kafka", *topics, *servers]
-        log = self.folder / f"daemon{len(self.daemons)}.log"
-        process = Process([*command, "--url", url, *flags], log, cwd=ROOT).start()
-        self.stack.callback(process.kill)
-        self.daemons.append(process)
-        return process
+        return ["kafka", *topics, *servers]
 
     def produce(self, records: Sequence[tuple[int, bytes | None, bytes | None, Headers]]) -> None:
         """Send (partition, key, value, headers)."""
@@ -131,30 +103,13 @@ class Site:
                 return found
             assert time.monotonic() < deadline, f"{len(found)} of {want} in time\n{self.words()}"
 
-    def words(self) -> str:
-        """What the daemons said last."""
-        return "\n".join(daemon.tail(15) for daemon in self.daemons)
-
-
-names = (f"site-{os.getpid()}-{number}" for number in count())
-
 
 @pytest.fixture
 def site(kafka: Cluster, tmp_path: Path) -> Iterator[Site]:
     with ExitStack() as stack:
-        made = Site(kafka, tmp_path, stack, next(names))
+        made = Site(kafka=kafka, folder=tmp_path, stack=stack)
         made.create()
         yield made
-
-
-def ends(daemon: Process, within: float = 25.0) -> int:
-    """Wait for a daemon and return its exit code."""
-    return daemon.child.wait(within)
-
-
-def drained(daemon: Process) -> int:
-    daemon.child.send_signal(signal.SIGTERM)
-    return ends(daemon)
 
 
 def pictures(number: int) -> list[tuple[int, bytes | None, bytes | None, Headers]]:

@@ -233,12 +233,12 @@ PLACES: dict[Kind, int] = {"relay killed": 3, "zombie": 3}
 
 def test_a_full_run_plans_at_least_what_is_wanted_of_each_kind() -> None:
     planned = Counter(fault.kind for fault in plan(wanted(FULL), FULL, PLACES, Random(1)))
-    assert all(planned[kind] >= WANTED[kind] for kind in get_args(Kind))
+    assert all(planned[kind] >= count for kind, count in WANTED.items())
 
 
 def test_even_a_short_run_has_each_kind_once() -> None:
     assert set(wanted(1.0).values()) == {1}
-    assert {fault.kind for fault in plan(wanted(1.0), 1.0, {}, Random(1))} == set(get_args(Kind))
+    assert {fault.kind for fault in plan(wanted(1.0), 1.0, {}, Random(1))} == set(WANTED)
 
 
 def test_the_plan_is_that_of_its_seed() -> None:

@@ -10,7 +10,7 @@ from collections import Counter, deque
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Bad = Literal["503", "500", "507", "prediction failed", "reset", "timeout"]
 """TorchServe's bad answers, and two ways to give none."""
 
-PATIENCE = 60.0  # seconds, longer than anybody here waits
+PATIENCE = 60.0  # seconds, longer than anybody here waits for the real service
 
 
 class Reply(NamedTuple):
@@ -90,8 +90,11 @@ class AnswerProxy(ThreadingHTTPServer):
             super().handle_error(request, client_address)
 
 
+P = TypeVar("P", bound=AnswerProxy)
+
+
 @contextmanager
-def serving(proxy: AnswerProxy) -> Iterator[AnswerProxy]:
+def serving(proxy: P) -> Iterator[P]:
     """Serve in a thread of its own until the end of the block."""
     thread = threading.Thread(target=proxy.serve_forever, args=(0.05,), name="answers", daemon=True)
     thread.start()

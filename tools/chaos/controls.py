@@ -18,7 +18,7 @@ from tools.chaos.scene import Settings
 from tools.stack import StackError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from tools.chaos.report import Report
 
@@ -61,22 +61,34 @@ def verdict(bug: str, found: Report) -> str:
     return f"{bug}: {how}; {found.records} records, {found.seconds:.0f} s"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the controls that are named, or all; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tools.chaos.controls", description=__doc__)
-    parser.add_argument("bugs", nargs="*", metavar="BUG", help=", ".join(CONTROLS))
+def arguments(
+    prog: str, known: Collection[str], argv: list[str] | None
+) -> tuple[Sequence[str], int]:
+    """Read the command line: which controls, all if none is named, and the seed."""
+    parser = argparse.ArgumentParser(prog=prog, description=__doc__)
+    parser.add_argument("bugs", nargs="*", metavar="BUG", help=", ".join(known))
     parser.add_argument("--seed", type=int, default=1)
     asked = parser.parse_args(argv)
-    if unknown := set(asked.bugs) - set(CONTROLS):
+    if unknown := set(asked.bugs) - set(known):
         parser.error(f"there is no control {', '.join(sorted(unknown))}")
-    try:
-        found = {bug: control(bug, asked.seed) for bug in asked.bugs or CONTROLS}
-    except StackError as error:
-        say(str(error))
-        return 69
+    return asked.bugs or list(known), asked.seed
+
+
+def tell(found: Mapping[str, Report]) -> int:
+    """Say how each bug was noticed; return the exit code."""
     for bug, one in found.items():
         say(verdict(bug, one))
     return int(any(one.kept for one in found.values()))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the controls that are named, or all; return the exit code."""
+    bugs, seed = arguments("python -m tools.chaos.controls", CONTROLS, argv)
+    try:
+        return tell({bug: control(bug, seed) for bug in bugs})
+    except StackError as error:
+        say(str(error))
+        return 69
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from connectors import codec
 from tools.archive import pack
 from tools.chaos.answers import AnswerProxy, serving
 from tools.chaos.ledger import behind
-from tools.chaos.load import Feeder, Input
+from tools.chaos.load import Feeder, Input, KafkaOutlet
 from tools.chaos.run import await_quiet
 from tools.chaos.scene import GROUP, TOPICS, relay_argv
 from tools.chaos.verdict import Verdict, concluded, logs_of
@@ -160,9 +160,10 @@ class Stage:
         watch = Watch(servers, TOPICS, PARTITIONS, answers)
         stack.callback(watch.close)
         meanwhile = takewhile(lambda _: not watch.ledger.dead_letters, others(pictures))
-        first = Feeder(servers, TOPICS.images, full_packs(pictures), AT_ONCE)
-        then = Feeder(servers, TOPICS.images, meanwhile, rate)
-        seat = Seat("seat", relay_argv(("connectors",), servers, proxy.url), folder, Counter())
+        first = Feeder(KafkaOutlet(servers, TOPICS.images), full_packs(pictures), AT_ONCE)
+        then = Feeder(KafkaOutlet(servers, TOPICS.images), meanwhile, rate)
+        argv = relay_argv(("connectors",), servers, proxy.url, "seat")
+        seat = Seat("seat", argv, folder, Counter())
         for close in (first.close, then.close, seat.end):
             stack.callback(close)
         return cls(servers, calls, watch, first, then, seat)

@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, NamedTuple
 
-from tools.chaos.load import Feeder, inputs
+from tools.chaos.load import Feeder, KafkaOutlet, inputs
 from tools.chaos.run import await_quiet
 from tools.chaos.scene import TOPICS, classes, relay_argv
 from tools.chaos.victims import Seat
@@ -266,9 +266,10 @@ def run(
         stack.callback(watch.close)
         load = inputs(ENDLESS, PARTITIONS, 0.01, Random(1))  # noqa: S311 - no secrets
         until_struck = takewhile(lambda _: not link.struck.is_set(), load)
-        feeder = Feeder(servers, TOPICS.images, until_struck, RATE)
+        feeder = Feeder(KafkaOutlet(servers, TOPICS.images), until_struck, RATE)
         stack.callback(feeder.close)
-        link.victim = Seat("seat", relay_argv(program, servers, server.url), folder, Counter())
+        argv = relay_argv(program, servers, server.url, "seat")
+        link.victim = Seat("seat", argv, folder, Counter())
         stack.callback(link.victim.end)
         link.victim.take()
         watch.start()

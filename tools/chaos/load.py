@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from kafka import KafkaProducer
 
 from tools.stack import ROOT, StackError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from random import Random
 
 PICTURES = [
@@ -40,13 +40,26 @@ def inputs(count: int, partitions: int, poison: float, random: Random) -> Iterat
         yield Input(value, key, [("number", key)], number % partitions)
 
 
-class Feeder:
-    """Sends it from a thread of its own; bounces of the broker delay it, it catches up.
+class Outlet(Protocol):
+    """Where the load goes: one topic of a broker."""
 
-    Idempotent: what the library repeats after a bounce is in the topic once, in order.
-    """
+    def send(self, record: Input, failed: Callable[[Exception], Any]) -> None:
+        """Hand over one record; `failed` is called if it is not taken."""
+        ...
 
-    def __init__(self, servers: str, topic: str, load: Iterator[Input], rate: float) -> None:
+    def flush(self) -> None:
+        """Return when all was taken or has failed, or after PATIENCE."""
+        ...
+
+    def close(self) -> None:
+        """Return in bounded time."""
+        ...
+
+
+class KafkaOutlet:
+    """A topic of Kafka. What the library repeats after a bounce is in it once, in order."""
+
+    def __init__(self, servers: str, topic: str) -> None:
         self._producer = KafkaProducer(
             bootstrap_servers=servers,
             enable_idempotence=True,
@@ -57,6 +70,26 @@ class Feeder:
             allow_auto_create_topics=False,
         )
         self._topic = topic
+
+    def send(self, record: Input, failed: Callable[[Exception], Any]) -> None:
+        """See `Outlet`."""
+        future: Any = self._producer.send(self._topic, **record._asdict())
+        future.add_errback(failed)
+
+    def flush(self) -> None:
+        """See `Outlet`."""
+        self._producer.flush(timeout=PATIENCE)
+
+    def close(self) -> None:
+        """See `Outlet`."""
+        self._producer.close(timeout=5)
+
+
+class Feeder:
+    """Sends it from a thread of its own; bounces of the broker delay it, it catches up."""
+
+    def __init__(self, outlet: Outlet, load: Iterator[Input], rate: float) -> None:
+        self._outlet = outlet
         self._load = load
         self._rate = rate
         self._failed: list[Exception] = []
@@ -79,7 +112,7 @@ class Feeder:
         self._over.set()
         if self._thread.is_alive():
             self._thread.join(PATIENCE)
-        self._producer.close(timeout=5)
+        self._outlet.close()
 
     def _feed(self) -> None:
         start = time.monotonic()
@@ -87,10 +120,6 @@ class Feeder:
             while self.sent >= self._rate * (time.monotonic() - start):
                 if self._over.wait(TICK):
                     return
-            self._send(record)
-        self._producer.flush(timeout=PATIENCE)
-
-    def _send(self, record: Input) -> None:
-        future: Any = self._producer.send(self._topic, **record._asdict())
-        future.add_errback(self._failed.append)
-        self.sent += 1
+            self._outlet.send(record, self._failed.append)
+            self.sent += 1
+        self._outlet.flush()

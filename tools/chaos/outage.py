@@ -20,7 +20,7 @@ from tools.chaos.groups import generations
 from tools.chaos.load import PICTURES
 from tools.chaos.meter import HELD, Sample, back_after, count_at, metered, rate
 from tools.chaos.run import findings, part
-from tools.chaos.scene import GROUP, Scene, Settings
+from tools.chaos.scene import GROUP, KafkaScene, Settings
 from tools.chaos.verdict import Verdict, concluded, logs_of
 from tools.stack import ROOT, StackError
 
@@ -53,7 +53,7 @@ def run(settings: Settings, away: float, folder: Path) -> Verdict:
     """Do one run; the relays' logs stay in `folder`. Raises StackError when a server fails."""
     say("starting Kafka and TorchServe")
     with ExitStack() as stack:
-        scene = Scene.set(settings, folder, stack)
+        scene = KafkaScene.set(settings, folder, stack)
         samples = stack.enter_context(metered(lambda: scene.watch.ledger.settled))
         scene.begin()
         scene.over.wait(JOINING)
@@ -73,7 +73,7 @@ def run(settings: Settings, away: float, folder: Path) -> Verdict:
         return Verdict(figures | broken, complaints(figures, broken))
 
 
-def outage(scene: Scene, away: float) -> Times:
+def outage(scene: KafkaScene, away: float) -> Times:
     """Kill TorchServe, wait, start it again, and ask by hand until it predicts."""
     scene.server.process.kill()
     gone = time.monotonic()
@@ -99,7 +99,7 @@ def by_hand(url: str) -> float:
     raise StackError(f"TorchServe did not predict within {PATIENCE:g} s of its start")
 
 
-def await_all(scene: Scene, least: float) -> None:
+def await_all(scene: KafkaScene, least: float) -> None:
     """Return when all outcomes are there, not before `least`; or when none comes any more."""
     while time.monotonic() < least or not (scene.fed() and scene.complete()):
         scene.watch.check()
@@ -108,7 +108,7 @@ def await_all(scene: Scene, least: float) -> None:
         scene.over.wait(POLL)
 
 
-def measured(scene: Scene, samples: Sequence[Sample], times: Times) -> dict[str, object]:
+def measured(scene: KafkaScene, samples: Sequence[Sample], times: Times) -> dict[str, object]:
     """What was measured, by name; seconds, from the first prediction by hand on."""
     before = rate(samples, times.gone - BEFORE, times.gone)
     since, stalled = times.predicts, count_at(samples, times.started)

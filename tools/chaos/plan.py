@@ -18,6 +18,7 @@ Kind = Literal[
     "worker killed",  # TorchServe's
     "service restarted",
     "bad answers",  # a proxy's, in place of TorchServe's
+    "stream cut",  # all connections to the broker, and none can be made for a while; Pub/Sub's
 ]
 
 WANTED: Mapping[Kind, int] = {
@@ -30,7 +31,7 @@ WANTED: Mapping[Kind, int] = {
     "service restarted": 2,
     "bad answers": 30,
 }
-"""How many of each, at least, in `FULL` seconds; in a shorter run so much less."""
+"""How many of each, at least, in `FULL` seconds of Kafka; in a shorter run so much less."""
 
 FULL = 1200.0
 
@@ -46,6 +47,7 @@ SECONDS: Mapping[Kind, tuple[float, float]] = {
     "worker killed": (0.0, 0.0),
     "service restarted": (0.0, 3.0),
     "bad answers": (0.0, 0.0),
+    "stream cut": (-3.0, 3.0),  # below 0: a new connection can be made at once
 }
 """From when to when it lasts, but for what stopping and starting take."""
 

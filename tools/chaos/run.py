@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tools.chaos.ledger import behind, examples
 from tools.chaos.report import Report
-from tools.chaos.scene import GROUP, Scene, Settings
+from tools.chaos.scene import GROUP, KafkaScene
 from tools.chaos.victims import live
 from tools.chaos.watch import committed
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tools.chaos.plan import Kind
-    from tools.chaos.watch import Watch
+    from tools.chaos.scene import Scene, Settings, Witness
 
     Lives = Sequence[Future[Counter[Kind]]]
     Say = Callable[[str], None]
@@ -34,7 +34,7 @@ def run(settings: Settings, folder: Path, say: Say) -> Report:
     """Do one run; the relays' logs stay in `folder`. Raises StackError when a server fails."""
     say(f"seed {settings.seed}; starting Kafka and TorchServe")
     with ExitStack() as stack:
-        scene = Scene.set(settings, folder, stack)
+        scene = KafkaScene.set(settings, folder, stack)
         with suffering(scene, say) as lives:
             ended = await_the_end(scene, lives, say)
         say("the relays leave, and the last outcomes are read")
@@ -91,7 +91,7 @@ def part(scene: Scene) -> None:
     await_quiet(scene.watch)
 
 
-def await_quiet(watch: Watch) -> None:
+def await_quiet(watch: Witness) -> None:
     """Return when for long enough no outcome has appeared."""
     seen, since = -1, time.monotonic()
     while time.monotonic() - since < QUIET:
@@ -101,7 +101,7 @@ def await_quiet(watch: Watch) -> None:
         time.sleep(LOOK)
 
 
-def findings(scene: Scene, *, ended: bool) -> dict[str, Sequence[object]]:
+def findings(scene: KafkaScene, *, ended: bool) -> dict[str, Sequence[object]]:
     """Judge; of a run that ended early nothing can be said to be lost."""
     ledger = scene.watch.ledger
     found: dict[str, Sequence[object]] = {**ledger.findings()}
@@ -111,7 +111,9 @@ def findings(scene: Scene, *, ended: bool) -> dict[str, Sequence[object]]:
     return found | {"partitions not committed": behind(ledger.ends(), offsets)}
 
 
-def report(scene: Scene, happened: Counter[Kind], found: dict[str, Sequence[object]]) -> Report:
+def report(
+    scene: KafkaScene, happened: Counter[Kind], found: dict[str, Sequence[object]]
+) -> Report:
     """Say what happened."""
     watch, ledger, wanted = scene.watch, scene.watch.ledger, scene.settings.wanted()
     silence = watch.pulse.silence(time.monotonic()) if ledger.open > 0 else 0.0

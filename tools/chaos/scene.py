@@ -6,16 +6,18 @@ import secrets
 import sys
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from random import Random
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import requests
 
 from tools.chaos.answers import AnswerProxy, serving
-from tools.chaos.load import PICTURES, Feeder, inputs
+from tools.chaos.load import PICTURES, Feeder, KafkaOutlet, inputs
 from tools.chaos.plan import FULL, Fault, Kind, plan, wanted
 from tools.chaos.victims import Answers, Broker, Guest, Seat, Service, Victim
 from tools.chaos.watch import Topics, Watch
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from contextlib import ExitStack
     from pathlib import Path
+
+    from tools.chaos.ledger import Ledger, Pulse
 
 GROUP = "chaos"
 TOPICS = Topics()
@@ -70,46 +74,44 @@ class Settings:
         return round(self.rate * self.duration)
 
 
-@dataclass
-class Scene:
+class Witness(Protocol):
+    """A reader that sees what goes in and what comes out, in a thread of its own."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where it is noted."""
+        ...
+
+    @property
+    def pulse(self) -> Pulse:
+        """How long nothing came out."""
+        ...
+
+    def start(self) -> None:
+        """Begin."""
+        ...
+
+    def check(self) -> None:
+        """Raise what ended it."""
+        ...
+
+
+@dataclass(kw_only=True)
+class Scene(ABC):
     """Everybody, and the clock: seconds since the load began."""
 
     settings: Settings
-    kafka: Kafka
-    server: TorchServe
     proxy: AnswerProxy
-    watch: Watch
+    watch: Witness
     feeder: Feeder
     seats: Sequence[Seat]
-    guest: Guest
     exits: Counter[int]
     over: threading.Event = field(default_factory=threading.Event)
     started: float = field(default_factory=time.monotonic)
 
-    @classmethod
-    def set(cls, settings: Settings, folder: Path, stack: ExitStack) -> Self:
-        """Start the servers, and make the rest ready; all of it ends with `stack`."""
-        controller, plain, guarded, *ports = steady_ports(3 + len(PORTS))
-        kafka = stack.enter_context(Kafka(ports=(controller, plain, guarded)))
-        for topic in TOPICS:
-            kafka.create_topic(topic, settings.partitions)
-        server = stack.enter_context(TorchServe(overrides=on_ports(ports)))
-        proxy = stack.enter_context(serving(AnswerProxy(server.url, settings.delay)))
-        servers = kafka.bootstrap_servers
-        watch = Watch(servers, TOPICS, settings.partitions, classes(server))
-        stack.callback(watch.close)
-        load = inputs(
-            settings.records(), settings.partitions, settings.poison, settings.chance("load")
-        )
-        feeder = Feeder(servers, TOPICS.images, load, settings.rate)
-        stack.callback(feeder.close)
-        url = proxy.url if settings.proxied else server.url
-        argv, exits = relay_argv(settings.program, servers, url), Counter[int]()
-        guest = Guest("guest", argv, folder, exits)
-        seats = [Seat(f"seat-{one}", argv, folder, exits) for one in range(settings.relays)]
-        for seat in (*seats, guest):
-            stack.callback(seat.end)
-        return cls(settings, kafka, server, proxy, watch, feeder, seats, guest, exits)
+    @abstractmethod
+    def struck(self) -> dict[Kind, Sequence[Victim]]:
+        """Whom the faults of each kind may strike."""
 
     def begin(self) -> None:
         """Let the load come in and the relays work."""
@@ -134,7 +136,7 @@ class Scene:
 
     def victims(self) -> dict[Victim, list[Fault]]:
         """Everybody who is struck, and the faults that each will suffer."""
-        struck = self._struck()
+        struck = self.struck()
         places = {kind: len(victims) for kind, victims in struck.items()}
         faults: dict[Victim, list[Fault]] = {one: [] for few in struck.values() for one in few}
         settings = self.settings
@@ -142,7 +144,54 @@ class Scene:
             faults[struck[fault.kind][fault.place]].append(fault)
         return faults
 
-    def _struck(self) -> dict[Kind, Sequence[Victim]]:
+
+@dataclass(kw_only=True)
+class KafkaScene(Scene):
+    """Relays between a real Kafka and a real TorchServe."""
+
+    kafka: Kafka
+    server: TorchServe
+    watch: Watch
+    guest: Guest
+
+    @classmethod
+    def set(cls, settings: Settings, folder: Path, stack: ExitStack) -> Self:
+        """Start the servers, and make the rest ready; all of it ends with `stack`."""
+        controller, plain, guarded, *ports = steady_ports(3 + len(PORTS))
+        kafka = stack.enter_context(Kafka(ports=(controller, plain, guarded)))
+        for topic in TOPICS:
+            kafka.create_topic(topic, settings.partitions)
+        server = stack.enter_context(TorchServe(overrides=on_ports(ports)))
+        proxy = stack.enter_context(serving(AnswerProxy(server.url, settings.delay)))
+        servers = kafka.bootstrap_servers
+        watch = Watch(servers, TOPICS, settings.partitions, classes(server))
+        stack.callback(watch.close)
+        load = inputs(
+            settings.records(), settings.partitions, settings.poison, settings.chance("load")
+        )
+        feeder = Feeder(KafkaOutlet(servers, TOPICS.images), load, settings.rate)
+        stack.callback(feeder.close)
+        url = proxy.url if settings.proxied else server.url
+        argv, exits = partial(relay_argv, settings.program, servers, url), Counter[int]()
+        guest = Guest("guest", argv("guest"), folder, exits)
+        names = [f"seat-{one}" for one in range(settings.relays)]
+        seats = [Seat(name, argv(name), folder, exits) for name in names]
+        for seat in (*seats, guest):
+            stack.callback(seat.end)
+        return cls(
+            settings=settings,
+            kafka=kafka,
+            server=server,
+            proxy=proxy,
+            watch=watch,
+            feeder=feeder,
+            seats=seats,
+            guest=guest,
+            exits=exits,
+        )
+
+    def struck(self) -> dict[Kind, Sequence[Victim]]:
+        """See `Scene`."""
         broker, service = Broker(self.kafka), Service(self.server)
         return {
             "relay killed": self.seats,
@@ -177,11 +226,11 @@ def on_ports(ports: Sequence[int]) -> dict[str, str]:
     }
 
 
-def relay_argv(program: Sequence[str], servers: str, url: str) -> list[str]:
-    """The command of a relay, but for its instance."""
+def relay_argv(program: Sequence[str], servers: str, url: str, instance: str) -> list[str]:
+    """The command of a relay."""
     flags = ["--input-topic", TOPICS.images, "--output-topic", TOPICS.predictions]
     flags += ["--dead-letter-topic", TOPICS.dead, "--group", GROUP]
-    flags += ["--bootstrap-servers", servers, "--url", url, *QUICK]
+    flags += ["--bootstrap-servers", servers, "--url", url, "--instance", instance, *QUICK]
     return [sys.executable, "-m", *program, "kafka", *flags]
 
 

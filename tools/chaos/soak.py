@@ -23,7 +23,7 @@ import psutil
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from tools.chaos.load import POISON, Feeder, Input, inputs
+from tools.chaos.load import POISON, Feeder, Input, KafkaOutlet, inputs
 from tools.chaos.scene import TOPICS, relay_argv
 from tools.chaos.verdict import Verdict, concluded, logs_of
 from tools.chaos.victims import Seat
@@ -123,11 +123,12 @@ class Bench:
 
     def __init__(self, servers: str, url: str, folder: Path, stack: ExitStack) -> None:
         (port,) = free_ports(1)
-        argv = [*relay_argv(("connectors",), servers, url), "--metrics-port", str(port)]
+        argv = [*relay_argv(("connectors",), servers, url, "seat"), "--metrics-port", str(port)]
         load = inputs(ENDLESS, PARTITIONS, SHARE_OF_POISON, Random(1))  # noqa: S311 - no secrets
         self.supply = Supply()
         self.seat = Seat("seat", argv, folder, Counter())
-        self.feeder = Feeder(servers, TOPICS.images, self.supply.measured_out(load), AT_ONCE)
+        outlet = KafkaOutlet(servers, TOPICS.images)
+        self.feeder = Feeder(outlet, self.supply.measured_out(load), AT_ONCE)
         self._page = f"http://127.0.0.1:{port}/metrics"
         for end in (self.feeder.close, self.supply.end, self.seat.end):
             stack.callback(end)

@@ -18,7 +18,7 @@ from tools.chaos.answers import AnswerProxy, Bad
 from tools.stack import PORTS, ROOT, Process, StackError, TorchServe, check_free
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
     from random import Random
     from threading import Event
@@ -46,11 +46,18 @@ class Victim(Protocol):
 
 
 class Seat:
-    """A place for one relay: a stable instance name, and a process if it is taken."""
+    """A place for one relay: its command, and a process if it is taken."""
 
-    def __init__(self, name: str, argv: Sequence[str], folder: Path, exits: Counter[int]) -> None:
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        folder: Path,
+        exits: Counter[int],
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self.name = name
-        self.process = Process([*argv, "--instance", name], folder / f"{name}.log", cwd=ROOT)
+        self.process = Process(argv, folder / f"{name}.log", env, cwd=ROOT)
         self.taken = False
         self._exits = exits  # by themselves, by code
 

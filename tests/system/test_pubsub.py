@@ -1,0 +1,229 @@
+"""The daemon as an operator runs it: Pub/Sub's emulator, real TorchServe, signals, exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import grpc
+import numpy as np
+import pytest
+from google.api_core.exceptions import DeadlineExceeded
+from google.pubsub_v1 import PublisherClient, SubscriberClient
+from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+from google.pubsub_v1.types import PubsubMessage
+
+from tests.system.daemons import BOOT, Daemons, await_that, drained, ends, png
+from tools.chaos.answers import AnswerProxy, serving
+from tools.chaos.pubsub.run import run
+from tools.chaos.pubsub.scene import Case
+from tools.chaos.scene import classes as classes_of_pictures
+from tools.exported import classes, first_images, first_labels
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from tools.stack import TorchServe
+    from tools.stack_pubsub import Emulation
+
+pytestmark = pytest.mark.system
+
+AT_ONCE = 500  # messages of one request
+LOOK = 1.0  # seconds that one pull waits
+
+
+class Seen(NamedTuple):
+    """One message, as a subscriber finds it."""
+
+    id: str
+    key: str
+    value: bytes
+    attributes: Mapping[str, str]
+
+    @property
+    def result(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.value)
+        return found
+
+
+@dataclass(kw_only=True)
+class Site(Daemons):
+    """Three new topics, each with a subscription of its name, and the daemons between them."""
+
+    emulation: Emulation
+    channel: grpc.Channel
+
+    @property
+    def topics(self) -> tuple[str, str, str]:
+        return self.name, f"{self.name}-out", f"{self.name}-dead"
+
+    def create(self, **of_subscription: Any) -> None:  # noqa: ANN401 - see `create_subscription`
+        for topic in self.topics:
+            self.emulation.create_topic(topic)
+            self.emulation.create_subscription(topic, topic, **of_subscription)
+
+    def flags(self) -> Sequence[str]:
+        images, predictions, dead = self.topics
+        topics = ["--output-topic", predictions, "--dead-letter-topic", dead]
+        return ["pubsub", "--project", self.emulation.project, "--subscription", images, *topics]
+
+    def publish(self, messages: Sequence[PubsubMessage]) -> list[str]:
+        """Return the ids that they got."""
+        client = PublisherClient(transport=PublisherGrpcTransport(channel=self.channel))
+        topic = self.emulation.topic(self.name)
+        ids: list[str] = []
+        for begin in range(0, len(messages), AT_ONCE):
+            ids += client.publish(
+                topic=topic, messages=list(messages[begin : begin + AT_ONCE]), timeout=30
+            ).message_ids
+        return ids
+
+    def read(self, subscription: str, want: int, within: float = 60.0) -> list[Seen]:
+        """Take messages away: `want` of them, and what comes too much."""
+        client = SubscriberClient(transport=SubscriberGrpcTransport(channel=self.channel))
+        path, deadline = self.emulation.subscription(subscription), time.monotonic() + within
+        found: list[Seen] = []
+        while True:
+            batch = pulled(client, path)
+            found += batch
+            if not batch and len(found) >= want:
+                return found
+            assert time.monotonic() < deadline, f"{len(found)} of {want} in time\n{self.words()}"
+
+
+def pulled(client: SubscriberClient, path: str) -> list[Seen]:
+    with suppress(DeadlineExceeded):
+        found = client.pull(
+            subscription=path, max_messages=AT_ONCE, retry=None, timeout=LOOK
+        ).received_messages
+        if found:
+            acknowledged = [one.ack_id for one in found]
+            client.acknowledge(subscription=path, ack_ids=acknowledged, timeout=30)
+        messages = (one.message for one in found)
+        return [Seen(m.message_id, m.ordering_key, m.data, dict(m.attributes)) for m in messages]
+    return []
+
+
+@pytest.fixture
+def site(emulation: Emulation, tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as stack:
+        channel = stack.enter_context(grpc.insecure_channel(emulation.host))
+        environment = {**os.environ, **emulation.environment}
+        yield Site(
+            emulation=emulation,
+            channel=channel,
+            folder=tmp_path,
+            stack=stack,
+            environment=environment,
+        )
+
+
+def test_all_test_images_go_through_with_keys_and_attributes_and_as_the_model_says(
+    site: Site, server: TorchServe
+) -> None:
+    site.create()
+    images = [png(image) for image in first_images(1_000)]
+    ids = site.publish(
+        [PubsubMessage(data=image, attributes={"index": str(i)}) for i, image in enumerate(images)]
+    )
+    daemon = site.daemon(server.url)
+    seen = site.read(site.topics[1], 1_000)
+    assert sorted(one.result["id"] for one in seen) == sorted(f"{site.name}/{one}" for one in ids)
+    served = {int(one.attributes["index"]): one.result["class"] for one in seen}
+    offline = classes(first_images(1_000))
+    assert [served[i] for i in range(1_000)] == offline.tolist()
+    accuracy = np.mean([served[i] == label for i, label in enumerate(first_labels(1_000))])
+    assert accuracy == np.mean(offline == first_labels(1_000))
+    assert drained(daemon) == 0
+    assert site.read(site.topics[2], 0) == []
+
+
+def test_one_unreadable_image_in_a_pack_is_the_only_dead_letter(
+    site: Site, server: TorchServe
+) -> None:
+    site.create()
+    bad = PubsubMessage(
+        data=b"\x89PNG but not really",
+        ordering_key="the bad one",
+        attributes={"content-type": "image/png", "mine": "ü"},
+    )
+    boots = [PubsubMessage(data=BOOT) for _ in range(63)]
+    (identity,) = (site.publish(boots[:30]), site.publish([bad]), site.publish(boots[30:]))[1]
+    site.daemon(server.url, "--pack", "64")
+    results = site.read(site.topics[1], 63)
+    assert [one.result["label"] for one in results] == ["Ankle boot"] * 63
+    (letter,) = site.read(site.topics[2], 1)
+    assert (letter.value, letter.key) == (bad.data, bad.ordering_key)
+    assert letter.attributes.items() >= dict(bad.attributes).items()
+    assert letter.attributes["connector.reason"] == "not_an_image"
+    assert letter.attributes["connector.id"] == f"{site.name}/{identity}"
+    assert letter.attributes["__connect.errors.topic"] == site.name
+    assert letter.attributes["__connect.errors.offset"] == identity
+
+
+def test_who_is_asked_to_stop_publishes_what_it_can_and_gives_back_the_rest(
+    site: Site, server: TorchServe
+) -> None:
+    site.create(ack_deadline=600, ordering=False)
+    with serving(AnswerProxy(server.url, delay=0.3)) as slow:
+        site.publish([PubsubMessage(data=BOOT) for _ in range(1_000)])
+        narrow = ["--pack", "20", "--in-flight", "2", "--drain-limit", "1"]
+        daemon = site.daemon(slow.url, *narrow, "--ack-deadline", "600")
+        first = site.read(site.topics[1], 1)
+        assert drained(daemon) == 0
+    first += site.read(site.topics[1], 0)
+    assert 0 < len(first) < 1_000
+    site.daemon(server.url)  # at once, not when the leases of ten minutes are over
+    rest = site.read(site.topics[1], 1_000 - len(first))
+    assert len({one.result["id"] for one in first + rest}) == len(first + rest) == 1_000
+
+
+def test_a_service_that_is_away_costs_time_and_nothing_else(site: Site, server: TorchServe) -> None:
+    site.create()
+    proxy = site.stack.enter_context(serving(AnswerProxy(server.url)))
+    authority, proxy.target = proxy.target, proxy.target._replace(netloc="127.0.0.1:1")
+    daemon = site.daemon(proxy.url)
+    site.publish([PubsubMessage(data=BOOT) for _ in range(300)])
+    await_that(lambda: "has served nobody" in daemon.tail())
+    proxy.target = authority
+    assert len(site.read(site.topics[1], 300)) == 300
+    assert site.read(site.topics[2], 0) == []
+
+
+@pytest.mark.parametrize("lacking", [0, 1, 2])
+def test_what_is_missing_is_named_and_not_created(
+    site: Site, server: TorchServe, lacking: int
+) -> None:
+    there = [topic for topic in site.topics if topic != site.topics[lacking]]
+    for topic in there:
+        site.emulation.create_topic(topic)
+        site.emulation.create_subscription(topic, topic)
+    daemon = site.daemon(server.url)
+    assert ends(daemon, 60) == 69
+    assert site.topics[lacking] in daemon.tail()
+    assert len(daemon.tail().splitlines()) == 1
+    assert site.topics[lacking] not in site.emulation.topics()
+
+
+CASES = [
+    Case(name="kills", duration=12.0, rate=200.0, counts={"relay killed": 3}, seed=1),
+    Case(name="keys", duration=10.0, rate=50.0, keys=25, counts={"relay killed": 1}, seed=1),
+    Case(name="cuts", duration=6.0, rate=200.0, relays=1, counts={"stream cut": 2}, seed=1),
+    # Each message is held for 13 s, most of them for 26, with leases of 10 s.
+    Case(name="slow", duration=0.5, rate=200.0, relays=1, delay=13.0, once=True, counts={}),
+]
+
+
+@pytest.mark.usefixtures("emulator")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_nothing_is_lost_and_doubles_have_equal_ids_through(
+    case: Case, server: TorchServe, tmp_path: Path
+) -> None:
+    found = run(case, server.url, classes_of_pictures(server), tmp_path, print)
+    assert found.passed, found.table()
