@@ -4,8 +4,6 @@ SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
 BROKER ?= kafka
-# What a broker needs besides: Maven fetches Kafka; Pub/Sub's emulator comes with Google's SDK.
-kafka := maven
 CHAOS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH))
 CONTROLS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub.controls,tools.chaos.controls tools.chaos.link)
 # What decides alone, without a service: every branch of it is tested.
@@ -39,11 +37,11 @@ maven:
 	@tools/setup.sh maven
 
 .PHONY: demo
-demo: setup $($(BROKER)) model_store/fmnist.mar ## 1,000 images through broker, TorchServe and back; BROKER=kafka, pubsub
+demo: setup maven model_store/fmnist.mar ## 1,000 images through broker, TorchServe and back; BROKER=kafka, pubsub
 	$(BIN)/python -m tools.demo --broker $(BROKER)
 
 .PHONY: up
-up: setup $($(BROKER)) model_store/fmnist.mar ## broker, TorchServe and connector in the background; BROKER=kafka, pubsub
+up: setup maven model_store/fmnist.mar ## broker, TorchServe and connector in the background; BROKER=kafka, pubsub
 	@$(BIN)/python -m tools.up start --broker $(BROKER)
 
 .PHONY: down
@@ -63,15 +61,15 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 
 chaos: LENGTH ?= 1200
 .PHONY: chaos
-chaos: setup $($(BROKER)) model_store/fmnist.mar ## kills, zombies, broken servers; BROKER=kafka, pubsub LENGTH=1200 SEED=…
+chaos: setup maven model_store/fmnist.mar ## kills, zombies, broken servers; BROKER=kafka, pubsub LENGTH=1200 SEED=…
 	$(BIN)/python -m $(CHAOS) $(if $(SEED),--seed $(SEED))
 
 .PHONY: chaos-controls
-chaos-controls: setup $($(BROKER)) model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
+chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
 	$(foreach each,$(CONTROLS),$(BIN)/python -m $(each) &&) true
 
 .PHONY: bench
-bench: setup $($(BROKER)) model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
+bench: setup maven model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
 	$(BIN)/python -m tools.bench $(BROKER)
 
 .PHONY: outage

@@ -17,6 +17,7 @@ from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
+from tools.jars import fetched
 from tools.stack import ROOT, Process, StackError, check_free, free_ports, java
 
 POM = ROOT / "tools" / "kafka" / "pom.xml"
@@ -55,28 +56,7 @@ group.min.session.timeout.ms=1000
 
 def libraries(build: Path = BUILD) -> Path:
     """Return the folder of Kafka's jars; Maven fetches them when they or the pom are new."""
-    libs, known = build / "libs", build / "pom.xml"
-    if libs.exists() and known.exists() and known.read_bytes() == POM.read_bytes():
-        return libs
-    if shutil.which("mvn") is None:
-        raise StackError(
-            "there is no mvn to fetch Kafka with: `apt-get install -y maven` brings it"
-        )
-    partial = build / "libs.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    _copy_dependencies(partial)
-    shutil.rmtree(libs, ignore_errors=True)
-    partial.rename(libs)
-    shutil.copyfile(POM, known)
-    return libs
-
-
-def _copy_dependencies(folder: Path) -> None:
-    goal = ["dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={folder}"]
-    maven = ["mvn", "--quiet", "--batch-mode", "--file", str(POM), *goal]
-    done = subprocess.run(maven, capture_output=True, text=True, timeout=600, check=False)
-    if done.returncode != 0:
-        raise StackError(f"Maven could not fetch Kafka; repeat `{' '.join(maven)}`:\n{done.stdout}")
+    return fetched(POM, build)
 
 
 def create_topic(bootstrap_servers: str, name: str, partitions: int = 1, **config: object) -> None:
