@@ -56,7 +56,7 @@ java_17() {
 maven() {
   command -v mvn >/dev/null && return
   [ -n "${KAFKA_BOOTSTRAP_SERVERS:-}" ] && return
-  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { say "mvn is missing, which fetches Kafka"; return; }
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { say "mvn is missing, which fetches the brokers"; return; }
   say "maven, by apt-get"
   apt-get -qq update && apt-get -qq install -y --no-install-recommends maven >/dev/null
 }
