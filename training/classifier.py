@@ -16,7 +16,7 @@ from .data import ImageSet, gather
 from .errors import DataError, RunError
 from .files import written_whole
 from .networks import DEFAULT, Network, named
-from .recipe import Clock, Epoch, Recipe, Step, fit
+from .recipe import Clock, Epoch, Fit, Recipe, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 BATCH = 500
 """Images that are predicted at once: large enough for speed, small enough for any memory."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the checkpoint; raised when an older program could not read it."""
 
 
@@ -99,6 +99,8 @@ class ImageClassifier:
         self.names = tuple(str(label) for label in range(classes))
         self.background = 0
         self.data = ""
+        self._fit: Fit | None = None
+        self._left: dict[str, Any] | None = None
         self._built: tuple[Normalised, Size] | None = None
         if size is not None:
             self._build((size, size) if isinstance(size, int) else size)
@@ -113,6 +115,18 @@ class ImageClassifier:
         """Height and width of the images in pixels."""
         return self._require()[1]
 
+    @property
+    def underway(self) -> bool:
+        """Whether a training has begun, here or before it was saved, and not come to its end."""
+        return self._fit is not None or self._left is not None
+
+    @property
+    def epochs(self) -> int:
+        """Return how many epochs of the training that is underway are done."""
+        if self._fit:
+            return self._fit.place.epoch - 1
+        return int(self._left["place"]["epoch"]) - 1 if self._left else 0
+
     def train(
         self,
         train_set: Dataset[Any],
@@ -125,7 +139,8 @@ class ImageClassifier:
         """Learn for `budget` seconds, or until the recipe's passes are done.
 
         The data sets are as `data.gather` takes them; every call starts the schedule anew, from
-        the weights that are there. Raises DataError if they do not fit the classifier.
+        the weights that are there. Raises DataError if they do not fit the classifier, RunError if
+        the loss is no number any more.
         """
         told = self.steps(train_set, validation_set, budget, recipe=recipe, clock=clock)
         return History(tuple(event for event in told if isinstance(event, Epoch)))
@@ -138,22 +153,23 @@ class ImageClassifier:
         *,
         recipe: Recipe | None = None,
         clock: Clock = time.monotonic,
+        resume: bool = False,
     ) -> Iterator[Step | Epoch]:
-        """Do what `train` does, telling every step and every epoch; drop it to stop early."""
+        """Do what `train` does, telling every step and every epoch; drop it to stop early.
+
+        What is saved after any of these events can be loaded and taken up again with `resume`,
+        the same data, budget and recipe: on as many threads the weights are the same bits.
+        """
         training = gather(train_set, channels=self.channels, classes=self.classes)
         if self._built is None:
             self._build((training.images.shape[2], training.images.shape[3]))
         training, validation = self._fitting(training), self._fitting(validation_set)
-        self._learn_about(training)
-        return fit(
-            self.model,
-            training,
-            lambda: self.evaluate(validation),
-            recipe or Recipe(),
-            budget=budget,
-            seed=self.seed,
-            clock=clock,
-        )
+        fit = Fit(self.model, training, recipe or Recipe(), budget=budget, seed=self.seed)
+        if resume:
+            fit.restore(self._left_over(training))
+        else:
+            self._learn_about(training)
+        return self._told(fit, validation, clock)
 
     def evaluate(self, data: Dataset[Any]) -> float:
         """Return the share of the images, 0 to 1, whose most probable class is their label."""
@@ -187,6 +203,7 @@ class ImageClassifier:
             "background": self.background,
             "data": self.data,
             "weights": self.model.state_dict(),
+            "underway": self._fit.state() if self._fit else self._left,
         }
         with written_whole(Path(path)) as partial:
             torch.save(content, partial)
@@ -211,6 +228,7 @@ class ImageClassifier:
         classifier.model.load_state_dict(content["weights"])
         classifier.names = tuple(content["names"])
         classifier.background, classifier.data = content["background"], content["data"]
+        classifier._left = content["underway"]
         return classifier
 
     def _require(self) -> tuple[Normalised, Size]:
@@ -235,6 +253,20 @@ class ImageClassifier:
                 f"{self.size[0]}x{self.size[1]}: resize them"
             )
         return gathered
+
+    def _told(self, fit: Fit, validation: ImageSet, clock: Clock) -> Iterator[Step | Epoch]:
+        self._fit, self._left = fit, None
+        yield from fit.events(lambda: self.evaluate(validation), clock)
+        self._fit = None
+
+    def _left_over(self, training: ImageSet) -> dict[str, Any]:
+        if self._left is None:
+            raise RunError(
+                "there is nothing to resume: the training came to its end, or never began"
+            )
+        if training.digest() != self.data:
+            raise DataError("these are not the images that the training began with: start anew")
+        return self._left
 
     def _learn_about(self, training: ImageSet) -> None:
         self.model.measure(training.images)

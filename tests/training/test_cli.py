@@ -3,6 +3,8 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +13,15 @@ import torch
 
 from training import ImageClassifier
 from training import __main__ as program
-from training.__main__ import duration, main, percentage
+from training.__main__ import main
+from training.options import duration, percentage, size
 from training.progress import Progress
 from training.recipe import Epoch, Recipe, Step
 from training.reports import confusion, wilson
+from training.runs import Run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -26,6 +30,7 @@ def workplace(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(small_data))
     monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=2))
+    monkeypatch.setattr(program, "MIN_ACCURACY", 0.0)
     return tmp_path
 
 
@@ -61,6 +66,7 @@ def test_the_run_says_what_was_asked_and_what_came_out(
     assert printed["good"] is True
     assert printed["accuracy"] == lines[-1]["validation_accuracy"]
     assert (config["budget"], config["seed"], config["recipe"]["epochs"]) == (90.0, 3, 2)
+    assert len(config["held_out"]) == 64
     assert [line["number"] for line in lines] == [1, 2]
 
 
@@ -94,25 +100,85 @@ def test_a_name_that_leads_elsewhere_is_refused(
     assert "cannot name a run" in capsys.readouterr().err
 
 
-def test_interrupted_it_keeps_what_was_learned_and_leaves_with_130(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def signalled(number: signal.Signals, after: int) -> Callable[..., Iterator[Step | Epoch]]:
+    """Return an ImageClassifier.steps that this process is signalled in."""
     whole = ImageClassifier.steps
 
-    def interrupted(self: ImageClassifier, *args: Any, **kwargs: Any) -> Iterator[Step | Epoch]:  # noqa: ANN401 - passed on as they are
-        for event in whole(self, *args, **kwargs):
+    def steps(self: ImageClassifier, *args: Any, **kwargs: Any) -> Iterator[Step | Epoch]:  # noqa: ANN401 - passed on as they are
+        for count, event in enumerate(whole(self, *args, **kwargs), start=1):
+            if count == after:
+                os.kill(os.getpid(), number)
             yield event
-            if isinstance(event, Epoch):
-                raise KeyboardInterrupt
 
-    monkeypatch.setattr(ImageClassifier, "steps", interrupted)
+    return steps
 
-    assert train() == 130
 
-    assert "runs/first/checkpoint.pt, runs/latest is as it was" in capsys.readouterr().err
-    assert ImageClassifier.load(workplace / "runs" / "first" / "checkpoint.pt").classes == 10
-    assert not (workplace / "runs" / "latest").exists()
-    assert not (workplace / "runs" / "first" / "summary.json").exists()
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("after", [2, 5])
+def test_interrupted_it_leaves_a_run_that_goes_on_to_the_same_bits(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+    after: int,
+) -> None:
+    assert train("--epochs", "2", "--network", "P(24,64,128)") == 0
+    again = ["--min-accuracy", "0", "--epochs", "2", "--network", "P(24,64,128)"]
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageClassifier, "steps", signalled(number, after))
+        assert main(["train", "--run", "second", *again]) == code
+
+    assert "`python -m training train --resume second` goes on" in capsys.readouterr().err
+    assert (workplace / "runs" / "latest").readlink() == Path("first")
+    assert not (workplace / "runs" / "second" / "summary.json").exists()
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    assert main(["train", "--resume", "second"]) == 0
+    first, second = (Run(name).classifier() for name in ("first", "second"))
+    for name, weights in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], weights), name
+    assert [epoch.loss for epoch in Run("second").epochs()] == [
+        epoch.loss for epoch in Run("first").epochs()
+    ]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_epochs_whose_weights_were_not_kept_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageClassifier, "steps", signalled(signal.SIGTERM, 2))
+        assert train() == 143
+    Run("first").record(EPOCH)
+
+    assert main(["train", "--resume", "first"]) == 0
+    assert [epoch.number for epoch in Run("first").epochs()] == [1, 2]
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--resume", "first"], "runs/first came to its end: there is nothing to resume"),
+        (["--resume", "none"], "runs/none has no config.json, so there is no such run"),
+        (["--resume", "first", "--seed", "0"], "goes on as runs/first began: leave out --seed"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    assert main(["train", *flags]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_of_another_version_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    Path("runs/first/config.json").write_text('{"budget": 180.0}')
+
+    assert main(["export"]) == 1
+    assert "is of another version ('source'): train again" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("workplace")
@@ -122,7 +188,7 @@ def test_interrupted_before_the_first_step_it_leaves_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "fashion_mnist", interrupt)
+    monkeypatch.setattr(program, "training_images", interrupt)
 
     assert train() == 130
     assert capsys.readouterr().err == "interrupted: nothing was kept\n"
@@ -206,7 +272,27 @@ def test_what_is_no_percentage_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--budget", "soon"], ["train", "--threads", "0"], ["fly"], []]
+    ("text", "pixels"), [("64", (64, 64)), ("64x48", (64, 48)), ("8x1024", (8, 1024))]
+)
+def test_a_size_is_height_times_width_or_one_number(text: str, pixels: tuple[int, int]) -> None:
+    assert size(text) == pixels
+
+
+@pytest.mark.parametrize("text", ["", "0", "64x", "x64", "64*48", "-8", "64x0", "8.5"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="write 64x48, height first, or 64"):
+        size(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--budget", "1m", "--epochs", "2"],
+        ["train", "--budget", "soon"],
+        ["train", "--threads", "0"],
+        ["fly"],
+        [],
+    ],
 )
 def test_wrong_usage_leaves_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
