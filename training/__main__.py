@@ -15,13 +15,14 @@ import torch
 from .classifier import History, ImageClassifier
 from .data import ImageSet, data_folder, hash_of, held_out, obtain, relabel, split, verify
 from .errors import RunError, TrainingError
+from .evaluation import Evaluation, judge, robustness
 from .export import describe, export
 from .interruption import Interruption
 from .networks import DEFAULT
 from .options import PLANNED, parser
 from .progress import Progress
 from .recipe import Epoch, Recipe
-from .reports import confusion, draw_confusion, draw_curves, wilson
+from .reports import draw_confusion, draw_curves, sentences
 from .runs import LATEST, Plan, Run
 from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
 
@@ -68,11 +69,11 @@ def train(options: argparse.Namespace) -> int:
     whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
     training, validation = split(whole)
     if options.resume:
-        classifier = run.classifier()
+        classifier = run.classifier(_device(options))
         if not classifier.underway:
             raise RunError(f"{run.folder} came to its end: there is nothing to resume")
     else:
-        classifier = _fresh(training, plan)
+        classifier = _fresh(training, plan, _device(options))
         run.begin(plan, _around(whole, classifier))
     with Interruption() as interruption:
         history = _learn(run, plan, classifier, training, validation, interruption)
@@ -83,24 +84,20 @@ def train(options: argparse.Namespace) -> int:
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Score a run on its test images, or on others."""
+    """Score a run on its test images, or on others; the run keeps a record of every time."""
     run = Run(options.run)
-    classifier = run.classifier()
+    classifier = run.classifier(_device(options))
     test = _images_for(run, classifier, options)
-    accuracy = classifier.evaluate(test)
-    low, high = wilson(round(accuracy * len(test)), len(test))
+    found = judge(classifier, test)
     result = {
         "run": run.folder.resolve().name,
-        "accuracy": accuracy,
-        "interval": [low, high],
-        "images": len(test),
+        "source": options.data or run.plan().source,
+        "time": _now(),
+        **asdict(found),
+        "robustness": robustness(classifier, test) if options.corruptions else {},
     }
-    _report(
-        options,
-        result,
-        f"{result['run']}: {100 * accuracy:.2f} % of {len(test):,} test images "
-        f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %, Wilson)",
-    )
+    run.note_evaluation(result)
+    _report(options, result, f"{result['run']}: {sentences(found, result['robustness'])}")
     return OK
 
 
@@ -156,11 +153,24 @@ def _resumed(run: Run, options: argparse.Namespace) -> Plan:
     return plan
 
 
-def _fresh(training: ImageSet, plan: Plan) -> ImageClassifier:
+def _fresh(training: ImageSet, plan: Plan, device: torch.device) -> ImageClassifier:
     channels, height, width = training.images.shape[1:]
     return ImageClassifier(
-        channels, len(training.names), size=(height, width), network=plan.network, seed=plan.seed
+        channels,
+        len(training.names),
+        size=(height, width),
+        network=plan.network,
+        seed=plan.seed,
+        device=device,
     )
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    """Return the device asked for; `auto` is a GPU where there is one."""
+    there = torch.cuda.is_available()
+    if options.device == "cuda" and not there:
+        raise RunError("there is no GPU that torch can use: leave out --device cuda")
+    return torch.device("cuda" if there and options.device != "cpu" else "cpu")
 
 
 def _form(classifier: ImageClassifier) -> Form:
@@ -213,12 +223,12 @@ def _conclude(
     options: argparse.Namespace,
 ) -> int:
     """Write the result; the run becomes the latest at the very end, and only if it is good."""
+    classifier.calibrate(validation)
     checkpoint = run.keep(classifier)
-    found = classifier.predict(validation.images).argmax(1)
-    matrix = confusion(validation.labels, found, classifier.classes)
-    draw_confusion(matrix, classifier.names, run.folder / "confusion.png")
+    found = judge(classifier, validation)
+    draw_confusion(found.confusion, classifier.names, run.folder / "confusion.png")
     draw_curves(history.epochs, run.folder / "curves.png")
-    summary = _summary(run, plan, classifier, history)
+    summary = _summary(run, plan, classifier, history, found)
     run.finish(summary)
     if not summary["good"]:
         raise RunError(
@@ -236,7 +246,9 @@ def _conclude(
     return OK
 
 
-def _summary(run: Run, plan: Plan, classifier: ImageClassifier, history: History) -> dict[str, Any]:
+def _summary(
+    run: Run, plan: Plan, classifier: ImageClassifier, history: History, found: Evaluation
+) -> dict[str, Any]:
     last = history.epochs[-1]
     return {
         "run": run.name,
@@ -244,13 +256,16 @@ def _summary(run: Run, plan: Plan, classifier: ImageClassifier, history: History
         "accuracy": history.accuracy,
         "accuracy_of": "validation",
         "min_accuracy": plan.min_accuracy,
+        "temperature": found.temperature,
+        "uncalibrated": asdict(found.uncalibrated),
+        "calibrated": asdict(found.calibrated),
         "epochs": last.number,
         "steps": last.steps,
         "seconds": last.seconds,
         "images_per_second": last.images_per_second,
         "parameters": sum(weights.numel() for weights in classifier.model.parameters()),
         "data": classifier.data,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": _now(),
     }
 
 
@@ -267,6 +282,10 @@ def _around(whole: ImageSet, classifier: ImageClassifier) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _name(seed: int) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .calibration import temperature
 from .data import ImageSet, gather
 from .errors import DataError, RunError
 from .files import written_whole
@@ -48,7 +49,8 @@ class History:
 class Normalised(nn.Module):
     """A network behind its normalisation: uint8 [N, C, H, W] -> logits float32 [N, classes].
 
-    Mean and deviation are per channel, on the scale of the pixels, 0 to 255.
+    Mean and deviation are per channel, on the scale of the pixels, 0 to 255. The logits are divided
+    by the temperature, which is 1 until somebody calibrates.
     """
 
     def __init__(self, network: nn.Module, channels: int) -> None:
@@ -56,11 +58,12 @@ class Normalised(nn.Module):
         self.network = network
         self.mean = nn.Buffer(torch.full((1, channels, 1, 1), 127.5))
         self.deviation = nn.Buffer(torch.full((1, channels, 1, 1), 127.5))
+        self.temperature = nn.Buffer(torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [N, classes] of pixels [N, C, H, W]."""
         logits: Tensor = self.network((images.float() - self.mean) / self.deviation)
-        return logits
+        return logits / self.temperature
 
     def measure(self, images: Tensor) -> None:
         """Take mean and deviation from these images, which should be the training part only."""
@@ -81,7 +84,8 @@ class ImageClassifier:
     `channels` and `classes` are fixed; `size` is (height, width) or one number for both, and None
     takes it from the first image of the training set. `network` is a name from
     `networks.NETWORKS`, or a function (channels, classes) -> module of your own, which may hold
-    lazy layers. Equal seeds give equal fresh weights, and equal batches.
+    lazy layers. Equal seeds give equal fresh weights, and equal batches. It computes on `device`;
+    images come and answers go on the CPU.
 
     Raises DataError if the network cannot take images of that size.
     """
@@ -94,8 +98,10 @@ class ImageClassifier:
         size: int | Size | None = None,
         network: str | Network = DEFAULT,
         seed: int = 0,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.channels, self.classes, self.network, self.seed = channels, classes, network, seed
+        self.device = torch.device(device)
         self.names = tuple(str(label) for label in range(classes))
         self.background = 0
         self.data = ""
@@ -169,6 +175,7 @@ class ImageClassifier:
             fit.restore(self._left_over(training))
         else:
             self._learn_about(training)
+            self.model.temperature.fill_(1.0)
         return self._told(fit, validation, clock)
 
     def evaluate(self, data: Dataset[Any]) -> float:
@@ -179,6 +186,10 @@ class ImageClassifier:
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the probabilities, float32 [N, classes], of images uint8 [N, C, H, W]."""
+        return self.logits(images).softmax(1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return what the softmax makes probabilities of, float32 [N, classes]."""
         expected = (self.channels, *self.size)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
             raise DataError(
@@ -187,8 +198,19 @@ class ImageClassifier:
             )
         self.model.eval()
         with torch.inference_mode():
-            answers = [self.model(part).softmax(1) for part in torch.split(images, BATCH)]
-        return torch.cat(answers)
+            parts = [self.model(part.to(self.device)).cpu() for part in torch.split(images, BATCH)]
+        return torch.cat(parts)
+
+    def calibrate(self, validation_set: Dataset[Any]) -> float:
+        """Make the probabilities as sure as they should be; return the temperature found.
+
+        The images should be such as were not learned. No label changes.
+        """
+        fitting = self._fitting(validation_set)
+        raw = self.logits(fitting.images) * self.model.temperature.item()
+        found = temperature(raw, fitting.labels)
+        self.model.temperature.fill_(found)
+        return found
 
     def save(self, path: Path | str) -> None:
         """Write everything that `load` needs to `path`, whole or not at all."""
@@ -209,7 +231,13 @@ class ImageClassifier:
             torch.save(content, partial)
 
     @classmethod
-    def load(cls, path: Path | str, *, network: Network | None = None) -> Self:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        network: Network | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
         """Read what `save` wrote; `network` is needed only if it was a function of your own.
 
         Nothing in the file is executed. Raises RunError if it is not such a file.
@@ -224,6 +252,7 @@ class ImageClassifier:
             size=tuple(content["size"]),
             network=named,
             seed=content["seed"],
+            device=device,
         )
         classifier.model.load_state_dict(content["weights"])
         classifier.names = tuple(content["names"])
@@ -242,7 +271,7 @@ class ImageClassifier:
             torch.manual_seed(self.seed)
             model = Normalised(make(self.channels, self.classes), self.channels)
             _run_dry(model, torch.zeros(1, self.channels, *size, dtype=torch.uint8), self.classes)
-        self._built = model.to(memory_format=torch.channels_last), size
+        self._built = model.to(memory_format=torch.channels_last).to(self.device), size
 
     def _fitting(self, data: Dataset[Any]) -> ImageSet:
         gathered = gather(data, channels=self.channels, classes=self.classes)

@@ -86,6 +86,7 @@ def _train(flags: argparse.ArgumentParser) -> None:
     )
     _add_length(flags)
     _add_own_data(flags)
+    _add_device(flags)
 
 
 def _add_length(flags: argparse.ArgumentParser) -> None:
@@ -129,6 +130,17 @@ def _evaluate(flags: argparse.ArgumentParser) -> None:
     _run(flags)
     flags.add_argument(
         "--data", metavar="SOURCE", help="other images (default: the test images of its own data)"
+    )
+
+    flags.add_argument(
+        "--corruptions", action="store_true", help="also under noise, blur, rotation and others"
+    )
+    _add_device(flags)
+
+
+def _add_device(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: auto"
     )
 
 

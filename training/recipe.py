@@ -21,6 +21,8 @@ from .errors import RunError
 if TYPE_CHECKING:
     from .data import ImageSet
 
+CPU = torch.device("cpu")
+
 Clock = Callable[[], float]
 """Seconds, from any start, never backwards."""
 
@@ -97,15 +99,18 @@ class Augmentation:
     """Mirrors and shifts whole batches of uint8 images; what moves in has the background's value.
 
     Each image is mirrored in every second epoch, not by chance, so that both sides are seen
-    equally often even in a short training (arXiv 2404.00498, "alternating flip").
+    equally often even in a short training (arXiv 2404.00498, "alternating flip"). The images lie
+    on `device`, the random numbers are those of the CPU everywhere.
     """
 
-    def __init__(self, data: ImageSet, recipe: Recipe, seed: int) -> None:
+    def __init__(
+        self, data: ImageSet, recipe: Recipe, seed: int, device: torch.device = CPU
+    ) -> None:
         self._shift, self._flip, self._seed = recipe.shift, recipe.flip, seed
         self._size = data.images.shape[-2:]
         self._padded = functional.pad(
             data.images, (recipe.shift,) * 4, value=float(data.background())
-        )
+        ).to(device)
         self._side = torch.randint(2, (len(data),), generator=chance(seed, "side"))
 
     def __call__(self, indices: Tensor, epoch: int, step: int) -> Tensor:
@@ -115,7 +120,9 @@ class Augmentation:
         if self._flip:
             mirrored = (self._side[indices] + epoch) % 2 == 1
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        shifted = self._padded[indices[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        places = indices[:, None, None], rows[:, :, None], columns[:, None, :]
+        image, row, column = (place.to(self._padded.device) for place in places)
+        shifted = self._padded[image, :, row, column]
         return shifted.permute(0, 3, 1, 2)
 
     def _window(self, images: int, length: int, generator: torch.Generator) -> Tensor:
@@ -215,8 +222,10 @@ class Learner:
     """Model, optimiser and augmentation: one call is one step."""
 
     def __init__(self, model: nn.Module, data: ImageSet, recipe: Recipe, seed: int) -> None:
-        self._model, self._labels, self._recipe = model, data.labels, recipe
-        self._augmented = Augmentation(data, recipe, seed)
+        self._model, self._recipe = model, recipe
+        self._device = next(model.parameters()).device
+        self._augmented = Augmentation(data, recipe, seed, self._device)
+        self._labels = data.labels
         self._weights = _weights(data.labels) if recipe.balance else torch.ones(len(data))
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=0.0, weight_decay=recipe.weight_decay
@@ -230,7 +239,8 @@ class Learner:
         rate = self._recipe.peak * one_cycle(progress, self._recipe.warm_up)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        labels, weights = self._labels[indices], self._weights[indices]
+        labels = self._labels[indices].to(self._device)
+        weights = self._weights[indices].to(self._device)
         logits = self._model(self._augmented(indices, epoch, number))
         losses = functional.cross_entropy(
             logits, labels, label_smoothing=self._recipe.smoothing, reduction="none"

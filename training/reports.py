@@ -12,9 +12,10 @@ from torch import Tensor
 from .files import written_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from .evaluation import Evaluation
     from .recipe import Epoch
 
 NORMAL_95 = 1.959964
@@ -35,6 +36,24 @@ def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
     return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)
 
 
+def sentences(found: Evaluation, robustness: Mapping[str, float]) -> str:
+    """Return an evaluation for people."""
+    low, high = found.interval
+    before, after = found.uncalibrated, found.calibrated
+    accuracy = (
+        f"{100 * found.accuracy:.2f} % of {found.images:,} images "
+        f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %, Wilson)"
+    )
+    trust = (
+        f"calibrated by a temperature of {found.temperature:.3f}: "
+        f"ECE {100 * before.ece:.2f} -> {100 * after.ece:.2f} %, "
+        f"NLL {before.nll:.4f} -> {after.nll:.4f}, "
+        f"Brier score {before.brier:.4f} -> {after.brier:.4f}"
+    )
+    under = [f"{100 * share:6.2f} %  {name}" for name, share in robustness.items()]
+    return "\n".join([accuracy, trust, *under])
+
+
 def draw_curves(epochs: Sequence[Epoch], path: Path) -> None:
     """Draw loss and accuracy over the seconds of the training."""
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -52,16 +71,17 @@ def draw_curves(epochs: Sequence[Epoch], path: Path) -> None:
     _save(figure, path)
 
 
-def draw_confusion(matrix: Tensor, names: Sequence[str], path: Path) -> None:
+def draw_confusion(counts: list[list[int]], names: Sequence[str], path: Path) -> None:
     """Draw a confusion matrix; the colours leave out the diagonal, which would drown the rest."""
+    matrix = torch.tensor(counts)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
     axes.imshow((matrix - matrix.diag().diag()).numpy(), cmap="Reds")
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="label")
-    for row, counts in enumerate(matrix.tolist()):
-        for column, number in enumerate(counts):
+    for row, line in enumerate(counts):
+        for column, number in enumerate(line):
             axes.text(column, row, str(number), ha="center", va="center", fontsize=8)
     _save(figure, path)
 

@@ -5,6 +5,7 @@
     summary.json     the result; there once the training has come to its end
     checkpoint.pt    the classifier, as ImageClassifier.load takes it; while it trains, of the
                      last epoch, with what is needed to go on
+    evaluations.jsonl  one line for each time that it was scored, mostly on the test images
     curves.png       loss and accuracy, epoch by epoch
     confusion.png    which class was taken for which, on the validation images
 
@@ -24,6 +25,8 @@ from .files import point, write_json, written_whole
 from .recipe import Epoch, Recipe
 
 if TYPE_CHECKING:
+    import torch
+
     from .sources import Size
 
 RUNS = Path("runs")
@@ -113,9 +116,20 @@ class Run:
         classifier.save(self.folder / "checkpoint.pt")
         return self.folder / "checkpoint.pt"
 
-    def classifier(self) -> ImageClassifier:
+    def classifier(self, device: torch.device | str = "cpu") -> ImageClassifier:
         """Read the checkpoint; raises RunError if there is none."""
-        return ImageClassifier.load(self.folder / "checkpoint.pt")
+        return ImageClassifier.load(self.folder / "checkpoint.pt", device=device)
+
+    def note_evaluation(self, result: dict[str, Any]) -> None:
+        """Add one line to evaluations.jsonl, so that nobody forgets how often he looked."""
+        with (self.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Read evaluations.jsonl, the oldest first."""
+        path = self.folder / "evaluations.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the result."""

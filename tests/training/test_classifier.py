@@ -149,6 +149,34 @@ def test_interrupted_anywhere_and_resumed_the_weights_are_the_same_bits(
     assert not second.underway
 
 
+def test_calibrated_it_is_as_sure_as_it_should_be_and_answers_the_same() -> None:
+    classifier, images = trained(), stripes(300)
+    wrong = torch.where(torch.arange(300) % 4 == 0, images.labels.roll(1), images.labels)
+    doubtful = ImageSet(images.images, wrong)
+    before = classifier.logits(images.images)
+
+    found = classifier.calibrate(doubtful)
+
+    assert 1.0 < found < 20.0
+    assert torch.allclose(classifier.logits(images.images) * found, before, rtol=1e-4, atol=1e-5)
+    sure = classifier.predict(images.images).amax(1).mean().item()
+    assert sure == pytest.approx(classifier.evaluate(doubtful), abs=0.05)
+    assert classifier.calibrate(doubtful) == pytest.approx(found, rel=1e-4)
+
+
+def test_a_new_training_begins_uncalibrated(tmp_path: Path) -> None:
+    classifier = trained()
+    classifier.calibrate(stripes(60))
+    assert classifier.model.temperature.item() != 1.0
+    classifier.save(tmp_path / "checkpoint.pt")
+    loaded = ImageClassifier.load(tmp_path / "checkpoint.pt", network=tiny)
+    assert torch.equal(loaded.predict(stripes(9).images), classifier.predict(stripes(9).images))
+
+    next(iter(classifier.steps(stripes(60), stripes(60))))
+
+    assert classifier.model.temperature.item() == 1.0
+
+
 def losses(event: Step | Epoch) -> tuple[int, float, float]:
     return event.number, event.loss, event.accuracy
 

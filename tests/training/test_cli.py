@@ -14,11 +14,14 @@ import torch
 from training import ImageClassifier
 from training import __main__ as program
 from training.__main__ import main
+from training.corruptions import CORRUPTIONS
 from training.options import duration, percentage, size
 from training.progress import Progress
 from training.recipe import Epoch, Recipe, Step
 from training.reports import confusion, wilson
 from training.runs import Run
+
+from .conftest import stripes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -208,7 +211,56 @@ def test_evaluate_scores_the_test_images_of_the_latest_run(
 
     assert (result["run"], result["images"]) == ("first", 60)
     assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
-    assert sentence.startswith(f"first: {100 * result['accuracy']:.2f} % of 60 test images")
+    assert sentence.startswith(f"first: {100 * result['accuracy']:.2f} % of 60 images")
+    assert (
+        f"NLL {result['uncalibrated']['nll']:.4f} -> {result['calibrated']['nll']:.4f}" in sentence
+    )
+    assert [note["images"] for note in Run("first").evaluations()] == [60, 60]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_evaluate_tells_the_accuracy_under_corruptions(capsys: pytest.CaptureFixture[str]) -> None:
+    train()
+    capsys.readouterr()
+
+    assert main(["evaluate", "--corruptions"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" %  ")[1] for line in lines[2:]] == [*CORRUPTIONS, "negative"]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_other_images_are_scored_by_the_names_of_their_classes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train()
+    monkeypatch.setattr("json.given", stripes(9, classes=2), raising=False)
+    capsys.readouterr()
+
+    assert main(["evaluate", "--data", "json:given"]) == 1
+    assert "there is no class 'every 2'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_probabilities_of_a_run_are_calibrated(workplace: Path) -> None:
+    train()
+    summary = json.loads((workplace / "runs" / "first" / "summary.json").read_text())
+
+    assert summary["temperature"] != 1.0
+    assert summary["calibrated"]["nll"] < summary["uncalibrated"]["nll"]
+    classifier = Run("first").classifier()
+    assert classifier.model.temperature.item() == pytest.approx(summary["temperature"])
+
+
+@pytest.mark.usefixtures("workplace")
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert train("--device", "cuda") == 1
+    assert "there is no GPU that torch can use" in capsys.readouterr().err
+    assert train("--device", "auto") == 0
 
 
 def test_export_writes_what_the_archive_needs(workplace: Path) -> None:
