@@ -456,11 +456,12 @@ PAPER = replace(GREY, background=(250,))
     ("model", "ground", "cloth", "shown"),
     [
         (BLACK, 255, 30, (0, 225)),  # a photo on white
-        (BLACK, 235, 30, (20, 225)),
+        (BLACK, 235, 30, (0, 222)),  # grey paper is no veil
         (BLACK, 0, 200, (0, 200)),  # as in the data set
         (BLACK, 90, 10, (90, 10)),  # a dark ground is no white one
         (BLACK, 255, 255, (255, 255)),  # nothing is shown
-        (PAPER, 0, 200, (255, 55)),
+        (PAPER, 0, 200, (250, 54)),
+        (PAPER, 20, 255, (250, 0)),
         (PAPER, 255, 30, (255, 30)),
         (replace(GREY, background=(100,)), 255, 30, (255, 30)),  # the model knows no ground
     ],
