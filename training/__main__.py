@@ -12,17 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .card import card, spread
 from .classifier import History, ImageClassifier
 from .data import ImageSet, data_folder, hash_of, held_out, obtain, relabel, split, verify
 from .errors import RunError, TrainingError
-from .evaluation import Evaluation, judge, robustness
+from .evaluation import judge, robustness
 from .export import describe, export
+from .files import written_whole
 from .interruption import Interruption
 from .networks import DEFAULT
 from .options import PLANNED, parser
 from .progress import Progress
 from .recipe import Epoch, Recipe
-from .reports import draw_confusion, draw_curves, sentences
+from .reports import draw_confusion, draw_curves, draw_mistakes, draw_reliability, sentences
 from .runs import LATEST, Plan, Run
 from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
 
@@ -64,10 +66,10 @@ def get_data(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train and keep a run, or go on with one; it becomes the latest if it is good enough."""
-    run = Run(options.resume or options.run or _name(options.seed or 0))
-    plan = _resumed(run, options) if options.resume else _planned(options)
+    run = Run(options.resume or options.run or _name(options))
+    plan = _taken_over(options) if options.resume or options.final else _planned(options)
     whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
-    training, validation = split(whole)
+    training, validation = (whole, None) if plan.final_of else split(whole)
     if options.resume:
         classifier = run.classifier(_device(options))
         if not classifier.underway:
@@ -119,7 +121,41 @@ def write_archive(options: argparse.Namespace) -> int:
     return OK
 
 
-COMMANDS = {"data": get_data, "train": train, "evaluate": evaluate, "export": write_archive}
+def report(options: argparse.Namespace) -> int:
+    """Write the card of a run and its pictures, from what the run knows and validation images."""
+    runs = [Run(Run(name).folder.resolve().name) for name in options.runs]
+    summaries = {run.name: run.summary() for run in runs}
+    run, plan = runs[0], runs[0].plan()
+    # A final training has learned the validation images: there, the run before it is judged.
+    classifier = (Run(plan.final_of) if plan.final_of else run).classifier()
+    _, held = split(training_images(plan.source, data_folder(options.data_dir), Form(plan.size)))
+    found = judge(classifier, held)
+    probabilities = classifier.predict(held.images)
+    draw_curves(run.epochs(), run.folder / "curves.png")
+    draw_confusion(found.confusion, classifier.names, run.folder / "confusion.png")
+    draw_reliability(probabilities, held.labels, run.folder / "reliability.png")
+    draw_mistakes(held, probabilities, classifier.names, run.folder / "mistakes.png")
+    page = card(run.config(), run.summary(), asdict(found), run.evaluations(), summaries)
+    path = run.folder / "MODEL_CARD.md"
+    with written_whole(path) as partial:
+        partial.write_text(page, "utf-8")
+    middle, deviation = spread([summary["accuracy"] for summary in summaries.values()])
+    _report(
+        options,
+        {"card": str(path), "runs": list(summaries), "mean": middle, "deviation": deviation},
+        f"{path}: {100 * middle:.2f} % of the validation images; over {len(runs)} runs the "
+        f"standard deviation is {100 * deviation:.2f} points",
+    )
+    return OK
+
+
+COMMANDS = {
+    "data": get_data,
+    "train": train,
+    "evaluate": evaluate,
+    "export": write_archive,
+    "report": report,
+}
 
 
 def _planned(options: argparse.Namespace) -> Plan:
@@ -140,17 +176,24 @@ def _planned(options: argparse.Namespace) -> Plan:
     )
 
 
-def _resumed(run: Run, options: argparse.Namespace) -> Plan:
-    """Return the plan of a run that goes on, on as many threads as it began with."""
-    surplus = [flag for flag in PLANNED if getattr(options, flag) is not None]
-    if surplus:
+def _taken_over(options: argparse.Namespace) -> Plan:
+    """Return the plan of a run that goes on, or is done again on all images; as many threads."""
+    flag, before = ("resume", options.resume) if options.resume else ("final", options.final)
+    allowed = {"run"} if options.final else set()
+    surplus = [name for name in PLANNED if getattr(options, name) is not None]
+    if set(surplus) - allowed:
         raise RunError(
-            f"--resume goes on as {run.folder} began: leave out --{surplus[0].replace('_', '-')}"
+            f"--{flag} does as runs/{before} did: leave out --{surplus[-1].replace('_', '-')}"
         )
+    run = Run(Run(before).folder.resolve().name)
     plan = run.plan()
     if not options.threads:
         torch.set_num_threads(run.config()["machine"]["threads"])
-    return plan
+    if options.resume:
+        return plan
+    if plan.final_of or not run.summary()["good"]:
+        raise RunError(f"{run.folder} is a final run itself, or not good: name another --final")
+    return replace(plan, final_of=run.name)
 
 
 def _fresh(training: ImageSet, plan: Plan, device: torch.device) -> ImageClassifier:
@@ -192,7 +235,7 @@ def _learn(
     plan: Plan,
     classifier: ImageClassifier,
     training: ImageSet,
-    validation: ImageSet,
+    validation: ImageSet | None,
     interruption: Interruption,
 ) -> History:
     """Train until the plan is done or somebody interrupts; keep what was learned, every epoch."""
@@ -219,46 +262,64 @@ def _conclude(
     plan: Plan,
     classifier: ImageClassifier,
     history: History,
-    validation: ImageSet,
+    validation: ImageSet | None,
     options: argparse.Namespace,
 ) -> int:
     """Write the result; the run becomes the latest at the very end, and only if it is good."""
-    classifier.calibrate(validation)
+    judged = _judged(run, plan, classifier, validation)
     checkpoint = run.keep(classifier)
-    found = judge(classifier, validation)
-    draw_confusion(found.confusion, classifier.names, run.folder / "confusion.png")
     draw_curves(history.epochs, run.folder / "curves.png")
-    summary = _summary(run, plan, classifier, history, found)
+    summary = judged | _told(run, plan, classifier, history, judged["accuracy"])
     run.finish(summary)
+    reached = f"{100 * judged['accuracy']:.2f} % of the {judged['accuracy_of']} images"
     if not summary["good"]:
         raise RunError(
-            f"{run.name} reached {100 * history.accuracy:.2f} % of the validation images, less "
-            f"than --min-accuracy {100 * plan.min_accuracy:g}: give it a longer --budget; it is "
-            f"kept in {checkpoint.parent}, runs/{LATEST} is as it was"
+            f"{run.name} reached {reached}, less than --min-accuracy {100 * plan.min_accuracy:g}: "
+            f"give it a longer --budget; it is kept in {checkpoint.parent}, runs/{LATEST} is as it "
+            "was"
         )
     run.publish()
     _report(
         options,
         summary,
-        f"{run.name}: {100 * history.accuracy:.2f} % of {len(validation):,} validation images "
-        f"after {history.epochs[-1].seconds:.0f} s; runs/{LATEST} leads to it",
+        f"{run.name}: {reached} after {summary['seconds']:.0f} s; runs/{LATEST} leads to it",
     )
     return OK
 
 
-def _summary(
-    run: Run, plan: Plan, classifier: ImageClassifier, history: History, found: Evaluation
+def _judged(
+    run: Run, plan: Plan, classifier: ImageClassifier, validation: ImageSet | None
 ) -> dict[str, Any]:
-    last = history.epochs[-1]
+    """Calibrate, and return how good the classifier is; a final one is as the run before it."""
+    if validation is None:
+        assert plan.final_of is not None, "all other runs hold images out"  # noqa: S101
+        before = Run(plan.final_of).summary()
+        classifier.model.temperature.fill_(before["temperature"])
+        taken = ("accuracy", "temperature", "uncalibrated", "calibrated")
+        return {key: before[key] for key in taken} | {
+            "accuracy_of": f"validation (by {plan.final_of})"
+        }
+    classifier.calibrate(validation)
+    found = judge(classifier, validation)
+    draw_confusion(found.confusion, classifier.names, run.folder / "confusion.png")
     return {
-        "run": run.name,
-        "good": history.accuracy >= plan.min_accuracy,
-        "accuracy": history.accuracy,
+        "accuracy": found.accuracy,
         "accuracy_of": "validation",
-        "min_accuracy": plan.min_accuracy,
         "temperature": found.temperature,
         "uncalibrated": asdict(found.uncalibrated),
         "calibrated": asdict(found.calibrated),
+    }
+
+
+def _told(
+    run: Run, plan: Plan, classifier: ImageClassifier, history: History, accuracy: float
+) -> dict[str, Any]:
+    """Return the part of summary.json that says what happened."""
+    last = history.epochs[-1]
+    return {
+        "run": run.name,
+        "good": accuracy >= plan.min_accuracy,
+        "min_accuracy": plan.min_accuracy,
         "epochs": last.number,
         "steps": last.steps,
         "seconds": last.seconds,
@@ -288,8 +349,10 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _name(seed: int) -> str:
-    return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-seed{seed}"
+def _name(options: argparse.Namespace) -> str:
+    if options.final:
+        return f"{Run(options.final).folder.resolve().name}-final"
+    return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-seed{options.seed or 0}"
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any], sentence: str) -> None:

@@ -43,7 +43,10 @@ class History:
     @property
     def accuracy(self) -> float:
         """Return the share of the validation images that the final weights classify rightly."""
-        return self.epochs[-1].validation_accuracy
+        accuracy = self.epochs[-1].validation_accuracy
+        if accuracy is None:
+            raise RunError("no image was held out: evaluate on others")
+        return accuracy
 
 
 class Normalised(nn.Module):
@@ -136,7 +139,7 @@ class ImageClassifier:
     def train(
         self,
         train_set: Dataset[Any],
-        validation_set: Dataset[Any],
+        validation_set: Dataset[Any] | None,
         budget: float = 180.0,
         *,
         recipe: Recipe | None = None,
@@ -144,9 +147,9 @@ class ImageClassifier:
     ) -> History:
         """Learn for `budget` seconds, or until the recipe's passes are done.
 
-        The data sets are as `data.gather` takes them; every call starts the schedule anew, from
-        the weights that are there. Raises DataError if they do not fit the classifier, RunError if
-        the loss is no number any more.
+        The data sets are as `data.gather` takes them, None for no validation; every call starts
+        the schedule anew, from the weights that are there. Raises DataError if they do not fit the
+        classifier, RunError if the loss is no number any more.
         """
         told = self.steps(train_set, validation_set, budget, recipe=recipe, clock=clock)
         return History(tuple(event for event in told if isinstance(event, Epoch)))
@@ -154,7 +157,7 @@ class ImageClassifier:
     def steps(
         self,
         train_set: Dataset[Any],
-        validation_set: Dataset[Any],
+        validation_set: Dataset[Any] | None,
         budget: float = 180.0,
         *,
         recipe: Recipe | None = None,
@@ -169,7 +172,8 @@ class ImageClassifier:
         training = gather(train_set, channels=self.channels, classes=self.classes)
         if self._built is None:
             self._build((training.images.shape[2], training.images.shape[3]))
-        training, validation = self._fitting(training), self._fitting(validation_set)
+        training = self._fitting(training)
+        validation = None if validation_set is None else self._fitting(validation_set)
         fit = Fit(self.model, training, recipe or Recipe(), budget=budget, seed=self.seed)
         if resume:
             fit.restore(self._left_over(training))
@@ -283,9 +287,9 @@ class ImageClassifier:
             )
         return gathered
 
-    def _told(self, fit: Fit, validation: ImageSet, clock: Clock) -> Iterator[Step | Epoch]:
+    def _told(self, fit: Fit, validation: ImageSet | None, clock: Clock) -> Iterator[Step | Epoch]:
         self._fit, self._left = fit, None
-        yield from fit.events(lambda: self.evaluate(validation), clock)
+        yield from fit.events(lambda: self.evaluate(validation) if validation else None, clock)
         self._fit = None
 
     def _left_over(self, training: ImageSet) -> dict[str, Any]:

@@ -17,6 +17,8 @@ examples:
   python -m training train --budget 15m --seed 1 --run patient
   python -m training train --data folder:flowers --size 64x64 --run flowers
   python -m training evaluate                     accuracy of runs/latest on its test images
+  python -m training train --final patient        the same on all 60,000 images, for release
+  python -m training report seed0 seed1 seed2     the card of seed0; mean and deviation of all
   python -m training export                       write what goes into the archive to build/archive
 
 data: fashion-mnist, folder:PATH (a sub-folder for each class), idx:PATH (a folder of idx files) or
@@ -71,8 +73,14 @@ def _data(flags: argparse.ArgumentParser) -> None:
 
 
 def _train(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument(
+    before = flags.add_mutually_exclusive_group()
+    before.add_argument(
         "--resume", metavar="RUN", help="go on with a run that was interrupted, as it began"
+    )
+    before.add_argument(
+        "--final",
+        metavar="RUN",
+        help="do as this run did, on its validation images too; its accuracy and temperature stand",
     )
     flags.add_argument("--run", metavar="NAME", help="its name (default: time and seed)")
     flags.add_argument(
@@ -161,11 +169,22 @@ def _run(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--run", default=LATEST, metavar="NAME", help=f"default: {LATEST}")
 
 
+def _report(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "runs",
+        nargs="*",
+        default=[LATEST],
+        metavar="RUN",
+        help=f"the first gets the card, all are compared (default: {LATEST})",
+    )
+
+
 VERBS = {
     "data": (_data, "verify or fetch the data set"),
     "train": (_train, "train and keep a run"),
     "evaluate": (_evaluate, "score a run on the test images"),
     "export": (_export, "write the files of the archive"),
+    "report": (_report, "write the MODEL_CARD.md of a run, with pictures"),
 }
 
 

@@ -68,7 +68,8 @@ class Epoch:
     """One pass was made over the images, the last one perhaps in part.
 
     Accuracies are shares from 0 to 1; `accuracy` and `loss` are of the augmented training images
-    while the weights changed, `validation_accuracy` is of the weights at the end of the epoch.
+    while the weights changed, `validation_accuracy` is of the weights at the end of the epoch, and
+    None where no image was held out.
     `seconds` counts from the start of the training.
     """
 
@@ -77,7 +78,7 @@ class Epoch:
     seconds: float
     loss: float
     accuracy: float
-    validation_accuracy: float
+    validation_accuracy: float | None
     images_per_second: float
 
 
@@ -185,7 +186,7 @@ class Fit:
         self.place = Place(**state["place"])
         self._learn.optimiser.load_state_dict(state["optimiser"])
 
-    def events(self, validate: Callable[[], float], clock: Clock) -> Iterator[Step | Epoch]:
+    def events(self, validate: Callable[[], float | None], clock: Clock) -> Iterator[Step | Epoch]:
         """Train until the budget or the passes are spent, telling every step and every epoch."""
         start = clock() - self.place.seconds
         while True:
@@ -263,7 +264,7 @@ def _weights(labels: Tensor) -> Tensor:
     return (1 / torch.bincount(labels).clamp(min=1).float())[labels]
 
 
-def _epoch(place: Place, validation_accuracy: float, speed: float) -> Epoch:
+def _epoch(place: Place, validation_accuracy: float | None, speed: float) -> Epoch:
     return Epoch(
         number=place.epoch,
         steps=place.steps,

@@ -8,6 +8,7 @@
     evaluations.jsonl  one line for each time that it was scored, mostly on the test images
     curves.png       loss and accuracy, epoch by epoch
     confusion.png    which class was taken for which, on the validation images
+    MODEL_CARD.md    all of this for people, with reliability.png and mistakes.png: `report`
 
 `runs/latest` leads to the last run that was good enough, and moves when everything is written.
 """
@@ -15,7 +16,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,7 +39,8 @@ class Plan:
     """Every choice of a training, so that config.json is enough to do it again.
 
     `budget` is in seconds; None: as many epochs as the recipe says, whatever the time.
-    `min_accuracy` is a share from 0 to 1.
+    `min_accuracy` is a share from 0 to 1. `final_of` names the run whose choices were judged on
+    validation images; this one learns these too.
     """
 
     source: str
@@ -48,11 +50,12 @@ class Plan:
     budget: float | None
     min_accuracy: float
     recipe: Recipe
+    final_of: str | None = None
 
     @classmethod
     def of(cls, config: dict[str, Any]) -> Self:
         """Read what `asdict` made, from JSON."""
-        kept = {name: config[name] for name in cls.__slots__}
+        kept = {field.name: config[field.name] for field in fields(cls)}
         size = tuple(kept["size"]) if kept["size"] else None
         return cls(**kept | {"size": size, "recipe": Recipe(**kept["recipe"])})
 

@@ -4,7 +4,9 @@ import argparse
 import io
 import json
 import os
+import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +16,7 @@ import torch
 from training import ImageClassifier
 from training import __main__ as program
 from training.__main__ import main
+from training.card import spread
 from training.corruptions import CORRUPTIONS
 from training.options import duration, percentage, size
 from training.progress import Progress
@@ -164,7 +167,7 @@ def test_epochs_whose_weights_were_not_kept_are_told_once(monkeypatch: pytest.Mo
     [
         (["--resume", "first"], "runs/first came to its end: there is nothing to resume"),
         (["--resume", "none"], "runs/none has no config.json, so there is no such run"),
-        (["--resume", "first", "--seed", "0"], "goes on as runs/first began: leave out --seed"),
+        (["--resume", "first", "--seed", "0"], "--resume does as runs/first did: leave out --seed"),
     ],
 )
 def test_what_cannot_be_resumed_is_refused(
@@ -173,6 +176,83 @@ def test_what_cannot_be_resumed_is_refused(
     assert train() == 0
     assert main(["train", *flags]) == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_a_final_run_learns_all_images_and_is_as_good_as_the_one_before(workplace: Path) -> None:
+    assert train("--epochs", "3", "--seed", "5") == 0
+    assert main(["train", "--final", "latest"]) == 0
+
+    first, final = (Run(name).summary() for name in ("first", "first-final"))
+    assert (workplace / "runs" / "latest").readlink() == Path("first-final")
+    for kept in ("accuracy", "temperature", "calibrated", "epochs"):
+        assert final[kept] == first[kept]
+    assert final["accuracy_of"] == "validation (by first)"
+    classifier = Run("latest").classifier()
+    assert classifier.data == stripes(240, classes=10).digest() != first["data"]
+    assert classifier.model.temperature.item() == pytest.approx(first["temperature"])
+    assert Run("latest").plan().seed == 5
+    assert all(epoch.validation_accuracy is None for epoch in Run("latest").epochs())
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_interrupted_final_run_goes_on_with_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train() == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageClassifier, "steps", signalled(signal.SIGTERM, 3))
+        assert main(["train", "--final", "first", "--run", "second"]) == 143
+
+    assert main(["train", "--resume", "second"]) == 0
+    assert Run("second").classifier().data == stripes(240, classes=10).digest()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_cannot_be_made_final_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    assert main(["train", "--final", "first"]) == 0
+    assert main(["train", "--final", "first-final", "--run", "third"]) == 1
+    assert "runs/first-final is a final run itself, or not good" in capsys.readouterr().err
+    assert main(["train", "--final", "first", "--run", "third", "--epochs", "9"]) == 1
+    assert "--final does as runs/first did: leave out --epochs" in capsys.readouterr().err
+
+
+def test_the_report_of_a_run_is_a_page_with_pictures(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    assert main(["train", "--run", "second", "--seed", "1"]) == 0
+    assert main(["evaluate", "--run", "first", "--corruptions"]) == 0
+    capsys.readouterr()
+
+    assert main(["report", "first", "second", "--json"]) == 0
+
+    folder, result = workplace / "runs" / "first", json.loads(capsys.readouterr().out)
+    page = (folder / "MODEL_CARD.md").read_text()
+    shares = [Run(name).summary()["accuracy"] for name in ("first", "second")]
+    assert result["mean"] == pytest.approx(sum(shares) / 2)
+    assert result["deviation"] == pytest.approx(abs(shares[0] - shares[1]) / 2**0.5)
+    assert f"Mean {100 * result['mean']:.2f} %, standard deviation" in page
+    assert page.count("| fashion-mnist, ") == 2
+    assert "Other images than those of validation were looked at 1 times." in page
+    assert "| Ankle boot | 2 | " in page
+    assert "| occlusion | " in page
+    for picture in re.findall(r"\]\((\w+\.png)\)", page):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_report_of_a_final_run_judges_the_one_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train() == 0
+    assert main(["train", "--final", "first"]) == 0
+    capsys.readouterr()
+
+    assert main(["report"]) == 0
+
+    page = Path("runs/first-final/MODEL_CARD.md").read_text()
+    assert "| final training of | first |" in page
+    assert f"| validation | 20 | {100 * Run('first').summary()['accuracy']:.2f} % |" in page
+    assert "## Several runs" not in page
 
 
 @pytest.mark.usefixtures("workplace")
@@ -391,6 +471,20 @@ def test_on_a_terminal_there_is_a_bar_with_loss_accuracy_speed_and_time_left() -
     shown = stream.getvalue().split("\r")
     assert any("75 %" in text and "left" in text for text in shown)
     assert any("loss 0.700, accuracy 90.0 %" in text and "images/s" in text for text in shown)
+
+
+def test_the_spread_of_several_runs_is_that_of_a_sample() -> None:
+    assert spread([0.9, 0.92, 0.94]) == pytest.approx((0.92, 0.02))
+    assert spread([0.9]) == (0.9, 0.0)
+
+
+def test_a_training_without_validation_has_a_line_too() -> None:
+    stream = io.StringIO()
+
+    with Progress(stream) as progress:
+        progress.show(replace(EPOCH, validation_accuracy=None))
+
+    assert "accuracy 90.9 %, 3,945 images/s" in stream.getvalue()
 
 
 def test_the_interval_is_wilsons() -> None:
