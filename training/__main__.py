@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .card import card, spread
+from .card import card, percent, spread
 from .classifier import History, ImageClassifier
 from .data import ImageSet, data_folder, hash_of, held_out, obtain, relabel, split, verify
 from .errors import RunError, TrainingError
@@ -27,6 +27,8 @@ from .recipe import Epoch, Recipe
 from .reports import draw_confusion, draw_curves, draw_mistakes, draw_reliability, sentences
 from .runs import LATEST, Plan, Run
 from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
+from .speed import YARDSTICK, speed, suited
+from .study import ablation, frontier, table_of
 
 if TYPE_CHECKING:
     import argparse
@@ -69,6 +71,8 @@ def train(options: argparse.Namespace) -> int:
     run = Run(options.resume or options.run or _name(options))
     plan = _taken_over(options) if options.resume or options.final else _planned(options)
     whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
+    if not plan.network:
+        plan = replace(plan, network=_suited(plan, whole))
     training, validation = (whole, None) if plan.final_of else split(whole)
     if options.resume:
         classifier = run.classifier(_device(options))
@@ -143,9 +147,35 @@ def report(options: argparse.Namespace) -> int:
     _report(
         options,
         {"card": str(path), "runs": list(summaries), "mean": middle, "deviation": deviation},
-        f"{path}: {100 * middle:.2f} % of the validation images; over {len(runs)} runs the "
-        f"standard deviation is {100 * deviation:.2f} points",
+        f"{path}: {percent(middle)} of the validation images"
+        + (f" on average, deviation {percent(deviation)}, {len(runs)} runs" if runs[1:] else ""),
     )
+    return OK
+
+
+def ablate(options: argparse.Namespace) -> int:
+    """Print what each ingredient of the recipe is worth."""
+    training, validation = split(training_images(FASHION_MNIST, data_folder(options.data_dir)))
+    network, budget = options.network or DEFAULT, options.budget or 30.0
+    found = []
+    for each in ablation(
+        training, validation, Recipe(), network=network, budget=budget, seeds=options.seeds
+    ):
+        _say(f"{each.name}: {percent(each.mean)}")
+        found.append(each)
+    _report(options, {"ingredients": [asdict(each) for each in found]}, table_of(found))
+    return OK
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print size, accuracy and speed of every network."""
+    torch.set_num_threads(options.threads or 2)
+    training, validation = split(training_images(FASHION_MNIST, data_folder(options.data_dir)))
+    found = []
+    for each in frontier(training, validation, Recipe(), budget=options.budget or 30.0):
+        _say(f"{each.name}: {percent(each.accuracy)}")
+        found.append(each)
+    _report(options, {"networks": [asdict(each) for each in found]}, table_of(found))
     return OK
 
 
@@ -155,18 +185,20 @@ COMMANDS = {
     "evaluate": evaluate,
     "export": write_archive,
     "report": report,
+    "ablate": ablate,
+    "frontier": compare,
 }
 
 
 def _planned(options: argparse.Namespace) -> Plan:
-    """Return the plan that the flags describe."""
+    """Return the plan that the flags describe; its network may still have to be chosen."""
     asked = {"balance": options.balance, "flip": options.flip, "epochs": options.epochs}
     source = options.data or FASHION_MNIST
     least = MIN_ACCURACY if source == FASHION_MNIST else 0.0
     return Plan(
         source=source,
         size=options.size,
-        network=options.network or DEFAULT,
+        network=options.network or "",
         seed=options.seed or 0,
         budget=None if options.epochs else options.budget or 180.0,
         min_accuracy=least if options.min_accuracy is None else options.min_accuracy / 100,
@@ -194,6 +226,17 @@ def _taken_over(options: argparse.Namespace) -> Plan:
     if plan.final_of or not run.summary()["good"]:
         raise RunError(f"{run.folder} is a final run itself, or not good: name another --final")
     return replace(plan, final_of=run.name)
+
+
+def _suited(plan: Plan, images: ImageSet) -> str:
+    """Return the network for the budget on this machine, and say why."""
+    if plan.budget is None:
+        return DEFAULT
+    measured = speed()
+    channels, height, width = images.images.shape[1:]
+    network = suited(plan.budget, len(images), (channels, height, width), measured)
+    _say(f"this machine trains {YARDSTICK} at {measured:.0f} GF/s: {network} for this budget")
+    return network
 
 
 def _fresh(training: ImageSet, plan: Plan, device: torch.device) -> ImageClassifier:

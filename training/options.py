@@ -111,7 +111,9 @@ def _add_length(flags: argparse.ArgumentParser) -> None:
         metavar="N",
         help="passes instead of time: equal seeds and threads then give equal bits",
     )
-    flags.add_argument("--network", choices=NETWORKS, help=f"default: {DEFAULT}")
+    flags.add_argument(
+        "--network", choices=NETWORKS, help="default: what suits the budget on this machine"
+    )
 
 
 def _add_own_data(flags: argparse.ArgumentParser) -> None:
@@ -179,11 +181,25 @@ def _report(flags: argparse.ArgumentParser) -> None:
     )
 
 
+def _ablate(flags: argparse.ArgumentParser) -> None:
+    _study(flags)
+    flags.add_argument("--seeds", type=positive, default=3, metavar="N", help="default: 3")
+    flags.add_argument("--network", choices=NETWORKS, help=f"default: {DEFAULT}")
+
+
+def _study(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--budget", type=duration, metavar="TIME", help="of each training (default: 30s)"
+    )
+
+
 VERBS = {
     "data": (_data, "verify or fetch the data set"),
     "train": (_train, "train and keep a run"),
     "evaluate": (_evaluate, "score a run on the test images"),
     "export": (_export, "write the files of the archive"),
+    "ablate": (_ablate, "print what each ingredient of the recipe is worth"),
+    "frontier": (_study, "print size, accuracy and speed of every network"),
     "report": (_report, "write the MODEL_CARD.md of a run, with pictures"),
 }
 

@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from training import ImageClassifier
+from training import ImageClassifier, study
 from training import __main__ as program
 from training.__main__ import main
 from training.card import spread
 from training.corruptions import CORRUPTIONS
+from training.networks import NETWORKS
 from training.options import duration, percentage, size
 from training.progress import Progress
 from training.recipe import Epoch, Recipe, Step
 from training.reports import confusion, wilson
 from training.runs import Run
+from training.study import VARIANTS
 
 from .conftest import stripes
 
@@ -37,6 +39,7 @@ def workplace(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATA_DIR", str(small_data))
     monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=2))
     monkeypatch.setattr(program, "MIN_ACCURACY", 0.0)
+    monkeypatch.setattr(program, "speed", lambda: 1e-6)
     return tmp_path
 
 
@@ -253,6 +256,53 @@ def test_the_report_of_a_final_run_judges_the_one_before(
     assert "| final training of | first |" in page
     assert f"| validation | 20 | {100 * Run('first').summary()['accuracy']:.2f} % |" in page
     assert "## Several runs" not in page
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_network_follows_the_speed_of_the_machine_unless_it_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "speed", lambda: 80.0)
+    assert train() == 0
+    assert main(["train", "--run", "second", "--network", "S2(32,64,128)"]) == 0
+
+    said = capsys.readouterr().err
+    line = "this machine trains S2(32,64,128) at 80 GF/s: P(32,96,192) for this budget\n"
+    assert said.count(line) == 1
+    assert (Run("first").plan().network, Run("second").plan().network) == (
+        "P(32,96,192)",
+        "S2(32,64,128)",
+    )
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_ablation_changes_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "--seeds", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["ingredients"]
+
+    assert [each["name"] for each in found] == [*VARIANTS]
+    assert all(len(each["accuracies"]) == 2 for each in found)
+    assert all(each["mean"] == pytest.approx(sum(each["accuracies"]) / 2) for each in found)
+    recipe = Recipe()
+    changed = [change(recipe) for change in VARIANTS.values()]
+    differences = [
+        sum(getattr(recipe, name) != getattr(other, name) for name in Recipe.__slots__)
+        for other in changed
+    ]
+    assert differences == [0] + [1] * (len(VARIANTS) - 1)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_frontier_has_a_row_for_each_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "served", lambda _classifier, batch, _seconds: 1000.0 * batch)
+
+    assert main(["frontier", "--threads", "1"]) == 0
+
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in NETWORKS]
+    assert all(row.endswith("| 64,000 | 1,000 |") for row in rows)
 
 
 @pytest.mark.usefixtures("workplace")
