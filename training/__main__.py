@@ -68,7 +68,7 @@ def get_data(options: argparse.Namespace) -> int:
 
 def train(options: argparse.Namespace) -> int:
     """Train and keep a run, or go on with one; it becomes the latest if it is good enough."""
-    run = Run(options.resume or options.run or _name(options))
+    run = Run(options.resume).itself() if options.resume else Run(options.run or _name(options))
     plan = _taken_over(options) if options.resume or options.final else _planned(options)
     whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
     if not plan.network:
@@ -91,12 +91,12 @@ def train(options: argparse.Namespace) -> int:
 
 def evaluate(options: argparse.Namespace) -> int:
     """Score a run on its test images, or on others; the run keeps a record of every time."""
-    run = Run(options.run)
+    run = Run(options.run).itself()
     classifier = run.classifier(_device(options))
     test = _images_for(run, classifier, options)
     found = judge(classifier, test)
     result = {
-        "run": run.folder.resolve().name,
+        "run": run.name,
         "source": options.data or run.plan().source,
         "time": _now(),
         **asdict(found),
@@ -109,7 +109,7 @@ def evaluate(options: argparse.Namespace) -> int:
 
 def write_archive(options: argparse.Namespace) -> int:
     """Write the files of the archive, proved on images without looking at their labels."""
-    run = Run(options.run)
+    run = Run(options.run).itself()
     classifier = run.classifier()
     proof = any_images(run.plan().source, data_folder(options.data_dir), _form(classifier))
     description = describe(
@@ -119,7 +119,7 @@ def write_archive(options: argparse.Namespace) -> int:
     _report(
         options,
         asdict(description) | {"output": str(options.output)},
-        f"{options.output}: {description.name} {description.version} of {run.folder.resolve().name}"
+        f"{options.output}: {description.name} {description.version} of {run.name}"
         f", the same labels as before the export on {len(proof):,} images",
     )
     return OK
@@ -127,7 +127,7 @@ def write_archive(options: argparse.Namespace) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Write the card of a run and its pictures, from what the run knows and validation images."""
-    runs = [Run(Run(name).folder.resolve().name) for name in options.runs]
+    runs = [Run(name).itself() for name in options.runs]
     summaries = {run.name: run.summary() for run in runs}
     run, plan = runs[0], runs[0].plan()
     # A final training has learned the validation images: there, the run before it is judged.
@@ -217,7 +217,7 @@ def _taken_over(options: argparse.Namespace) -> Plan:
         raise RunError(
             f"--{flag} does as runs/{before} did: leave out --{surplus[-1].replace('_', '-')}"
         )
-    run = Run(Run(before).folder.resolve().name)
+    run = Run(before).itself()
     plan = run.plan()
     if not options.threads:
         torch.set_num_threads(run.config()["machine"]["threads"])
@@ -394,7 +394,7 @@ def _now() -> str:
 
 def _name(options: argparse.Namespace) -> str:
     if options.final:
-        return f"{Run(options.final).folder.resolve().name}-final"
+        return f"{Run(options.final).itself().name}-final"
     return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-seed{options.seed or 0}"
 
 

@@ -71,6 +71,10 @@ class Run:
         """Where its files lie."""
         return RUNS / self.name
 
+    def itself(self) -> Run:
+        """Return the run that a link such as runs/latest leads to; otherwise this one."""
+        return Run(self.folder.resolve().name)
+
     def begin(self, plan: Plan, around: dict[str, Any]) -> None:
         """Make the directory and write config.json: the plan, and what is `around` it.
 
