@@ -44,6 +44,13 @@ MODEL_MODES = ("L", "RGB")
 BYTES = frozenset(range(256))
 MAX_DETAIL = 200
 
+WHITE = 255
+NEAR = 32
+"""Grey values from black or white within which a background is a ground: noise and shadow."""
+FAR = 2 / 3
+"""The share of the border that must lie on the other side of grey for an image to have the opposite
+ground. Of the 70,000 images of Fashion-MNIST the highest is 0.57, by a garment that fills it."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -437,10 +444,37 @@ def fit(image: Image.Image, model: Model) -> Image.Image:
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     scaled = colours.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+    shown = Image.new(model.mode, size, model.background)
+    shown.paste(scaled, (0, 0), scaled if mode == "RGBA" else None)
     canvas = Image.new(model.mode, model.size, model.background)
     corner = ((width - size[0]) // 2, (height - size[1]) // 2)
-    canvas.paste(scaled, corner, scaled if mode == "RGBA" else None)
+    canvas.paste(on_known_ground(shown, model), corner)
     return canvas
+
+
+def on_known_ground(image: Image.Image, model: Model) -> Image.Image:
+    """Return the image, as a negative if it is grey and its ground is the opposite of the model's.
+
+    Photographs show dark things on white; a data set may show bright ones on black. Only a ground
+    of black or white has an opposite, and an image without any contrast is left as it is.
+    """
+    pixels, ground = np.asarray(image).astype(np.float64), model.background[0]
+    if model.mode != "L" or min(ground, WHITE - ground) > NEAR:
+        return image
+    edge = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
+    opposite = (np.abs(edge - ground) > WHITE / 2).mean() > FAR
+    shows = (np.abs(pixels - ground) <= WHITE / 2).any()
+    return negative(pixels, float(np.median(edge)), ground) if opposite and shows else image
+
+
+def negative(pixels: NDArray[np.float64], edge: float, ground: int) -> Image.Image:
+    """Return the negative in which the value `edge` becomes `ground`, and the other end its own.
+
+    Paper is seldom white in a photo. Left grey, its negative is a veil that no model has learned.
+    """
+    end = 0 if edge > ground else WHITE
+    stretched = ground + (pixels - edge) * (WHITE - end - ground) / (end - edge)
+    return Image.fromarray(stretched.round().clip(0, WHITE).astype(np.uint8))
 
 
 def good_images(question: Question | Refused) -> list[Pixels]:

@@ -1,6 +1,6 @@
 """Packs the exported model and the handler into model_store/fmnist.mar: `python -m tools.archive`.
 
-Trains first when there is no run yet, and exports the run of `runs/latest`.
+Exports the run of `runs/latest`, unless told another one; trains first when there is no run yet.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def training(*arguments: str) -> None:
     subprocess.run([sys.executable, "-m", "training", *arguments], cwd=ROOT, check=True)
 
 
-def export() -> Path:
-    """Return the folder with the exported files of the latest run, made now."""
-    if not (ROOT / "runs" / "latest").exists():
+def export(run: str, name: str) -> Path:
+    """Return the folder with the files of a run, exported now for a model of this name."""
+    if run == "latest" and not (ROOT / "runs" / "latest").exists():
         print("archive: no trained model yet: training one, 3 minutes", flush=True)
         training("train", "--budget", "3m")
     folder = ROOT / "build" / "archive"
-    training("export", "--output", str(folder))
+    training("export", "--run", run, "--name", name, "--output", str(folder))
     return folder
 
 
@@ -59,12 +59,14 @@ def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER
 def main(argv: list[str] | None = None) -> int:
     """Make the archive; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.archive", description=__doc__)
-    parser.add_argument("--model", type=Path, help="a folder with exported files; default: export")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--model", type=Path, help="a folder with exported files; default: export")
+    what.add_argument("--run", default="latest", help="export this run; default: latest")
     parser.add_argument("--store", type=Path, default=ROOT / "model_store")
     parser.add_argument("--name", default="fmnist", help="the model's name in the service")
     asked = parser.parse_args(argv)
     try:
-        archive = pack(asked.model or export(), asked.store, asked.name)
+        archive = pack(asked.model or export(asked.run, asked.name), asked.store, asked.name)
     except subprocess.CalledProcessError as error:
         print(f"archive: {error.cmd[0]} failed; nothing was changed", file=sys.stderr)
         return error.returncode

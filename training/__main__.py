@@ -1,63 +1,61 @@
-"""Train, evaluate and export a classifier of Fashion-MNIST: `python -m training --help`."""
+"""The commands: `python -m training --help`."""
 
 from __future__ import annotations
 
-import argparse
 import json
+import math
 import platform
-import re
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .card import card, percent, spread
 from .classifier import History, ImageClassifier
-from .data import FASHION_MNIST, ImageSet, data_folder, fashion_mnist, obtain, split, verify
+from .data import ImageSet, data_folder, hash_of, held_out, obtain, relabel, split, verify
 from .errors import RunError, TrainingError
+from .evaluation import judge, robustness
 from .export import describe, export
+from .files import written_whole
+from .interruption import Interruption
+from .networks import DEFAULT
+from .options import PLANNED, parser
 from .progress import Progress
 from .recipe import Epoch, Recipe
-from .reports import confusion, draw_confusion, draw_curves, wilson
-from .runs import LATEST, Run
+from .reports import draw_confusion, draw_curves, draw_mistakes, draw_reliability, sentences
+from .runs import LATEST, Plan, Run
+from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
+from .speed import YARDSTICK, speed, suited
+from .study import ablation, frontier, table_of
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 OK, FAILED, INTERRUPTED = 0, 1, 130
 """Exit codes; argparse adds 2 for wrong usage, 130 is that of a shell after Ctrl-C."""
 
-EXAMPLES = """\
-examples:
-  python -m training data                         verify the data set; download it if it is missing
-  python -m training train                        three minutes; runs/latest is then the new run
-  python -m training train --budget 15m --seed 1 --run patient
-  python -m training evaluate                     accuracy of runs/latest on the 10,000 test images
-  python -m training export                       write what goes into the archive to build/archive
-
-exit codes: 0 done; 1 it failed, and one sentence says why; 2 wrong usage; 130 interrupted
-"""
-
-SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
+MIN_ACCURACY = 0.92
+"""Of Fashion-MNIST's validation images; three minutes on two cores reach more."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
     # Numbers next to zero are computed many times slower than zero, and mean nothing here.
     torch.set_flush_denormal(True)
     try:
-        code: int = options.command(options)
+        return COMMANDS[options.verb](options)
     except TrainingError as error:
-        return _failed(str(error))
+        _say(f"error: {error}")
+        return FAILED
     except KeyboardInterrupt:
         _say("interrupted: nothing was kept")
         return INTERRUPTED
-    return code
 
 
 def get_data(options: argparse.Namespace) -> int:
@@ -69,139 +67,318 @@ def get_data(options: argparse.Namespace) -> int:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train and keep a run; it becomes the latest if it is good enough."""
-    training, validation = split(fashion_mnist(data_folder(options.data_dir), train=True))
-    height, width = training.images.shape[2:]
-    classifier = ImageClassifier(1, len(FASHION_MNIST), size=(height, width), seed=options.seed)
-    recipe = Recipe()
-    run = Run(options.run or _name(options.seed))
-    run.begin(_config(options, classifier, recipe))
-    try:
-        history = _learn(classifier, training, validation, run, options.budget, recipe)
-    except KeyboardInterrupt:
-        _say(
-            f"interrupted: what was learned is kept in {run.keep(classifier)}, "
-            f"runs/{LATEST} is as it was"
-        )
-        return INTERRUPTED
-    return _conclude(run, classifier, history, validation, options)
+    """Train and keep a run, or go on with one; it becomes the latest if it is good enough."""
+    run = Run(options.resume).itself() if options.resume else Run(options.run or _name(options))
+    plan = _taken_over(options) if options.resume or options.final else _planned(options)
+    whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
+    if not plan.network:
+        plan = replace(plan, network=_suited(plan, whole))
+    training, validation = (whole, None) if plan.final_of else split(whole)
+    if options.resume:
+        classifier = run.classifier(_device(options))
+        if not classifier.underway:
+            raise RunError(f"{run.folder} came to its end: there is nothing to resume")
+    else:
+        classifier = _fresh(training, plan, _device(options))
+        run.begin(plan, _around(whole, classifier))
+    with Interruption() as interruption:
+        history = _learn(run, plan, classifier, training, validation, interruption)
+    if interruption.signal:
+        _say(f"interrupted: `python -m training train --resume {run.name}` goes on from here")
+        return interruption.exit_code
+    return _conclude(run, plan, classifier, history, validation, options)
 
 
 def evaluate(options: argparse.Namespace) -> int:
-    """Score a run on the test images."""
-    run = Run(options.run or LATEST)
-    test = fashion_mnist(data_folder(options.data_dir), train=False)
-    accuracy = run.classifier().evaluate(test)
-    low, high = wilson(round(accuracy * len(test)), len(test))
+    """Score a run on its test images, or on others; the run keeps a record of every time."""
+    run = Run(options.run).itself()
+    classifier = run.classifier(_device(options))
+    test = _images_for(run, classifier, options)
+    found = judge(classifier, test)
     result = {
-        "run": run.folder.resolve().name,
-        "accuracy": accuracy,
-        "interval": [low, high],
-        "images": len(test),
+        "run": run.name,
+        "source": options.data or run.plan().source,
+        "time": _now(),
+        **asdict(found),
+        "robustness": robustness(classifier, test) if options.corruptions else {},
     }
-    _report(
-        options,
-        result,
-        f"{result['run']}: {100 * accuracy:.2f} % of {len(test):,} test images "
-        f"(95 % interval {100 * low:.2f} to {100 * high:.2f} %, Wilson)",
-    )
+    run.note_evaluation(result)
+    _report(options, result, f"{result['run']}: {sentences(found, result['robustness'])}")
     return OK
 
 
 def write_archive(options: argparse.Namespace) -> int:
-    """Write the files of the archive, proved on the test images without looking at their labels."""
-    run = Run(options.run or LATEST)
-    test = fashion_mnist(data_folder(options.data_dir), train=False)
+    """Write the files of the archive, proved on images without looking at their labels."""
+    run = Run(options.run).itself()
     classifier = run.classifier()
-    description = describe(classifier, run.summary()["accuracy"])
-    export(classifier, description, options.output, test.images)
+    proof = any_images(run.plan().source, data_folder(options.data_dir), _form(classifier))
+    description = describe(
+        classifier, run.summary()["accuracy"], name=options.name, version=options.version
+    )
+    export(classifier, description, options.output, proof.images)
     _report(
         options,
         asdict(description) | {"output": str(options.output)},
-        f"{options.output}: {description.name} {description.version} of {run.folder.resolve().name}"
-        f", the same labels as before the export on {len(test):,} images",
+        f"{options.output}: {description.name} {description.version} of {run.name}"
+        f", the same labels as before the export on {len(proof):,} images",
     )
     return OK
 
 
+def report(options: argparse.Namespace) -> int:
+    """Write the card of a run and its pictures, from what the run knows and validation images."""
+    runs = [Run(name).itself() for name in options.runs]
+    summaries = {run.name: run.summary() for run in runs}
+    run, plan = runs[0], runs[0].plan()
+    # A final training has learned the validation images: there, the run before it is judged.
+    classifier = (Run(plan.final_of) if plan.final_of else run).classifier()
+    _, held = split(training_images(plan.source, data_folder(options.data_dir), Form(plan.size)))
+    found = judge(classifier, held)
+    probabilities = classifier.predict(held.images)
+    draw_curves(run.epochs(), run.folder / "curves.png")
+    draw_confusion(found.confusion, classifier.names, run.folder / "confusion.png")
+    draw_reliability(probabilities, held.labels, run.folder / "reliability.png")
+    draw_mistakes(held, probabilities, classifier.names, run.folder / "mistakes.png")
+    page = card(run.config(), run.summary(), asdict(found), run.evaluations(), summaries)
+    path = run.folder / "MODEL_CARD.md"
+    with written_whole(path) as partial:
+        partial.write_text(page, "utf-8")
+    middle, deviation = spread([summary["accuracy"] for summary in summaries.values()])
+    _report(
+        options,
+        {"card": str(path), "runs": list(summaries), "mean": middle, "deviation": deviation},
+        f"{path}: {percent(middle)} of the validation images"
+        + (f" on average, deviation {percent(deviation)}, {len(runs)} runs" if runs[1:] else ""),
+    )
+    return OK
+
+
+def ablate(options: argparse.Namespace) -> int:
+    """Print what each ingredient of the recipe is worth."""
+    training, validation = split(training_images(FASHION_MNIST, data_folder(options.data_dir)))
+    network, budget = options.network or DEFAULT, options.budget or 30.0
+    found = []
+    for each in ablation(
+        training, validation, Recipe(), network=network, budget=budget, seeds=options.seeds
+    ):
+        _say(f"{each.name}: {percent(each.mean)}")
+        found.append(each)
+    _report(options, {"ingredients": [asdict(each) for each in found]}, table_of(found))
+    return OK
+
+
+def compare(options: argparse.Namespace) -> int:
+    """Print size, accuracy and speed of every network."""
+    torch.set_num_threads(options.threads or 2)
+    training, validation = split(training_images(FASHION_MNIST, data_folder(options.data_dir)))
+    found = []
+    for each in frontier(training, validation, Recipe(), budget=options.budget or 30.0):
+        _say(f"{each.name}: {percent(each.accuracy)}")
+        found.append(each)
+    _report(options, {"networks": [asdict(each) for each in found]}, table_of(found))
+    return OK
+
+
+COMMANDS = {
+    "data": get_data,
+    "train": train,
+    "evaluate": evaluate,
+    "export": write_archive,
+    "report": report,
+    "ablate": ablate,
+    "frontier": compare,
+}
+
+
+def _planned(options: argparse.Namespace) -> Plan:
+    """Return the plan that the flags describe; its network may still have to be chosen."""
+    asked = {"balance": options.balance, "flip": options.flip, "epochs": options.epochs}
+    source = options.data or FASHION_MNIST
+    least = MIN_ACCURACY if source == FASHION_MNIST else 0.0
+    return Plan(
+        source=source,
+        size=options.size,
+        network=options.network or "",
+        seed=options.seed or 0,
+        budget=None if options.epochs else options.budget or 180.0,
+        min_accuracy=least if options.min_accuracy is None else options.min_accuracy / 100,
+        recipe=replace(
+            Recipe(), **{key: value for key, value in asked.items() if value is not None}
+        ),
+    )
+
+
+def _taken_over(options: argparse.Namespace) -> Plan:
+    """Return the plan of a run that goes on, or is done again on all images; as many threads."""
+    flag, before = ("resume", options.resume) if options.resume else ("final", options.final)
+    allowed = {"run"} if options.final else set()
+    surplus = [name for name in PLANNED if getattr(options, name) is not None]
+    if set(surplus) - allowed:
+        raise RunError(
+            f"--{flag} does as runs/{before} did: leave out --{surplus[-1].replace('_', '-')}"
+        )
+    run = Run(before).itself()
+    plan = run.plan()
+    if not options.threads:
+        torch.set_num_threads(run.config()["machine"]["threads"])
+    if options.resume:
+        return plan
+    if plan.final_of or not run.summary()["good"]:
+        raise RunError(f"{run.folder} is a final run itself, or not good: name another --final")
+    return replace(plan, final_of=run.name)
+
+
+def _suited(plan: Plan, images: ImageSet) -> str:
+    """Return the network for the budget on this machine, and say why."""
+    if plan.budget is None:
+        return DEFAULT
+    measured = speed()
+    channels, height, width = images.images.shape[1:]
+    network = suited(plan.budget, len(images), (channels, height, width), measured)
+    _say(f"this machine trains {YARDSTICK} at {measured:.0f} GF/s: {network} for this budget")
+    return network
+
+
+def _fresh(training: ImageSet, plan: Plan, device: torch.device) -> ImageClassifier:
+    channels, height, width = training.images.shape[1:]
+    return ImageClassifier(
+        channels,
+        len(training.names),
+        size=(height, width),
+        network=plan.network,
+        seed=plan.seed,
+        device=device,
+    )
+
+
+def _device(options: argparse.Namespace) -> torch.device:
+    """Return the device asked for; `auto` is a GPU where there is one."""
+    there = torch.cuda.is_available()
+    if options.device == "cuda" and not there:
+        raise RunError("there is no GPU that torch can use: leave out --device cuda")
+    return torch.device("cuda" if there and options.device != "cpu" else "cpu")
+
+
+def _form(classifier: ImageClassifier) -> Form:
+    return Form(classifier.size, classifier.channels, classifier.background)
+
+
+def _images_for(run: Run, classifier: ImageClassifier, options: argparse.Namespace) -> ImageSet:
+    """Return the images to score a run on: its own unseen ones, or those of --data."""
+    folder, form = data_folder(options.data_dir), _form(classifier)
+    if options.data:
+        found = any_images(options.data, folder, form)
+    else:
+        found = unseen_images(run.plan().source, folder, form)
+    return relabel(found, classifier.names)
+
+
 def _learn(
+    run: Run,
+    plan: Plan,
     classifier: ImageClassifier,
     training: ImageSet,
-    validation: ImageSet,
-    run: Run,
-    budget: float,
-    recipe: Recipe,
+    validation: ImageSet | None,
+    interruption: Interruption,
 ) -> History:
-    epochs = []
+    """Train until the plan is done or somebody interrupts; keep what was learned, every epoch."""
+    resume = classifier.underway
+    if resume:
+        run.rewind(classifier.epochs)
+    events = classifier.steps(
+        training, validation, plan.budget or math.inf, recipe=plan.recipe, resume=resume
+    )
     with Progress(sys.stderr) as progress:
-        for event in classifier.steps(training, validation, budget, recipe=recipe):
+        for event in events:
             progress.show(event)
             if isinstance(event, Epoch):
                 run.record(event)
-                epochs.append(event)
-    return History(tuple(epochs))
+            if isinstance(event, Epoch) or interruption.signal:
+                run.keep(classifier)
+            if interruption.signal:
+                break
+    return History(tuple(run.epochs()))
 
 
 def _conclude(
     run: Run,
+    plan: Plan,
     classifier: ImageClassifier,
     history: History,
-    validation: ImageSet,
+    validation: ImageSet | None,
     options: argparse.Namespace,
 ) -> int:
     """Write the result; the run becomes the latest at the very end, and only if it is good."""
+    judged = _judged(run, plan, classifier, validation)
     checkpoint = run.keep(classifier)
-    found = classifier.predict(validation.images).argmax(1)
-    matrix = confusion(validation.labels, found, classifier.classes)
-    draw_confusion(matrix, classifier.names, run.folder / "confusion.png")
     draw_curves(history.epochs, run.folder / "curves.png")
-    summary = _summary(run, classifier, history, options)
+    summary = judged | _told(run, plan, classifier, history, judged["accuracy"])
     run.finish(summary)
+    reached = f"{100 * judged['accuracy']:.2f} % of the {judged['accuracy_of']} images"
     if not summary["good"]:
         raise RunError(
-            f"{run.name} reached {100 * history.accuracy:.2f} % of the validation images, less "
-            f"than --min-accuracy {options.min_accuracy:g}: give it a longer --budget; it is kept "
-            f"in {checkpoint.parent}, runs/{LATEST} is as it was"
+            f"{run.name} reached {reached}, less than --min-accuracy {100 * plan.min_accuracy:g}: "
+            f"give it a longer --budget; it is kept in {checkpoint.parent}, runs/{LATEST} is as it "
+            "was"
         )
     run.publish()
     _report(
         options,
         summary,
-        f"{run.name}: {100 * history.accuracy:.2f} % of {len(validation):,} validation images "
-        f"after {history.epochs[-1].seconds:.0f} s; runs/{LATEST} leads to it",
+        f"{run.name}: {reached} after {summary['seconds']:.0f} s; runs/{LATEST} leads to it",
     )
     return OK
 
 
-def _summary(
-    run: Run, classifier: ImageClassifier, history: History, options: argparse.Namespace
+def _judged(
+    run: Run, plan: Plan, classifier: ImageClassifier, validation: ImageSet | None
 ) -> dict[str, Any]:
+    """Calibrate, and return how good the classifier is; a final one is as the run before it."""
+    if validation is None:
+        assert plan.final_of is not None, "all other runs hold images out"  # noqa: S101
+        before = Run(plan.final_of).summary()
+        classifier.model.temperature.fill_(before["temperature"])
+        taken = ("accuracy", "temperature", "uncalibrated", "calibrated")
+        return {key: before[key] for key in taken} | {
+            "accuracy_of": f"validation (by {plan.final_of})"
+        }
+    classifier.calibrate(validation)
+    found = judge(classifier, validation)
+    draw_confusion(found.confusion, classifier.names, run.folder / "confusion.png")
+    return {
+        "accuracy": found.accuracy,
+        "accuracy_of": "validation",
+        "temperature": found.temperature,
+        "uncalibrated": asdict(found.uncalibrated),
+        "calibrated": asdict(found.calibrated),
+    }
+
+
+def _told(
+    run: Run, plan: Plan, classifier: ImageClassifier, history: History, accuracy: float
+) -> dict[str, Any]:
+    """Return the part of summary.json that says what happened."""
     last = history.epochs[-1]
     return {
         "run": run.name,
-        "good": history.accuracy >= options.min_accuracy / 100,
-        "accuracy": history.accuracy,
-        "accuracy_of": "validation",
-        "min_accuracy": options.min_accuracy / 100,
+        "good": accuracy >= plan.min_accuracy,
+        "min_accuracy": plan.min_accuracy,
         "epochs": last.number,
         "steps": last.steps,
         "seconds": last.seconds,
         "images_per_second": last.images_per_second,
         "parameters": sum(weights.numel() for weights in classifier.model.parameters()),
         "data": classifier.data,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": _now(),
     }
 
 
-def _config(
-    options: argparse.Namespace, classifier: ImageClassifier, recipe: Recipe
-) -> dict[str, Any]:
+def _around(whole: ImageSet, classifier: ImageClassifier) -> dict[str, Any]:
+    """Return what the plan does not say: classes, the split, the machine."""
     return {
-        "network": classifier.network,
-        "budget": options.budget,
-        "seed": options.seed,
-        "min_accuracy": options.min_accuracy / 100,
-        "recipe": asdict(recipe),
+        "classes": list(whole.names),
+        "channels": classifier.channels,
+        "held_out": hash_of(held_out(whole.labels)),
         "machine": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -211,8 +388,14 @@ def _config(
     }
 
 
-def _name(seed: int) -> str:
-    return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-seed{seed}"
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _name(options: argparse.Namespace) -> str:
+    if options.final:
+        return f"{Run(options.final).itself().name}-final"
+    return f"{datetime.now(UTC):%Y-%m-%dT%H-%M-%SZ}-seed{options.seed or 0}"
 
 
 def _report(options: argparse.Namespace, result: dict[str, Any], sentence: str) -> None:
@@ -221,117 +404,6 @@ def _report(options: argparse.Namespace, result: dict[str, Any], sentence: str) 
 
 def _say(sentence: str) -> None:
     print(sentence, file=sys.stderr)
-
-
-def _failed(sentence: str) -> int:
-    _say(f"error: {sentence}")
-    return FAILED
-
-
-def duration(text: str) -> float:
-    """Return the seconds of `180`, `90s`, `3m` or `1h`."""
-    parts = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
-    if parts is None or not float(parts[1]):
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 180, 90s, 3m or 1h")
-    return float(parts[1]) * SECONDS[parts[2]]
-
-
-def percentage(text: str) -> float:
-    """Return a number from 0 to 100."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 100:  # noqa: PLR2004 - per cent
-        raise argparse.ArgumentTypeError(f"{text!r} is no percentage: write 92.0 for 92 %")
-    return number
-
-
-def threads(text: str) -> int:
-    """Return a number from 1 on."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of threads: write 1 or more")
-    return int(text)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m training",
-        description=__doc__.split(":")[0] + ".",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    _add_data(verbs.add_parser("data", parents=[_common()], help="verify or fetch the data set"))
-    _add_train(verbs.add_parser("train", parents=[_common()], help="train and keep a run"))
-    _add_evaluate(
-        verbs.add_parser("evaluate", parents=[_common()], help="score a run on the test images")
-    )
-    _add_export(
-        verbs.add_parser("export", parents=[_common()], help="write the files of the archive")
-    )
-    return parser
-
-
-def _common() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--data-dir",
-        type=Path,
-        metavar="D",
-        help="folder that holds FashionMNIST/raw (default: $DATA_DIR, else data)",
-    )
-    common.add_argument(
-        "--threads", type=threads, metavar="N", help="threads for torch (default: one a core)"
-    )
-    common.add_argument("--json", action="store_true", help="print the result as JSON")
-    return common
-
-
-def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=get_data)
-    parser.add_argument(
-        "--no-download", action="store_true", help="fail if a file is missing, fetch nothing"
-    )
-
-
-def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=train)
-    parser.add_argument(
-        "--budget",
-        type=duration,
-        default=180.0,
-        metavar="TIME",
-        help="how long to train: 180, 90s, 3m, 1h (default: 3m)",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, metavar="N", help="of weights and batches (default: 0)"
-    )
-    parser.add_argument("--run", metavar="NAME", help="its name (default: time and seed)")
-    parser.add_argument(
-        "--min-accuracy",
-        type=percentage,
-        default=92.0,
-        metavar="PERCENT",
-        help="of the 5,000 validation images; a run below it fails (default: 92.0)",
-    )
-
-
-def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=evaluate)
-    parser.add_argument("--run", metavar="NAME", help=f"which run (default: {LATEST})")
-
-
-def _add_export(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(command=write_archive)
-    parser.add_argument("--run", metavar="NAME", help=f"which run (default: {LATEST})")
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("build/archive"),
-        metavar="DIR",
-        help="where to write (default: build/archive)",
-    )
 
 
 if __name__ == "__main__":

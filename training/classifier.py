@@ -12,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .calibration import temperature
 from .data import ImageSet, gather
 from .errors import DataError, RunError
 from .files import written_whole
 from .networks import DEFAULT, Network, named
-from .recipe import Clock, Epoch, Recipe, Step, fit
+from .recipe import Clock, Epoch, Fit, Recipe, Step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +30,7 @@ Size = tuple[int, int]
 BATCH = 500
 """Images that are predicted at once: large enough for speed, small enough for any memory."""
 
-FORMAT = 1
+FORMAT = 2
 """Of the checkpoint; raised when an older program could not read it."""
 
 
@@ -42,13 +43,17 @@ class History:
     @property
     def accuracy(self) -> float:
         """Return the share of the validation images that the final weights classify rightly."""
-        return self.epochs[-1].validation_accuracy
+        accuracy = self.epochs[-1].validation_accuracy
+        if accuracy is None:
+            raise RunError("no image was held out: evaluate on others")
+        return accuracy
 
 
 class Normalised(nn.Module):
     """A network behind its normalisation: uint8 [N, C, H, W] -> logits float32 [N, classes].
 
-    Mean and deviation are per channel, on the scale of the pixels, 0 to 255.
+    Mean and deviation are per channel, on the scale of the pixels, 0 to 255. The logits are divided
+    by the temperature, which is 1 until somebody calibrates.
     """
 
     def __init__(self, network: nn.Module, channels: int) -> None:
@@ -56,11 +61,12 @@ class Normalised(nn.Module):
         self.network = network
         self.mean = nn.Buffer(torch.full((1, channels, 1, 1), 127.5))
         self.deviation = nn.Buffer(torch.full((1, channels, 1, 1), 127.5))
+        self.temperature = nn.Buffer(torch.ones(()))
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [N, classes] of pixels [N, C, H, W]."""
         logits: Tensor = self.network((images.float() - self.mean) / self.deviation)
-        return logits
+        return logits / self.temperature
 
     def measure(self, images: Tensor) -> None:
         """Take mean and deviation from these images, which should be the training part only."""
@@ -81,7 +87,8 @@ class ImageClassifier:
     `channels` and `classes` are fixed; `size` is (height, width) or one number for both, and None
     takes it from the first image of the training set. `network` is a name from
     `networks.NETWORKS`, or a function (channels, classes) -> module of your own, which may hold
-    lazy layers. Equal seeds give equal fresh weights, and equal batches.
+    lazy layers. Equal seeds give equal fresh weights, and equal batches. It computes on `device`;
+    images come and answers go on the CPU.
 
     Raises DataError if the network cannot take images of that size.
     """
@@ -94,11 +101,15 @@ class ImageClassifier:
         size: int | Size | None = None,
         network: str | Network = DEFAULT,
         seed: int = 0,
+        device: str | torch.device = "cpu",
     ) -> None:
         self.channels, self.classes, self.network, self.seed = channels, classes, network, seed
+        self.device = torch.device(device)
         self.names = tuple(str(label) for label in range(classes))
         self.background = 0
         self.data = ""
+        self._fit: Fit | None = None
+        self._left: dict[str, Any] | None = None
         self._built: tuple[Normalised, Size] | None = None
         if size is not None:
             self._build((size, size) if isinstance(size, int) else size)
@@ -113,10 +124,22 @@ class ImageClassifier:
         """Height and width of the images in pixels."""
         return self._require()[1]
 
+    @property
+    def underway(self) -> bool:
+        """Whether a training has begun, here or before it was saved, and not come to its end."""
+        return self._fit is not None or self._left is not None
+
+    @property
+    def epochs(self) -> int:
+        """Return how many epochs of the training that is underway are done."""
+        if self._fit:
+            return self._fit.place.epoch - 1
+        return int(self._left["place"]["epoch"]) - 1 if self._left else 0
+
     def train(
         self,
         train_set: Dataset[Any],
-        validation_set: Dataset[Any],
+        validation_set: Dataset[Any] | None,
         budget: float = 180.0,
         *,
         recipe: Recipe | None = None,
@@ -124,8 +147,9 @@ class ImageClassifier:
     ) -> History:
         """Learn for `budget` seconds, or until the recipe's passes are done.
 
-        The data sets are as `data.gather` takes them; every call starts the schedule anew, from
-        the weights that are there. Raises DataError if they do not fit the classifier.
+        The data sets are as `data.gather` takes them, None for no validation; every call starts
+        the schedule anew, from the weights that are there. Raises DataError if they do not fit the
+        classifier, RunError if the loss is no number any more.
         """
         told = self.steps(train_set, validation_set, budget, recipe=recipe, clock=clock)
         return History(tuple(event for event in told if isinstance(event, Epoch)))
@@ -133,27 +157,30 @@ class ImageClassifier:
     def steps(
         self,
         train_set: Dataset[Any],
-        validation_set: Dataset[Any],
+        validation_set: Dataset[Any] | None,
         budget: float = 180.0,
         *,
         recipe: Recipe | None = None,
         clock: Clock = time.monotonic,
+        resume: bool = False,
     ) -> Iterator[Step | Epoch]:
-        """Do what `train` does, telling every step and every epoch; drop it to stop early."""
+        """Do what `train` does, telling every step and every epoch; drop it to stop early.
+
+        What is saved after any of these events can be loaded and taken up again with `resume`,
+        the same data, budget and recipe: on as many threads the weights are the same bits.
+        """
         training = gather(train_set, channels=self.channels, classes=self.classes)
         if self._built is None:
             self._build((training.images.shape[2], training.images.shape[3]))
-        training, validation = self._fitting(training), self._fitting(validation_set)
-        self._learn_about(training)
-        return fit(
-            self.model,
-            training,
-            lambda: self.evaluate(validation),
-            recipe or Recipe(),
-            budget=budget,
-            seed=self.seed,
-            clock=clock,
-        )
+        training = self._fitting(training)
+        validation = None if validation_set is None else self._fitting(validation_set)
+        fit = Fit(self.model, training, recipe or Recipe(), budget=budget, seed=self.seed)
+        if resume:
+            fit.restore(self._left_over(training))
+        else:
+            self._learn_about(training)
+            self.model.temperature.fill_(1.0)
+        return self._told(fit, validation, clock)
 
     def evaluate(self, data: Dataset[Any]) -> float:
         """Return the share of the images, 0 to 1, whose most probable class is their label."""
@@ -163,6 +190,10 @@ class ImageClassifier:
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the probabilities, float32 [N, classes], of images uint8 [N, C, H, W]."""
+        return self.logits(images).softmax(1)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Return what the softmax makes probabilities of, float32 [N, classes]."""
         expected = (self.channels, *self.size)
         if images.dtype != torch.uint8 or tuple(images.shape[1:]) != expected:
             raise DataError(
@@ -171,8 +202,19 @@ class ImageClassifier:
             )
         self.model.eval()
         with torch.inference_mode():
-            answers = [self.model(part).softmax(1) for part in torch.split(images, BATCH)]
-        return torch.cat(answers)
+            parts = [self.model(part.to(self.device)).cpu() for part in torch.split(images, BATCH)]
+        return torch.cat(parts)
+
+    def calibrate(self, validation_set: Dataset[Any]) -> float:
+        """Make the probabilities as sure as they should be; return the temperature found.
+
+        The images should be such as were not learned. No label changes.
+        """
+        fitting = self._fitting(validation_set)
+        raw = self.logits(fitting.images) * self.model.temperature.item()
+        found = temperature(raw, fitting.labels)
+        self.model.temperature.fill_(found)
+        return found
 
     def save(self, path: Path | str) -> None:
         """Write everything that `load` needs to `path`, whole or not at all."""
@@ -187,12 +229,19 @@ class ImageClassifier:
             "background": self.background,
             "data": self.data,
             "weights": self.model.state_dict(),
+            "underway": self._fit.state() if self._fit else self._left,
         }
         with written_whole(Path(path)) as partial:
             torch.save(content, partial)
 
     @classmethod
-    def load(cls, path: Path | str, *, network: Network | None = None) -> Self:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        network: Network | None = None,
+        device: str | torch.device = "cpu",
+    ) -> Self:
         """Read what `save` wrote; `network` is needed only if it was a function of your own.
 
         Nothing in the file is executed. Raises RunError if it is not such a file.
@@ -207,10 +256,12 @@ class ImageClassifier:
             size=tuple(content["size"]),
             network=named,
             seed=content["seed"],
+            device=device,
         )
         classifier.model.load_state_dict(content["weights"])
         classifier.names = tuple(content["names"])
         classifier.background, classifier.data = content["background"], content["data"]
+        classifier._left = content["underway"]
         return classifier
 
     def _require(self) -> tuple[Normalised, Size]:
@@ -224,7 +275,7 @@ class ImageClassifier:
             torch.manual_seed(self.seed)
             model = Normalised(make(self.channels, self.classes), self.channels)
             _run_dry(model, torch.zeros(1, self.channels, *size, dtype=torch.uint8), self.classes)
-        self._built = model.to(memory_format=torch.channels_last), size
+        self._built = model.to(memory_format=torch.channels_last).to(self.device), size
 
     def _fitting(self, data: Dataset[Any]) -> ImageSet:
         gathered = gather(data, channels=self.channels, classes=self.classes)
@@ -235,6 +286,20 @@ class ImageClassifier:
                 f"{self.size[0]}x{self.size[1]}: resize them"
             )
         return gathered
+
+    def _told(self, fit: Fit, validation: ImageSet | None, clock: Clock) -> Iterator[Step | Epoch]:
+        self._fit, self._left = fit, None
+        yield from fit.events(lambda: self.evaluate(validation) if validation else None, clock)
+        self._fit = None
+
+    def _left_over(self, training: ImageSet) -> dict[str, Any]:
+        if self._left is None:
+            raise RunError(
+                "there is nothing to resume: the training came to its end, or never began"
+            )
+        if training.digest() != self.data:
+            raise DataError("these are not the images that the training began with: start anew")
+        return self._left
 
     def _learn_about(self, training: ImageSet) -> None:
         self.model.measure(training.images)

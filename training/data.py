@@ -6,10 +6,13 @@ faster than loading one image after the other: so everything is gathered once, t
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import math
 import operator
 import os
 import socket
+import zlib
 from collections.abc import Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -52,6 +55,9 @@ DOWNLOAD_SILENCE = 30.0
 
 SPLIT_SEED = 2017
 """Fixed, so that every run is judged on the same held-out images."""
+
+GROUND_WIDTH = 32
+"""Grey values around the most frequent one of a ground that belong to it: noise and shadow."""
 
 PIXEL_TOLERANCE = 0.01
 """How far 255 times a float may lie from a whole number and still be a pixel."""
@@ -100,10 +106,41 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return content.hexdigest()
 
     def background(self) -> int:
-        """Return the pixel value, 0 to 255, that is most frequent on the images' borders."""
-        rows, columns = self.images[:, :, [0, -1], :], self.images[:, :, :, [0, -1]]
-        border = torch.cat([rows.flatten(), columns.flatten()])
-        return int(torch.bincount(border, minlength=256).argmax())
+        """Return the pixel value, 0 to 255, that lies around what the images show."""
+        return ground(border(self.images))
+
+
+def relabel(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
+    """Return the images with the labels that their classes have in `names`.
+
+    A data set without names keeps its labels. Raises DataError for a class that is not there.
+    """
+    unknown = [name for name in images.names if name not in names]
+    if unknown:
+        raise DataError(
+            f"there is no class {unknown[0]!r}: the classifier knows {', '.join(names)}"
+        )
+    if not images.names:
+        return images
+    places = torch.tensor([names.index(name) for name in images.names])
+    return ImageSet(images.images, places[images.labels], names)
+
+
+def border(images: Tensor) -> Tensor:
+    """Return the outermost pixels of images [N, C, H, W], in one line."""
+    rows, columns = images[:, :, [0, -1], :], images[:, :, :, [0, -1]]
+    return torch.cat([rows.flatten(), columns.flatten()])
+
+
+def ground(pixels: Tensor) -> int:
+    """Return the value of border pixels, uint8 [N], that is most frequent, if they have a ground.
+
+    They have one if half of them are about as bright. Otherwise, as with photographs of scenes,
+    no value stands out and their mean is returned.
+    """
+    frequent = int(torch.bincount(pixels, minlength=256).argmax())
+    near = (pixels.int() - frequent).abs() <= GROUND_WIDTH
+    return frequent if 2 * int(near.sum()) >= len(pixels) else round(pixels.double().mean().item())
 
 
 def gather(dataset: Dataset[Any], *, channels: int, classes: int) -> ImageSet:
@@ -113,7 +150,7 @@ def gather(dataset: Dataset[Any], *, channels: int, classes: int) -> ImageSet:
     uint8 pixels, or of floats that are pixels / 255 as torchvision's `ToTensor` makes them. A label
     is a whole number from 0 to classes - 1. Raises DataError naming the first sample that is not.
     """
-    gathered = dataset if isinstance(dataset, ImageSet) else _in_memory(dataset)
+    gathered = in_memory(dataset)
     if gathered.images.shape[1] != channels:
         raise DataError(
             f"the images have {gathered.images.shape[1]} channels, but the classifier takes "
@@ -129,7 +166,10 @@ def gather(dataset: Dataset[Any], *, channels: int, classes: int) -> ImageSet:
     return gathered
 
 
-def _in_memory(dataset: Dataset[Any]) -> ImageSet:
+def in_memory(dataset: Dataset[Any]) -> ImageSet:
+    """Do what `gather` does, whatever the channels and the labels are."""
+    if isinstance(dataset, ImageSet):
+        return dataset
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         raise DataError("the data set must be map-style: give it __len__ and __getitem__")
     images: list[Tensor] = []
@@ -212,15 +252,28 @@ def split(
 ) -> tuple[ImageSet, ImageSet]:
     """Return (training, validation): `share` of every class is held out, always the same images.
 
-    The 60,000 images of Fashion-MNIST become 55,000 and 5,000.
+    Of every class at least one. The 60,000 images of Fashion-MNIST become 55,000 and 5,000.
     """
+    places = held_out(whole.labels, share=share, seed=seed)
+    kept = torch.ones(len(whole), dtype=torch.bool)
+    kept[places] = False
+    return whole.select(kept.nonzero().flatten()), whole.select(places)
+
+
+def held_out(labels: Tensor, *, share: float = 1 / 12, seed: int = SPLIT_SEED) -> Tensor:
+    """Return the places of the validation images, int64, in ascending order."""
     generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(whole), dtype=torch.bool)
-    for label in sorted(set(whole.labels.tolist())):
-        members = (whole.labels == label).nonzero().flatten()
+    chosen = []
+    for label in sorted(set(labels.tolist())):
+        members = (labels == label).nonzero().flatten()
         members = members[torch.randperm(len(members), generator=generator)]
-        held_out[members[: round(len(members) * share)]] = True
-    return whole.select((~held_out).nonzero().flatten()), whole.select(held_out.nonzero().flatten())
+        chosen.append(members[: max(1, round(len(members) * share))])
+    return torch.cat(chosen).sort().values
+
+
+def hash_of(places: Tensor) -> str:
+    """Return the SHA-256 of places, int64 little-endian, in hexadecimal."""
+    return hashlib.sha256(places.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def data_folder(given: Path | None = None) -> Path:
@@ -250,18 +303,24 @@ def verify(folder: Path) -> None:
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an idx file of bytes as uint8 [lengths…].
+    """Read an idx file of bytes, perhaps packed by gzip, as uint8 [lengths…].
 
     The format: two zero bytes, 8 for "unsigned byte", the number of dimensions, each length as
     four bytes (big-endian), the data (http://yann.lecun.com/exdb/mnist).
     """
-    content = path.read_bytes()
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path} is damaged ({error}): fetch it again") from error
     if content[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path} is not an idx file of bytes: rm it and `make setup`")
+        raise DataError(f"{path} is not an idx file of bytes: rm it and fetch it again")
     start = 4 + 4 * content[3]
     shape = np.frombuffer(content[4:start], dtype=">u4").tolist()
-    values = torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8)
-    return values.reshape(shape)
+    if len(content) - start != math.prod(shape):
+        raise DataError(
+            f"{path} holds {len(content) - start} bytes for {shape}: it is damaged, fetch it again"
+        )
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).reshape(shape)
 
 
 def _path(folder: Path, name: str) -> Path:

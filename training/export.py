@@ -1,11 +1,13 @@
 """A trained classifier -> model.pt, model.json, index_to_name.json.
 
 model.pt is a frozen TorchScript module: uint8 [N, C, H, W] in, probabilities float32 [N, classes]
-out. Normalisation and softmax are inside, so whoever serves it knows no mean and no deviation.
+out. Normalisation, temperature and softmax are inside, so whoever serves it knows no mean and no
+deviation.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import warnings
@@ -112,7 +114,7 @@ def freeze(classifier: ImageClassifier) -> bytes:
     content = io.BytesIO()
     with _torchscript_is_deprecated():
         try:
-            scripted = torch.jit.script(Serving(classifier.model).eval())
+            scripted = torch.jit.script(Serving(copy.deepcopy(classifier.model).cpu()).eval())
         except (RuntimeError, ValueError, torch.jit.frontend.FrontendError) as error:
             raise ExportError(
                 f"TorchScript cannot express the network: write its forward more plainly ({error})"

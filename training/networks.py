@@ -1,7 +1,7 @@
 """The architectures: anything that takes float32 [N, C, H, W] and returns logits [N, classes].
 
-All end in a global pooling, so they take images of any size from 8 x 8 on, and no layer waits
-for its first batch to learn its shape.
+All but the tutorial's end in a global pooling: they take images of any size from 8 x 8 on, and no
+layer waits for its first batch to learn its shape.
 """
 
 from __future__ import annotations
@@ -58,12 +58,63 @@ def pyramid(*widths: int) -> Network:
     return lambda channels, classes: Pyramid(channels, classes, (first, second, third))
 
 
+class Stride(nn.Sequential):
+    """A first layer that halves the resolution, then convolutions at 14, 7 and 3 of 28 pixels."""
+
+    def __init__(self, channels: int, classes: int, widths: tuple[int, int, int]) -> None:
+        first, second, third = widths
+        super().__init__(
+            *_normed(nn.Conv2d(channels, first, 4, stride=2, padding=1, bias=False)),
+            *_normed(nn.Conv2d(first, second, 3, padding=1, bias=False)),
+            nn.MaxPool2d(2),
+            *_normed(nn.Conv2d(second, second, 3, padding=1, bias=False)),
+            nn.MaxPool2d(2),
+            *_normed(nn.Conv2d(second, third, 3, padding=1, bias=False)),
+            *_normed(nn.Conv2d(third, third, 3, padding=1, bias=False)),
+            nn.AdaptiveMaxPool2d(1),
+            nn.Flatten(),
+            nn.Linear(third, classes),
+        )
+
+
+def stride(*widths: int) -> Network:
+    """Return the network with a stride of these three widths."""
+    first, second, third = widths
+    return lambda channels, classes: Stride(channels, classes, (first, second, third))
+
+
+def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
+    norm = nn.BatchNorm2d(convolution.out_channels)
+    return convolution, norm, nn.ReLU(inplace=True)
+
+
+def tutorial(channels: int, classes: int) -> nn.Module:
+    """Return what most tutorials build for these data, to be compared with."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.LazyLinear(128),
+        nn.ReLU(),
+        nn.Linear(128, classes),
+    )
+
+
 NETWORKS: Mapping[str, Network] = {
     "P(16,48,96)": pyramid(16, 48, 96),
     "P(24,64,128)": pyramid(24, 64, 128),
     "P(32,96,192)": pyramid(32, 96, 192),
+    "S2(32,64,128)": stride(32, 64, 128),
+    "tutorial": tutorial,
 }
-"""By the name that a checkpoint keeps; wider ones pay off with longer budgets."""
+"""By the name that a checkpoint keeps."""
+
+WIDTHS = ("P(32,96,192)", "P(24,64,128)", "P(16,48,96)")
+"""The widest first; wider ones pay off with longer budgets."""
 
 
 def named(name: str) -> Network:

@@ -65,10 +65,11 @@ class Progress:
 
 def line(epoch: Epoch) -> str:
     """Return an epoch as a line for people."""
+    held_out = epoch.validation_accuracy
+    validation = "" if held_out is None else f"validation {100 * held_out:.2f} %, "
     return (
         f"epoch {epoch.number:2d}, {epoch.seconds:4.0f} s: loss {epoch.loss:.3f}, "
-        f"accuracy {100 * epoch.accuracy:.1f} %, "
-        f"validation {100 * epoch.validation_accuracy:.2f} %, "
+        f"accuracy {100 * epoch.accuracy:.1f} %, {validation}"
         f"{epoch.images_per_second:,.0f} images/s"
     )
 

@@ -1,21 +1,33 @@
-"""How weights are found: batches, augmentation, schedule, steps."""
+"""How weights are found: batches, augmentation, schedule, steps.
+
+Every random number belongs to a place, "the order of epoch 3", and is drawn from the seed and that
+place alone. So a training that was interrupted goes on with the bits of one that was not.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import count
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .errors import RunError
+
 if TYPE_CHECKING:
     from .data import ImageSet
 
+CPU = torch.device("cpu")
+
 Clock = Callable[[], float]
 """Seconds, from any start, never backwards."""
+
+FEWEST_BATCHES, SMALLEST_BATCH = 8, 16
+"""An epoch has so many batches, if that leaves each so many images: one step teaches little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +45,8 @@ class Recipe:
     """Pixels by which an image is moved at most, up, down and sideways."""
     flip: bool = True
     """Whether the mirror image of a class is of the same class."""
+    balance: bool = False
+    """Whether all classes count the same in the loss, however many images each has."""
     epochs: int = 500
     """A small data set is finished after so many passes, even if budget is left."""
 
@@ -54,7 +68,8 @@ class Epoch:
     """One pass was made over the images, the last one perhaps in part.
 
     Accuracies are shares from 0 to 1; `accuracy` and `loss` are of the augmented training images
-    while the weights changed, `validation_accuracy` is of the weights at the end of the epoch.
+    while the weights changed, `validation_accuracy` is of the weights at the end of the epoch, and
+    None where no image was held out.
     `seconds` counts from the start of the training.
     """
 
@@ -63,7 +78,7 @@ class Epoch:
     seconds: float
     loss: float
     accuracy: float
-    validation_accuracy: float
+    validation_accuracy: float | None
     images_per_second: float
 
 
@@ -75,109 +90,187 @@ def one_cycle(progress: float, warm_up: float) -> float:
     return max(0.0, min(progress / warm_up, (1 - progress) / (1 - warm_up)))
 
 
+def chance(seed: int, *place: object) -> torch.Generator:
+    """Return the random numbers of one place in the training with this seed."""
+    digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
 class Augmentation:
     """Mirrors and shifts whole batches of uint8 images; what moves in has the background's value.
 
     Each image is mirrored in every second epoch, not by chance, so that both sides are seen
-    equally often even in a short training (arXiv 2404.00498, "alternating flip").
+    equally often even in a short training (arXiv 2404.00498, "alternating flip"). The images lie
+    on `device`, the random numbers are those of the CPU everywhere.
     """
 
-    def __init__(self, data: ImageSet, recipe: Recipe, generator: torch.Generator) -> None:
-        self._shift, self._flip, self._generator = recipe.shift, recipe.flip, generator
+    def __init__(
+        self, data: ImageSet, recipe: Recipe, seed: int, device: torch.device = CPU
+    ) -> None:
+        self._shift, self._flip, self._seed = recipe.shift, recipe.flip, seed
         self._size = data.images.shape[-2:]
         self._padded = functional.pad(
             data.images, (recipe.shift,) * 4, value=float(data.background())
-        )
-        self._side = torch.randint(2, (len(data),), generator=generator)
+        ).to(device)
+        self._side = torch.randint(2, (len(data),), generator=chance(seed, "side"))
 
-    def __call__(self, indices: Tensor, epoch: int) -> Tensor:
-        """Return the images [N, C, H, W] at `indices` as they are seen in this epoch."""
-        rows, columns = (self._window(len(indices), length) for length in self._size)
+    def __call__(self, indices: Tensor, epoch: int, step: int) -> Tensor:
+        """Return the images [N, C, H, W] at `indices` as they are seen in this epoch and step."""
+        generator = chance(self._seed, "shift", step)
+        rows, columns = (self._window(len(indices), length, generator) for length in self._size)
         if self._flip:
             mirrored = (self._side[indices] + epoch) % 2 == 1
             columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        shifted = self._padded[indices[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        places = indices[:, None, None], rows[:, :, None], columns[:, None, :]
+        image, row, column = (place.to(self._padded.device) for place in places)
+        shifted = self._padded[image, :, row, column]
         return shifted.permute(0, 3, 1, 2)
 
-    def _window(self, images: int, length: int) -> Tensor:
+    def _window(self, images: int, length: int, generator: torch.Generator) -> Tensor:
         """Return the places [N, length] to read along one axis of the padded images."""
-        start = torch.randint(2 * self._shift + 1, (images, 1), generator=self._generator)
+        start = torch.randint(2 * self._shift + 1, (images, 1), generator=generator)
         return start + torch.arange(length)
 
 
-def fit(
-    model: nn.Module,
-    training: ImageSet,
-    validate: Callable[[], float],
-    recipe: Recipe,
-    *,
-    budget: float,
-    seed: int,
-    clock: Clock,
-) -> Iterator[Step | Epoch]:
-    """Train `model` in place for `budget` seconds, telling every step and every epoch.
+def batches(images: int, batch: int) -> int:
+    """Return into how many batches so many images are cut; small sets learn in smaller ones."""
+    return max(-(-images // batch), min(FEWEST_BATCHES, images // SMALLEST_BATCH))
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a training stands, between two steps; `seconds` are those spent on it so far.
+
+    The last four are of the present epoch: batches and images learned, sums over these images.
+    """
+
+    epoch: int = 1
+    steps: int = 0
+    seconds: float = 0.0
+    batches: int = 0
+    images: int = 0
+    loss: float = 0.0
+    right: float = 0.0
+
+    def add(self, step: Step) -> None:
+        """Count a step."""
+        self.steps, self.batches = step.number, self.batches + 1
+        self.images += step.images
+        self.loss += step.loss * step.images
+        self.right += step.accuracy * step.images
+
+
+class Fit:
+    """One training of a model, in place. It can stop after any event, and go on from its `state`.
 
     The learning rate follows the larger of two shares, that of the steps and that of the time, so
     it always reaches zero at the end, however fast the machine is and whatever else it does.
+    With an endless budget only the steps count, and equal seeds give equal bits.
     """
-    generator = torch.Generator().manual_seed(seed)
-    learn = Learner(model, training, recipe, generator)
-    batches = -(-len(training) // recipe.batch)
-    start, number = clock(), 0
-    for epoch in count(1):
-        model.train()
-        begun, steps = clock(), []
+
+    def __init__(
+        self, model: nn.Module, training: ImageSet, recipe: Recipe, *, budget: float, seed: int
+    ) -> None:
+        self.place = Place()
+        self._model, self._size, self._recipe = model, len(training), recipe
+        self._budget, self._seed = budget, seed
+        self._learn = Learner(model, training, recipe, seed)
+        self._batches = batches(self._size, recipe.batch)
+
+    def state(self) -> dict[str, Any]:
+        """Return what `restore` needs beside the weights of the model."""
+        return {"place": asdict(self.place), "optimiser": self._learn.optimiser.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another training stood; the model must have the weights of that place."""
+        self.place = Place(**state["place"])
+        self._learn.optimiser.load_state_dict(state["optimiser"])
+
+    def events(self, validate: Callable[[], float | None], clock: Clock) -> Iterator[Step | Epoch]:
+        """Train until the budget or the passes are spent, telling every step and every epoch."""
+        start = clock() - self.place.seconds
+        while True:
+            before, begun = self.place.images, clock()
+            yield from self._steps(start, clock)
+            if not self.place.images:
+                return
+            speed = (self.place.images - before) / max(clock() - begun, 1e-9)
+            accuracy = validate()
+            self.place.seconds = clock() - start
+            told = _epoch(self.place, accuracy, speed)
+            self.place = Place(told.number + 1, told.steps, told.seconds)
+            yield told
+
+    def _steps(self, start: float, clock: Clock) -> Iterator[Step]:
+        """Learn what is left of this epoch, as far as the budget goes."""
+        self._model.train()
+        place = self.place
+        order = torch.randperm(self._size, generator=chance(self._seed, "order", place.epoch))
         # Parts of equal size: a last batch of one image has no variance to normalise by.
-        for indices in torch.randperm(len(training), generator=generator).tensor_split(batches):
-            progress = max(number / (batches * recipe.epochs), (clock() - start) / budget)
-            if number and progress >= 1:
-                break
-            number += 1
-            steps.append(learn(number, progress, indices, epoch))
-            yield steps[-1]
-        if not steps:
-            return
-        speed = sum(step.images for step in steps) / max(clock() - begun, 1e-9)
-        yield _epoch(epoch, steps, speed, validate(), clock() - start)
+        for indices in order.tensor_split(self._batches)[place.batches :]:
+            place.seconds = clock() - start
+            progress = max(
+                place.steps / (self._batches * self._recipe.epochs), place.seconds / self._budget
+            )
+            if place.steps and progress >= 1:
+                return
+            step = self._learn(place.steps + 1, progress, indices, place.epoch)
+            place.add(step)
+            yield step
 
 
 class Learner:
     """Model, optimiser and augmentation: one call is one step."""
 
-    def __init__(
-        self, model: nn.Module, data: ImageSet, recipe: Recipe, generator: torch.Generator
-    ) -> None:
-        self._model, self._labels, self._recipe = model, data.labels, recipe
-        self._augmented = Augmentation(data, recipe, generator)
-        self._optimiser = torch.optim.AdamW(
+    def __init__(self, model: nn.Module, data: ImageSet, recipe: Recipe, seed: int) -> None:
+        self._model, self._recipe = model, recipe
+        self._device = next(model.parameters()).device
+        self._augmented = Augmentation(data, recipe, seed, self._device)
+        self._labels = data.labels
+        self._weights = _weights(data.labels) if recipe.balance else torch.ones(len(data))
+        self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=0.0, weight_decay=recipe.weight_decay
         )
 
     def __call__(self, number: int, progress: float, indices: Tensor, epoch: int) -> Step:
-        """Learn the images at `indices` with the learning rate that `progress` asks for."""
+        """Learn the images at `indices` with the learning rate that `progress` asks for.
+
+        Raises RunError, before it changes a weight, when the loss is no number.
+        """
         rate = self._recipe.peak * one_cycle(progress, self._recipe.warm_up)
-        for group in self._optimiser.param_groups:
+        for group in self.optimiser.param_groups:
             group["lr"] = rate
-        labels = self._labels[indices]
-        logits = self._model(self._augmented(indices, epoch))
-        loss = functional.cross_entropy(logits, labels, label_smoothing=self._recipe.smoothing)
-        self._optimiser.zero_grad()
+        labels = self._labels[indices].to(self._device)
+        weights = self._weights[indices].to(self._device)
+        logits = self._model(self._augmented(indices, epoch, number))
+        losses = functional.cross_entropy(
+            logits, labels, label_smoothing=self._recipe.smoothing, reduction="none"
+        )
+        loss = (losses * weights).sum() / weights.sum()
+        if not math.isfinite(loss.item()):
+            raise RunError(
+                f"the loss became {loss.item()} in step {number}, at a learning rate of "
+                f"{rate:.2g}: choose a smaller Recipe.peak"
+            )
+        self.optimiser.zero_grad()
         torch.autograd.backward(loss)
-        self._optimiser.step()
+        self.optimiser.step()
         accuracy = (logits.argmax(1) == labels).double().mean().item()
         return Step(number, progress, rate, len(indices), loss.item(), accuracy)
 
 
-def _epoch(
-    number: int, steps: list[Step], speed: float, validation_accuracy: float, seconds: float
-) -> Epoch:
-    images = sum(step.images for step in steps)
+def _weights(labels: Tensor) -> Tensor:
+    """Return the weight of each image, float32 [N]: those of every class have the same sum."""
+    return (1 / torch.bincount(labels).clamp(min=1).float())[labels]
+
+
+def _epoch(place: Place, validation_accuracy: float | None, speed: float) -> Epoch:
     return Epoch(
-        number=number,
-        steps=steps[-1].number,
-        seconds=seconds,
-        loss=sum(step.loss * step.images for step in steps) / images,
-        accuracy=sum(step.accuracy * step.images for step in steps) / images,
+        number=place.epoch,
+        steps=place.steps,
+        seconds=place.seconds,
+        loss=place.loss / place.images,
+        accuracy=place.right / place.images,
         validation_accuracy=validation_accuracy,
         images_per_second=speed,
     )

@@ -1,11 +1,14 @@
 """The directory of one training: what was asked, how it went, what came out.
 
-    config.json      every choice, and the machine
+    config.json      every choice, the hash of the split, and the machine
     metrics.jsonl    one line an epoch, written as it happens
     summary.json     the result; there once the training has come to its end
-    checkpoint.pt    the classifier, as ImageClassifier.load takes it
+    checkpoint.pt    the classifier, as ImageClassifier.load takes it; while it trains, of the
+                     last epoch, with what is needed to go on
+    evaluations.jsonl  one line for each time that it was scored, mostly on the test images
     curves.png       loss and accuracy, epoch by epoch
     confusion.png    which class was taken for which, on the validation images
+    MODEL_CARD.md    all of this for people, with reliability.png and mistakes.png: `report`
 
 `runs/latest` leads to the last run that was good enough, and moves when everything is written.
 """
@@ -13,19 +16,48 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from .classifier import ImageClassifier
 from .errors import RunError
-from .files import point, write_json
+from .files import point, write_json, written_whole
+from .recipe import Epoch, Recipe
 
 if TYPE_CHECKING:
-    from .recipe import Epoch
+    import torch
+
+    from .sources import Size
 
 RUNS = Path("runs")
 LATEST = "latest"
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Every choice of a training, so that config.json is enough to do it again.
+
+    `budget` is in seconds; None: as many epochs as the recipe says, whatever the time.
+    `min_accuracy` is a share from 0 to 1. `final_of` names the run whose choices were judged on
+    validation images; this one learns these too.
+    """
+
+    source: str
+    size: Size | None
+    network: str
+    seed: int
+    budget: float | None
+    min_accuracy: float
+    recipe: Recipe
+    final_of: str | None = None
+
+    @classmethod
+    def of(cls, config: dict[str, Any]) -> Self:
+        """Read what `asdict` made, from JSON."""
+        kept = {field.name: config[field.name] for field in fields(cls)}
+        size = tuple(kept["size"]) if kept["size"] else None
+        return cls(**kept | {"size": size, "recipe": Recipe(**kept["recipe"])})
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +71,15 @@ class Run:
         """Where its files lie."""
         return RUNS / self.name
 
-    def begin(self, config: dict[str, Any]) -> None:
-        """Make the directory; raises RunError if there is such a run, so that none is lost."""
+    def itself(self) -> Run:
+        """Return the run that a link such as runs/latest leads to; otherwise this one."""
+        return Run(self.folder.resolve().name)
+
+    def begin(self, plan: Plan, around: dict[str, Any]) -> None:
+        """Make the directory and write config.json: the plan, and what is `around` it.
+
+        Raises RunError if there is such a run, so that none is lost.
+        """
         if self.name == LATEST or Path(self.name).name != self.name:
             raise RunError(f"{self.name!r} cannot name a run: take one word other than {LATEST!r}")
         try:
@@ -49,21 +88,55 @@ class Run:
             raise RunError(
                 f"there is a run {self.folder} already: name another, or rm -r it"
             ) from None
-        write_json(self.folder / "config.json", config)
+        write_json(self.folder / "config.json", asdict(plan) | around)
+
+    def config(self) -> dict[str, Any]:
+        """Read config.json; raises RunError if there is no such run."""
+        return self._json("config.json", "so there is no such run: `make train`")
+
+    def plan(self) -> Plan:
+        """Read the plan; raises RunError if there is no such run."""
+        try:
+            return Plan.of(self.config())
+        except (KeyError, TypeError) as error:
+            raise RunError(f"{self.folder} is of another version ({error}): train again") from error
 
     def record(self, epoch: Epoch) -> None:
         """Add one line to metrics.jsonl."""
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(asdict(epoch)) + "\n")
 
+    def epochs(self) -> list[Epoch]:
+        """Read metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [Epoch(**json.loads(line)) for line in lines]
+
+    def rewind(self, epochs: int) -> None:
+        """Forget the lines of later epochs: the process was killed before it kept their weights."""
+        kept = self.epochs()[:epochs]
+        with written_whole(self.folder / "metrics.jsonl") as partial:
+            partial.write_text("".join(json.dumps(asdict(epoch)) + "\n" for epoch in kept), "utf-8")
+
     def keep(self, classifier: ImageClassifier) -> Path:
-        """Write the checkpoint and return where it is."""
+        """Write the checkpoint, whole or not at all, and return where it is."""
         classifier.save(self.folder / "checkpoint.pt")
         return self.folder / "checkpoint.pt"
 
-    def classifier(self) -> ImageClassifier:
+    def classifier(self, device: torch.device | str = "cpu") -> ImageClassifier:
         """Read the checkpoint; raises RunError if there is none."""
-        return ImageClassifier.load(self.folder / "checkpoint.pt")
+        return ImageClassifier.load(self.folder / "checkpoint.pt", device=device)
+
+    def note_evaluation(self, result: dict[str, Any]) -> None:
+        """Add one line to evaluations.jsonl, so that nobody forgets how often he looked."""
+        with (self.folder / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Read evaluations.jsonl, the oldest first."""
+        path = self.folder / "evaluations.jsonl"
+        lines = path.read_text("utf-8").splitlines() if path.exists() else []
+        return [json.loads(line) for line in lines]
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Write the result."""
@@ -71,12 +144,13 @@ class Run:
 
     def summary(self) -> dict[str, Any]:
         """Read the result; raises RunError if the training did not come to its end."""
+        return self._json("summary.json", "so no run was finished there: `make train`")
+
+    def _json(self, name: str, otherwise: str) -> dict[str, Any]:
         try:
-            content: dict[str, Any] = json.loads((self.folder / "summary.json").read_text("utf-8"))
+            content: dict[str, Any] = json.loads((self.folder / name).read_text("utf-8"))
         except FileNotFoundError:
-            raise RunError(
-                f"{self.folder} has no summary.json, so no run was finished there: `make train`"
-            ) from None
+            raise RunError(f"{self.folder} has no {name}, {otherwise}") from None
         return content
 
     def publish(self) -> None:

@@ -441,6 +441,59 @@ def test_a_grey_that_stands_for_a_hole_shows_the_background() -> None:
     assert good(encode(Image.new("L", (28, 28), 5), transparency=5), model=model)[0, 3, 3] == 99
 
 
+def garment(ground: int, cloth: int, side: int = 280) -> Image.Image:
+    """A square in the middle of its ground."""
+    image = Image.new("L", (side, side), ground)
+    image.paste(cloth, (side // 4, side // 4, side * 3 // 4, side * 3 // 4))
+    return image
+
+
+BLACK = replace(GREY, background=(0,))
+PAPER = replace(GREY, background=(250,))
+
+
+@pytest.mark.parametrize(
+    ("model", "ground", "cloth", "shown"),
+    [
+        (BLACK, 255, 30, (0, 225)),  # a photo on white
+        (BLACK, 235, 30, (0, 222)),  # grey paper is no veil
+        (BLACK, 0, 200, (0, 200)),  # as in the data set
+        (BLACK, 90, 10, (90, 10)),  # a dark ground is no white one
+        (BLACK, 255, 255, (255, 255)),  # nothing is shown
+        (PAPER, 0, 200, (250, 54)),
+        (PAPER, 20, 255, (250, 0)),
+        (PAPER, 255, 30, (255, 30)),
+        (replace(GREY, background=(100,)), 255, 30, (255, 30)),  # the model knows no ground
+    ],
+)
+def test_a_larger_image_on_the_opposite_ground_becomes_its_negative(
+    model: wire.Model, ground: int, cloth: int, shown: tuple[int, int]
+) -> None:
+    pixels = good(encode(garment(ground, cloth)), model=model)
+    assert (pixels[0, 1, 1], pixels[0, 14, 14]) == shown
+
+
+def test_a_colour_image_of_the_right_size_becomes_a_negative_too() -> None:
+    photo = garment(255, 30, 28).convert("RGB")
+    assert good(encode(photo))[0, 14, 14] == 225
+
+
+def test_beside_a_negative_the_models_own_background_stands() -> None:
+    pixels = good(encode(garment(255, 30).crop((0, 0, 140, 280))))
+    assert (pixels[0, :, 0] == 0).all()
+
+
+def test_colours_are_never_turned_into_their_negatives() -> None:
+    model = replace(RGB, background=(0, 0, 0))
+    pixels = good(encode(garment(255, 30).convert("RGB")), model=model)
+    assert pixels[:, 1, 1].tolist() == [255, 255, 255]
+
+
+def test_what_has_the_models_own_size_and_mode_is_never_a_negative() -> None:
+    image = garment(255, 30, 28)
+    assert np.array_equal(good(encode(image))[0], np.asarray(image))
+
+
 def test_sixteen_bits_are_scaled_and_not_cut() -> None:
     deep = Image.fromarray(np.full((28, 28), 257 * 100, np.uint16))
     assert good(encode(deep))[0, 3, 3] == 100

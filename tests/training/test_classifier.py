@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import pytest
@@ -9,10 +11,11 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import TensorDataset
 
 from training import ImageClassifier
+from training.calibration import quality
 from training.classifier import Normalised
 from training.data import ImageSet
 from training.errors import DataError, RunError
-from training.recipe import Recipe
+from training.recipe import Epoch, Recipe, Step
 
 from .conftest import stripes
 
@@ -124,6 +127,77 @@ def test_what_was_saved_predicts_the_same_bits(tmp_path: Path) -> None:
         (16, 16),
     )
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.pt"]
+
+
+@pytest.mark.parametrize("after", [1, 5, 8, 9, 17, 24])
+def test_interrupted_anywhere_and_resumed_the_weights_are_the_same_bits(
+    tmp_path: Path, after: int
+) -> None:
+    data, recipe = stripes(50, size=12), Recipe(batch=8, epochs=3)  # 7 steps and 1 epoch: 8 events
+    whole = ImageClassifier(1, 3, seed=2)
+    uninterrupted = list(whole.steps(data, data, math.inf, recipe=recipe))
+
+    first = ImageClassifier(1, 3, seed=2)
+    before = list(islice(first.steps(data, data, math.inf, recipe=recipe), after))
+    first.save(tmp_path / "checkpoint.pt")
+    second = ImageClassifier.load(tmp_path / "checkpoint.pt")
+    torch.manual_seed(99)  # nothing may depend on torch's own state
+    rest = list(second.steps(data, data, math.inf, recipe=recipe, resume=True))
+
+    for name, weights in whole.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], weights), name
+    assert [losses(event) for event in before + rest] == [losses(e) for e in uninterrupted]
+    assert not second.underway
+
+
+def test_calibrated_it_is_more_honest_and_answers_the_same() -> None:
+    classifier, images = trained(), stripes(300)
+    wrong = torch.where(torch.arange(300) % 4 == 0, images.labels.roll(1), images.labels)
+    doubtful = ImageSet(images.images, wrong)
+    before = classifier.logits(images.images)
+
+    found = classifier.calibrate(doubtful)
+
+    assert 1.0 < found < 20.0
+    assert torch.allclose(classifier.logits(images.images) * found, before, rtol=1e-4, atol=1e-5)
+    honest = quality(classifier.predict(images.images), wrong)
+    assert honest.nll < quality(before.softmax(1), wrong).nll
+    assert classifier.calibrate(doubtful) == pytest.approx(found, rel=1e-4)
+
+
+def test_a_new_training_begins_uncalibrated(tmp_path: Path) -> None:
+    classifier = trained()
+    classifier.calibrate(stripes(60))
+    assert classifier.model.temperature.item() != 1.0
+    classifier.save(tmp_path / "checkpoint.pt")
+    loaded = ImageClassifier.load(tmp_path / "checkpoint.pt", network=tiny)
+    assert torch.equal(loaded.predict(stripes(9).images), classifier.predict(stripes(9).images))
+
+    next(iter(classifier.steps(stripes(60), stripes(60))))
+
+    assert classifier.model.temperature.item() == 1.0
+
+
+def losses(event: Step | Epoch) -> tuple[int, float, float]:
+    return event.number, event.loss, event.accuracy
+
+
+def test_what_came_to_its_end_cannot_be_resumed() -> None:
+    classifier = trained()
+
+    with pytest.raises(RunError, match="nothing to resume"):
+        classifier.steps(stripes(60), stripes(60), resume=True)
+
+
+def test_other_images_than_at_the_beginning_cannot_be_resumed_with(tmp_path: Path) -> None:
+    classifier = ImageClassifier(1, 3)
+    next(iter(classifier.steps(stripes(60), stripes(60))))
+    classifier.save(tmp_path / "checkpoint.pt")
+
+    with pytest.raises(DataError, match="not the images that the training began with"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt").steps(
+            stripes(30), stripes(30), resume=True
+        )
 
 
 def test_a_network_of_your_own_is_saved_and_loaded_with_itself(tmp_path: Path) -> None:

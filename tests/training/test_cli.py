@@ -3,21 +3,33 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import os
+import re
+import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
-from training import ImageClassifier
+from training import ImageClassifier, study
 from training import __main__ as program
-from training.__main__ import duration, main, percentage
+from training.__main__ import main
+from training.card import spread
+from training.corruptions import CORRUPTIONS
+from training.networks import NETWORKS
+from training.options import duration, percentage, size
 from training.progress import Progress
 from training.recipe import Epoch, Recipe, Step
 from training.reports import confusion, wilson
+from training.runs import Run
+from training.study import VARIANTS
+
+from .conftest import stripes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 @pytest.fixture
@@ -26,6 +38,8 @@ def workplace(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(small_data))
     monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=2))
+    monkeypatch.setattr(program, "MIN_ACCURACY", 0.0)
+    monkeypatch.setattr(program, "speed", lambda: 1e-6)
     return tmp_path
 
 
@@ -61,6 +75,7 @@ def test_the_run_says_what_was_asked_and_what_came_out(
     assert printed["good"] is True
     assert printed["accuracy"] == lines[-1]["validation_accuracy"]
     assert (config["budget"], config["seed"], config["recipe"]["epochs"]) == (90.0, 3, 2)
+    assert len(config["held_out"]) == 64
     assert [line["number"] for line in lines] == [1, 2]
 
 
@@ -94,25 +109,209 @@ def test_a_name_that_leads_elsewhere_is_refused(
     assert "cannot name a run" in capsys.readouterr().err
 
 
-def test_interrupted_it_keeps_what_was_learned_and_leaves_with_130(
-    workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def signalled(number: signal.Signals, after: int) -> Callable[..., Iterator[Step | Epoch]]:
+    """Return an ImageClassifier.steps that this process is signalled in."""
     whole = ImageClassifier.steps
 
-    def interrupted(self: ImageClassifier, *args: Any, **kwargs: Any) -> Iterator[Step | Epoch]:  # noqa: ANN401 - passed on as they are
-        for event in whole(self, *args, **kwargs):
+    def steps(self: ImageClassifier, *args: Any, **kwargs: Any) -> Iterator[Step | Epoch]:  # noqa: ANN401 - passed on as they are
+        for count, event in enumerate(whole(self, *args, **kwargs), start=1):
+            if count == after:
+                os.kill(os.getpid(), number)
             yield event
-            if isinstance(event, Epoch):
-                raise KeyboardInterrupt
 
-    monkeypatch.setattr(ImageClassifier, "steps", interrupted)
+    return steps
 
-    assert train() == 130
 
-    assert "runs/first/checkpoint.pt, runs/latest is as it was" in capsys.readouterr().err
-    assert ImageClassifier.load(workplace / "runs" / "first" / "checkpoint.pt").classes == 10
-    assert not (workplace / "runs" / "latest").exists()
-    assert not (workplace / "runs" / "first" / "summary.json").exists()
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("after", [2, 5])
+def test_interrupted_it_leaves_a_run_that_goes_on_to_the_same_bits(
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    code: int,
+    after: int,
+) -> None:
+    assert train("--epochs", "2", "--network", "P(24,64,128)") == 0
+    again = ["--min-accuracy", "0", "--epochs", "2", "--network", "P(24,64,128)"]
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageClassifier, "steps", signalled(number, after))
+        assert main(["train", "--run", "second", *again]) == code
+
+    assert "`python -m training train --resume second` goes on" in capsys.readouterr().err
+    assert (workplace / "runs" / "latest").readlink() == Path("first")
+    assert not (workplace / "runs" / "second" / "summary.json").exists()
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    assert main(["train", "--resume", "second"]) == 0
+    first, second = (Run(name).classifier() for name in ("first", "second"))
+    for name, weights in first.model.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], weights), name
+    assert [epoch.loss for epoch in Run("second").epochs()] == [
+        epoch.loss for epoch in Run("first").epochs()
+    ]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_epochs_whose_weights_were_not_kept_are_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageClassifier, "steps", signalled(signal.SIGTERM, 2))
+        assert train() == 143
+    Run("first").record(EPOCH)
+
+    assert main(["train", "--resume", "first"]) == 0
+    assert [epoch.number for epoch in Run("first").epochs()] == [1, 2]
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--resume", "first"], "runs/first came to its end: there is nothing to resume"),
+        (["--resume", "none"], "runs/none has no config.json, so there is no such run"),
+        (["--resume", "first", "--seed", "0"], "--resume does as runs/first did: leave out --seed"),
+    ],
+)
+def test_what_cannot_be_resumed_is_refused(
+    flags: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    assert main(["train", *flags]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_a_final_run_learns_all_images_and_is_as_good_as_the_one_before(workplace: Path) -> None:
+    assert train("--epochs", "3", "--seed", "5") == 0
+    assert main(["train", "--final", "latest"]) == 0
+
+    first, final = (Run(name).summary() for name in ("first", "first-final"))
+    assert (workplace / "runs" / "latest").readlink() == Path("first-final")
+    for kept in ("accuracy", "temperature", "calibrated", "epochs"):
+        assert final[kept] == first[kept]
+    assert final["accuracy_of"] == "validation (by first)"
+    classifier = Run("latest").classifier()
+    assert classifier.data == stripes(240, classes=10).digest() != first["data"]
+    assert classifier.model.temperature.item() == pytest.approx(first["temperature"])
+    assert Run("latest").plan().seed == 5
+    assert all(epoch.validation_accuracy is None for epoch in Run("latest").epochs())
+
+
+@pytest.mark.usefixtures("workplace")
+def test_an_interrupted_final_run_goes_on_with_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert train() == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(ImageClassifier, "steps", signalled(signal.SIGTERM, 3))
+        assert main(["train", "--final", "first", "--run", "second"]) == 143
+
+    assert main(["train", "--resume", "second"]) == 0
+    assert Run("second").classifier().data == stripes(240, classes=10).digest()
+
+
+@pytest.mark.usefixtures("workplace")
+def test_what_cannot_be_made_final_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    assert main(["train", "--final", "first"]) == 0
+    assert main(["train", "--final", "first-final", "--run", "third"]) == 1
+    assert "runs/first-final is a final run itself, or not good" in capsys.readouterr().err
+    assert main(["train", "--final", "first", "--run", "third", "--epochs", "9"]) == 1
+    assert "--final does as runs/first did: leave out --epochs" in capsys.readouterr().err
+
+
+def test_the_report_of_a_run_is_a_page_with_pictures(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train() == 0
+    assert main(["train", "--run", "second", "--seed", "1"]) == 0
+    assert main(["evaluate", "--run", "first", "--corruptions"]) == 0
+    capsys.readouterr()
+
+    assert main(["report", "first", "second", "--json"]) == 0
+
+    folder, result = workplace / "runs" / "first", json.loads(capsys.readouterr().out)
+    page = (folder / "MODEL_CARD.md").read_text()
+    shares = [Run(name).summary()["accuracy"] for name in ("first", "second")]
+    assert result["mean"] == pytest.approx(sum(shares) / 2)
+    assert result["deviation"] == pytest.approx(abs(shares[0] - shares[1]) / 2**0.5)
+    assert f"Mean {100 * result['mean']:.2f} %, standard deviation" in page
+    assert page.count("| fashion-mnist, ") == 2
+    assert "Other images than those of validation were looked at 1 times." in page
+    assert "| Ankle boot | 2 | " in page
+    assert "| occlusion | " in page
+    for picture in re.findall(r"\]\((\w+\.png)\)", page):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_report_of_a_final_run_judges_the_one_before(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert train() == 0
+    assert main(["train", "--final", "first"]) == 0
+    capsys.readouterr()
+
+    assert main(["report"]) == 0
+
+    page = Path("runs/first-final/MODEL_CARD.md").read_text()
+    assert "| final training of | first |" in page
+    assert f"| validation | 20 | {100 * Run('first').summary()['accuracy']:.2f} % |" in page
+    assert "## Several runs" not in page
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_network_follows_the_speed_of_the_machine_unless_it_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "speed", lambda: 80.0)
+    assert train() == 0
+    assert main(["train", "--run", "second", "--network", "S2(32,64,128)"]) == 0
+
+    said = capsys.readouterr().err
+    line = "this machine trains S2(32,64,128) at 80 GF/s: P(32,96,192) for this budget\n"
+    assert said.count(line) == 1
+    assert (Run("first").plan().network, Run("second").plan().network) == (
+        "P(32,96,192)",
+        "S2(32,64,128)",
+    )
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_ablation_changes_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["ablate", "--seeds", "2", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["ingredients"]
+
+    assert [each["name"] for each in found] == [*VARIANTS]
+    assert all(len(each["accuracies"]) == 2 for each in found)
+    assert all(each["mean"] == pytest.approx(sum(each["accuracies"]) / 2) for each in found)
+    recipe = Recipe()
+    changed = [change(recipe) for change in VARIANTS.values()]
+    differences = [
+        sum(getattr(recipe, name) != getattr(other, name) for name in Recipe.__slots__)
+        for other in changed
+    ]
+    assert differences == [0] + [1] * (len(VARIANTS) - 1)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_frontier_has_a_row_for_each_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "served", lambda _classifier, batch, _seconds: 1000.0 * batch)
+
+    assert main(["frontier", "--threads", "1"]) == 0
+
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in NETWORKS]
+    assert all(row.endswith("| 64,000 | 1,000 |") for row in rows)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_run_of_another_version_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train() == 0
+    Path("runs/first/config.json").write_text('{"budget": 180.0}')
+
+    assert main(["export"]) == 1
+    assert "is of another version ('source'): train again" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("workplace")
@@ -122,7 +321,7 @@ def test_interrupted_before_the_first_step_it_leaves_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "fashion_mnist", interrupt)
+    monkeypatch.setattr(program, "training_images", interrupt)
 
     assert train() == 130
     assert capsys.readouterr().err == "interrupted: nothing was kept\n"
@@ -142,7 +341,56 @@ def test_evaluate_scores_the_test_images_of_the_latest_run(
 
     assert (result["run"], result["images"]) == ("first", 60)
     assert result["interval"][0] <= result["accuracy"] <= result["interval"][1]
-    assert sentence.startswith(f"first: {100 * result['accuracy']:.2f} % of 60 test images")
+    assert sentence.startswith(f"first: {100 * result['accuracy']:.2f} % of 60 images")
+    assert (
+        f"NLL {result['uncalibrated']['nll']:.4f} -> {result['calibrated']['nll']:.4f}" in sentence
+    )
+    assert [note["images"] for note in Run("first").evaluations()] == [60, 60]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_evaluate_tells_the_accuracy_under_corruptions(capsys: pytest.CaptureFixture[str]) -> None:
+    train()
+    capsys.readouterr()
+
+    assert main(["evaluate", "--corruptions"]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" %  ")[1] for line in lines[2:]] == [*CORRUPTIONS, "negative"]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_other_images_are_scored_by_the_names_of_their_classes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train()
+    monkeypatch.setattr("json.given", stripes(9, classes=2), raising=False)
+    capsys.readouterr()
+
+    assert main(["evaluate", "--data", "json:given"]) == 1
+    assert "there is no class 'every 2'" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_probabilities_of_a_run_are_calibrated(workplace: Path) -> None:
+    train()
+    summary = json.loads((workplace / "runs" / "first" / "summary.json").read_text())
+
+    assert summary["temperature"] != 1.0
+    assert summary["calibrated"]["nll"] < summary["uncalibrated"]["nll"]
+    classifier = Run("first").classifier()
+    assert classifier.model.temperature.item() == pytest.approx(summary["temperature"])
+
+
+@pytest.mark.usefixtures("workplace")
+def test_without_a_gpu_it_says_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+    assert train("--device", "cuda") == 1
+    assert "there is no GPU that torch can use" in capsys.readouterr().err
+    assert train("--device", "auto") == 0
 
 
 def test_export_writes_what_the_archive_needs(workplace: Path) -> None:
@@ -206,7 +454,27 @@ def test_what_is_no_percentage_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train", "--budget", "soon"], ["train", "--threads", "0"], ["fly"], []]
+    ("text", "pixels"), [("64", (64, 64)), ("64x48", (64, 48)), ("8x1024", (8, 1024))]
+)
+def test_a_size_is_height_times_width_or_one_number(text: str, pixels: tuple[int, int]) -> None:
+    assert size(text) == pixels
+
+
+@pytest.mark.parametrize("text", ["", "0", "64x", "x64", "64*48", "-8", "64x0", "8.5"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError, match="write 64x48, height first, or 64"):
+        size(text)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "--budget", "1m", "--epochs", "2"],
+        ["train", "--budget", "soon"],
+        ["train", "--threads", "0"],
+        ["fly"],
+        [],
+    ],
 )
 def test_wrong_usage_leaves_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as left:
@@ -253,6 +521,20 @@ def test_on_a_terminal_there_is_a_bar_with_loss_accuracy_speed_and_time_left() -
     shown = stream.getvalue().split("\r")
     assert any("75 %" in text and "left" in text for text in shown)
     assert any("loss 0.700, accuracy 90.0 %" in text and "images/s" in text for text in shown)
+
+
+def test_the_spread_of_several_runs_is_that_of_a_sample() -> None:
+    assert spread([0.9, 0.92, 0.94]) == pytest.approx((0.92, 0.02))
+    assert spread([0.9]) == (0.9, 0.0)
+
+
+def test_a_training_without_validation_has_a_line_too() -> None:
+    stream = io.StringIO()
+
+    with Progress(stream) as progress:
+        progress.show(replace(EPOCH, validation_accuracy=None))
+
+    assert "accuracy 90.9 %, 3,945 images/s" in stream.getvalue()
 
 
 def test_the_interval_is_wilsons() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import gzip
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,7 +11,17 @@ from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
 from training import data
-from training.data import ImageSet, data_folder, fashion_mnist, gather, obtain, read_idx, split
+from training.data import (
+    ImageSet,
+    data_folder,
+    fashion_mnist,
+    gather,
+    hash_of,
+    held_out,
+    obtain,
+    read_idx,
+    split,
+)
 from training.errors import DataError
 
 from .conftest import stripes, write_idx
@@ -258,3 +270,42 @@ def test_the_folder_is_as_given_else_from_the_environment_else_data(
     monkeypatch.setenv("DATA_DIR", "elsewhere")
     assert str(data_folder()) == "elsewhere"
     assert data_folder(tmp_path) == tmp_path
+
+
+def test_without_a_ground_the_background_is_the_mean_of_the_borders() -> None:
+    scenes = torch.randint(256, (50, 1, 20, 20), dtype=torch.uint8)
+    scenes[:, :, 0, :5] = 255
+
+    assert ImageSet(scenes, torch.zeros(50, dtype=torch.int64)).background() in range(110, 160)
+
+
+def test_of_a_class_of_two_one_is_held_out() -> None:
+    training, validation = split(stripes(6))
+
+    assert sorted(training.labels.tolist()) == sorted(validation.labels.tolist()) == [0, 1, 2]
+
+
+def test_the_hash_of_the_split_sees_every_place() -> None:
+    labels = stripes(360).labels
+
+    assert hash_of(held_out(labels)) == hash_of(held_out(labels))
+    assert hash_of(held_out(labels)) != hash_of(held_out(labels, seed=1))
+    assert (
+        hash_of(torch.tensor([1, 2]))
+        == hashlib.sha256(b"\1" + bytes(7) + b"\2" + bytes(7)).hexdigest()
+    )
+
+
+@pytest.mark.parametrize("content", [b"\0\0\x08\1\0\0\0\2\7", b"\0\0\x08\1\0\0\0\2\7\7\7"])
+def test_an_idx_file_that_is_cut_or_too_long_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "idx").write_bytes(content)
+
+    with pytest.raises(DataError, match=r"bytes for \[2\]: it is damaged"):
+        read_idx(tmp_path / "idx")
+
+
+def test_a_packed_idx_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "idx.gz").write_bytes(gzip.compress(b"\0\0\x08\1\0\0\0\1\7")[:-9])
+
+    with pytest.raises(DataError, match="is damaged"):
+        read_idx(tmp_path / "idx.gz")

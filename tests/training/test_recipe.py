@@ -8,8 +8,9 @@ import torch
 
 from training.classifier import Normalised
 from training.data import ImageSet
+from training.errors import RunError
 from training.networks import named
-from training.recipe import Augmentation, Epoch, Recipe, Step, fit, one_cycle
+from training.recipe import Augmentation, Epoch, Fit, Recipe, Step, batches, one_cycle
 
 from .conftest import stripes
 
@@ -36,7 +37,8 @@ class Pixels(torch.nn.Module):
 
 
 def told(budget: float, clock: Callable[[], float], recipe: Recipe) -> list[Step | Epoch]:
-    return list(fit(Pixels(), stripes(30), lambda: 0.5, recipe, budget=budget, seed=0, clock=clock))
+    fit = Fit(Pixels(), stripes(30), recipe, budget=budget, seed=0)
+    return list(fit.events(lambda: 0.5, clock))
 
 
 def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
@@ -86,19 +88,20 @@ def test_even_the_smallest_budget_makes_one_step() -> None:
 
 
 def test_no_batch_is_so_small_that_it_has_no_variance() -> None:
-    events = list(
-        fit(
-            Normalised(named("P(16,48,96)")(1, 3), 1),
-            stripes(17, size=8),
-            lambda: 0.0,
-            Recipe(batch=16, epochs=1),
-            budget=1e9,
-            seed=0,
-            clock=ticking(0.0),
-        )
-    )
+    model = Normalised(named("P(16,48,96)")(1, 3), 1)
+    recipe = Recipe(batch=16, epochs=1)
+    fit = Fit(model, stripes(17, size=8), recipe, budget=1e9, seed=0)
+
+    events = list(fit.events(lambda: 0.0, ticking(0.0)))
 
     assert [event.images for event in events if isinstance(event, Step)] == [9, 8]
+
+
+@pytest.mark.parametrize(
+    ("images", "number"), [(55_000, 215), (2_048, 8), (300, 8), (110, 6), (31, 1), (1, 1)]
+)
+def test_a_small_data_set_is_cut_into_smaller_batches(images: int, number: int) -> None:
+    assert batches(images, 256) == number
 
 
 def test_a_step_learns() -> None:
@@ -117,9 +120,53 @@ def test_equal_seeds_learn_alike() -> None:
     assert [e.loss for e in one] == [e.loss for e in two]
 
 
+def test_a_loss_that_is_no_number_stops_the_training_before_a_weight_is_changed() -> None:
+    model = Pixels()
+    fit = Fit(model, stripes(30), Recipe(batch=10), budget=1e9, seed=0)
+    events = fit.events(lambda: 0.5, ticking(0))
+    next(events)
+    with torch.no_grad():
+        model.linear.weight[0, 0] = torch.inf
+    before = model.linear.bias.clone()
+
+    with pytest.raises(RunError, match=r"the loss became \w+ in step 2, .*: choose a smaller"):
+        next(events)
+
+    assert torch.equal(model.linear.bias, before)
+
+
+@pytest.mark.parametrize(("balance", "shares"), [(False, [0.8, 0.1, 0.1]), (True, [1 / 3] * 3)])
+def test_balanced_a_rare_class_is_believed_in_as_much_as_a_frequent_one(
+    balance: bool,  # noqa: FBT001 - a parameter
+    shares: list[float],
+) -> None:
+    labels = torch.tensor([0] * 24 + [1] * 3 + [2] * 3)
+    blank = ImageSet(torch.zeros(30, 1, 12, 12, dtype=torch.uint8), labels)
+    model, recipe = Pixels(), Recipe(epochs=200, smoothing=0, peak=0.1, balance=balance)
+
+    list(Fit(model, blank, recipe, budget=1e9, seed=0).events(lambda: 0.0, ticking(0)))
+
+    believed = model(blank.images[:1].float()).softmax(1)[0].tolist()
+    assert believed == pytest.approx(shares, abs=0.03)
+
+
+def test_the_time_that_was_spent_before_counts_after_a_restart() -> None:
+    first = Fit(Pixels(), stripes(30), Recipe(batch=10), budget=100.0, seed=0)
+    events = first.events(lambda: 0.5, ticking(1.0))
+    before = [next(events) for _ in range(20)]
+    second = Fit(Pixels(), stripes(30), Recipe(batch=10), budget=100.0, seed=0)
+    second.restore(first.state())
+
+    after = [e for e in second.events(lambda: 0.5, ticking(1.0)) if isinstance(e, Step)]
+
+    last = [event for event in before if isinstance(event, Step)][-1]
+    assert after[0].number == last.number + 1
+    assert last.progress <= after[0].progress <= last.progress + 0.05
+    assert after[-1].progress == pytest.approx(1.0, abs=0.05)
+
+
 def seen(recipe: Recipe, epoch: int, data: ImageSet) -> torch.Tensor:
-    augmentation = Augmentation(data, recipe, torch.Generator().manual_seed(3))
-    return augmentation(torch.arange(len(data)), epoch)
+    return Augmentation(data, recipe, seed=3)(torch.arange(len(data)), epoch, step=epoch)
 
 
 def test_every_image_is_mirrored_in_every_second_epoch() -> None:

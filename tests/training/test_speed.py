@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from itertools import count
+
+import pytest
+import torch
+
+from training import ImageClassifier
+from training.networks import NETWORKS, named
+from training.speed import epochs_for, macs, served, speed, suited
+
+MNIST = (1, 28, 28)
+
+
+def test_multiplications_are_counted_where_they_happen() -> None:
+    network = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 5)
+    )
+
+    assert macs(network, (3, 4, 4)) == 3 * 9 * 8 * 16 + 8 * 16 * 5
+
+
+def test_the_tutorials_network_is_the_usual_one() -> None:
+    classifier = ImageClassifier(1, 10, size=28, network="tutorial")
+
+    shapes = [tuple(weights.shape) for weights in classifier.model.network.parameters()]
+    assert [shape for shape in shapes if len(shape) > 1] == [
+        (32, 1, 3, 3),
+        (64, 32, 3, 3),
+        (128, 3136),
+        (10, 128),
+    ]
+
+
+def test_the_speed_is_operations_over_seconds() -> None:
+    ticks = count()
+    found = speed(seconds=4.0, clock=lambda: float(next(ticks)))
+
+    # The clock is looked at once before, once for each step, and once more at the end.
+    steps, seconds = 3, 5
+    operations = 6 * macs(named("S2(32,64,128)")(*MNIST[:1], 10), MNIST) * 256
+    assert found == pytest.approx(steps * operations / seconds / 1e9)
+
+
+def test_more_time_is_given_to_more_epochs_and_to_a_wider_network() -> None:
+    budgets = (60.0, 180.0, 900.0, 3600.0)
+
+    assert [round(epochs_for(budget)) for budget in budgets] == [4, 8, 18, 38]
+    assert [suited(budget, 55_000, MNIST, 80.0) for budget in budgets] == [
+        "P(16,48,96)",
+        "P(16,48,96)",
+        "P(24,64,128)",
+        "P(32,96,192)",
+    ]
+
+
+def test_a_slow_machine_and_large_images_get_a_narrow_network() -> None:
+    assert suited(3600.0, 55_000, MNIST, 10.0) == "P(16,48,96)"
+    assert suited(3600.0, 55_000, (3, 112, 112), 80.0) == "P(16,48,96)"
+    assert suited(3600.0, 1_000, (3, 112, 112), 80.0) == "P(32,96,192)"
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_network_can_be_served(name: str) -> None:
+    classifier = ImageClassifier(3, 4, size=(9, 13), network=name)
+
+    assert served(classifier, batch=2, seconds=0.0) > 0

@@ -1,0 +1,268 @@
+"""Where the images come from, by the word that follows `--data`.
+
+fashion-mnist       the four files below --data-dir, verified
+folder:PATH         a sub-folder for each class, named after it; or PATH/train and PATH/test, each
+                    with such sub-folders
+idx:PATH            a folder with *train-images-idx* and *train-labels-idx*, perhaps packed by
+                    gzip, perhaps with test images as *t10k-…* or *test-…*; names of the classes
+                    in classes.txt, one a line, in the order of the labels
+MODULE:ATTRIBUTE    a map-style data set, or a callable that returns one
+"""
+
+from __future__ import annotations
+
+import importlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from .data import ImageSet, border, fashion_mnist, ground, in_memory, read_idx
+from .errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+Part = Literal["train", "test"]
+Size = tuple[int, int]
+"""Height and width."""
+
+FASHION_MNIST = "fashion-mnist"
+
+FEWEST = 2
+"""Images that a class needs: one to learn from and one to be judged on."""
+
+GREY = frozenset({"1", "L", "LA", "I", "I;16", "I;16B", "F"})
+"""Pillow's modes without colour."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the images of a folder are brought to; None is found out from the images."""
+
+    size: Size | None = None
+    channels: int | None = None
+    background: int | None = None
+
+
+AS_THEY_ARE = Form()
+
+
+def training_images(source: str, data_dir: Path, form: Form = AS_THEY_ARE) -> ImageSet:
+    """Return the images to learn from, with the name of every class; raises DataError."""
+    images = _read(source, "train", data_dir, form)
+    assert images is not None, "every source has images"  # noqa: S101
+    return _checked(images)
+
+
+def unseen_images(source: str, data_dir: Path, form: Form = AS_THEY_ARE) -> ImageSet:
+    """Return the images of a source that nothing is learned from; raises DataError."""
+    images = _read(source, "test", data_dir, form)
+    if images is None:
+        raise DataError(f"{source} has no test images of its own: name some with --data")
+    return images
+
+
+def any_images(source: str, data_dir: Path, form: Form = AS_THEY_ARE) -> ImageSet:
+    """Return the test images of a source, or all when it has no such; raises DataError."""
+    images = _read(source, "test", data_dir, form) or _read(source, "train", data_dir, form)
+    assert images is not None, "every source has images"  # noqa: S101
+    return images
+
+
+def _read(source: str, part: Part, data_dir: Path, form: Form) -> ImageSet | None:
+    kind, colon, rest = source.partition(":")
+    path = Path(rest)
+    if source == FASHION_MNIST:
+        return fashion_mnist(data_dir, train=part == "train")
+    if not colon or not rest:
+        raise DataError(
+            f"{source!r} names no data: write {FASHION_MNIST}, folder:PATH, idx:PATH or "
+            "MODULE:ATTRIBUTE"
+        )
+    if kind == "folder":
+        return _folder(path, part, form)
+    if kind == "idx":
+        return _idx(path, part)
+    return in_memory(_attribute(kind, rest)) if part == "train" else None
+
+
+def _checked(images: ImageSet) -> ImageSet:
+    """Return the images with a name for every class; each class is there, and can be split."""
+    channels = images.images.shape[1]
+    if channels not in {1, 3}:
+        raise DataError(f"the images have {channels} channels: make them grey (1) or RGB (3)")
+    lowest, highest = int(images.labels.min()), int(images.labels.max())
+    names = images.names or tuple(str(label) for label in range(highest + 1))
+    if lowest < 0 or highest >= len(names):
+        raise DataError(
+            f"labels go from {lowest} to {highest}, but with {len(names)} classes they must go "
+            f"from 0 to {len(names) - 1}"
+        )
+    if len(names) < 2:  # noqa: PLR2004 - one class is nothing to tell apart
+        raise DataError("there is one class only: give at least two")
+    for name, count in zip(names, torch.bincount(images.labels, minlength=len(names)), strict=True):
+        if count < FEWEST:
+            raise DataError(f"class {name!r} has {count} images: give it at least {FEWEST}")
+    return ImageSet(images.images, images.labels, names)
+
+
+def _attribute(module: str, attribute: str) -> Dataset[Any]:
+    try:
+        found: Any = importlib.import_module(module)
+        for name in attribute.split("."):
+            found = getattr(found, name)
+    except (ImportError, AttributeError) as error:
+        raise DataError(
+            f"{module}:{attribute} cannot be imported ({error}): stand in the folder of the "
+            "module, or set PYTHONPATH"
+        ) from error
+    is_a_data_set = hasattr(found, "__getitem__") and not isinstance(found, type)
+    dataset: Dataset[Any] = found if is_a_data_set or not callable(found) else found()
+    return dataset
+
+
+def _idx(folder: Path, part: Part) -> ImageSet | None:
+    prefixes = ("train",) if part == "train" else ("t10k", "test")
+    files = [_only(folder, prefixes, kind) for kind in ("images", "labels")]
+    if part == "test" and files == [None, None]:
+        return None
+    images, labels = (read_idx(_there(file, folder, part)) for file in files)
+    listed = folder / "classes.txt"
+    names = tuple(listed.read_text("utf-8").split("\n")) if listed.exists() else ()
+    return ImageSet(
+        images.unsqueeze(1) if images.ndim == 3 else images,  # noqa: PLR2004 - N, H, W
+        labels.to(torch.int64),
+        tuple(name.strip() for name in names if name.strip()),
+    )
+
+
+def _only(folder: Path, prefixes: Sequence[str], kind: str) -> Path | None:
+    found = [path for prefix in prefixes for path in folder.glob(f"*{prefix}-{kind}-idx*")]
+    if len(found) > 1:
+        raise DataError(f"{found[0]} and {found[1]} are both {kind}: remove one")
+    return found[0] if found else None
+
+
+def _there(file: Path | None, folder: Path, part: Part) -> Path:
+    if file is None:
+        raise DataError(f"{folder} lacks *{part}-images-idx* or *{part}-labels-idx*: add them")
+    return file
+
+
+def _folder(folder: Path, part: Part, form: Form) -> ImageSet | None:
+    if (folder / "train").is_dir():
+        folder = folder / part
+    elif part == "test":
+        return None
+    if not folder.is_dir():
+        if part == "test":
+            return None
+        raise DataError(f"{folder} is no folder: give one that holds a sub-folder for each class")
+    classes = sorted(path for path in folder.iterdir() if path.is_dir() and _shown(path))
+    files = [
+        (file, label)
+        for label, path in enumerate(classes)
+        for file in sorted(path.iterdir())
+        if _shown(file)
+    ]
+    if not files:
+        raise DataError(f"{folder} holds no images: give it a sub-folder of them for each class")
+    images = _fitted([file for file, _ in files], form)
+    names = tuple(path.name for path in classes)
+    return ImageSet(images, torch.tensor([label for _, label in files]), names)
+
+
+def _shown(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def _fitted(files: Sequence[Path], form: Form) -> Tensor:
+    """Return the files as uint8 [N, C, H, W]: grey if all are, else RGB.
+
+    They are converted and resized as the handler does it to what it is sent: scaled to fit, aspect
+    kept, on the middle of the background, which also shows through holes.
+    """
+    heads = [_head(file) for file in files]
+    grey = form.channels == 1 if form.channels else all(mode in GREY for mode, _ in heads)
+    size = form.size or _common_size(files, [size for _, size in heads])
+    scaled = [_scaled(file, "L" if grey else "RGB", size) for file in files]
+    background = _ground(scaled) if form.background is None else form.background
+    return torch.stack([_pixels(_laid(image, grey, size, background)) for image in scaled])
+
+
+def _ground(images: Sequence[Image.Image]) -> int:
+    opaque = (image.convert("RGB") if image.mode == "RGBA" else image for image in images)
+    return ground(torch.cat([border(_pixels(image)[None]) for image in opaque]))
+
+
+def _pixels(image: Image.Image) -> Tensor:
+    """Return an image of mode L or RGB as uint8 [C, H, W]."""
+    pixels = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)
+    return pixels.permute(2, 0, 1)
+
+
+def _common_size(files: Sequence[Path], sizes: Sequence[Size]) -> Size:
+    """Return (height, width) of the files, whose `sizes` are (width, height)."""
+    for file, size in zip(files, sizes, strict=True):
+        if size != sizes[0]:
+            raise DataError(
+                f"{file} is {size[1]}x{size[0]} but {files[0]} is {sizes[0][1]}x{sizes[0][0]}: "
+                "name the size that all are brought to with --size"
+            )
+    return sizes[0][1], sizes[0][0]
+
+
+def _head(file: Path) -> tuple[str, Size]:
+    """Return mode and upright (width, height)."""
+    with _opened(file) as image:
+        across = image.getexif().get(0x0112, 1) >= 5  # noqa: PLR2004 - EXIF: 5 to 8 lie on the side
+        return image.mode, image.size[::-1] if across else image.size
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    """Turn what Pillow says about a file into a DataError."""
+    try:
+        with Image.open(file) as image:
+            yield image
+    except UnidentifiedImageError as error:
+        raise DataError(f"{file} is no image: remove it") from error
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{file} is damaged ({error}): remove it") from error
+
+
+def _scaled(file: Path, mode: str, size: Size) -> Image.Image:
+    """Return the image upright and as large as it fits; of `mode`, or RGBA if it has holes."""
+    height, width = size
+    with _opened(file) as image:
+        image.draft(None, (2 * max(size),) * 2)
+        upright = _eight_bits(ImageOps.exif_transpose(image))
+        colours = upright.convert("RGBA" if upright.has_transparency_data else mode)
+    scale = min(width / colours.width, height / colours.height)
+    fitting = (max(1, round(colours.width * scale)), max(1, round(colours.height * scale)))
+    return colours.resize(fitting, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, where Pillow would cut it off."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+
+
+def _laid(image: Image.Image, grey: bool, size: Size, background: int) -> Image.Image:  # noqa: FBT001 - of two modes
+    """Return the image on the middle of its background."""
+    mode = "L" if grey else "RGB"
+    height, width = size
+    canvas = Image.new(mode, (width, height), (background,) * len(mode))
+    corner = ((width - image.width) // 2, (height - image.height) // 2)
+    canvas.paste(image, corner, image if image.mode == "RGBA" else None)
+    return canvas

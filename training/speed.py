@@ -1,0 +1,100 @@
+"""How fast this machine is, and which network suits a budget on it."""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .export import freeze
+from .networks import WIDTHS, named
+
+if TYPE_CHECKING:
+    from .classifier import ImageClassifier
+    from .recipe import Clock
+
+YARDSTICK = "S2(32,64,128)"
+"""What a machine's speed is told by."""
+
+BATCH = 256
+PASSES = 6
+"""Operations of a training step for each multiplication of a forward pass: two, once forward and
+twice backward."""
+
+
+def macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Return the multiplications of one image [C, H, W] in convolutions and linear layers."""
+    counted = []
+
+    def count(layer: nn.Module, _: Any, out: Tensor) -> None:  # noqa: ANN401 - torch's hook
+        weight = layer.get_parameter("weight")
+        counted.append(weight[0].numel() * out[0].numel())
+
+    layers = [each for each in network.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
+    hooks = [layer.register_forward_hook(count) for layer in layers]
+    with torch.no_grad():
+        network.eval()(torch.zeros(1, *shape))
+    for hook in hooks:
+        hook.remove()
+    return sum(counted)
+
+
+def speed(seconds: float = 1.0, clock: Clock = time.perf_counter) -> float:
+    """Return the GF/s at which this machine trains the yardstick, measured for so long."""
+    shape = (1, 28, 28)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = named(YARDSTICK)(1, 10).to(memory_format=torch.channels_last)
+        images, labels = torch.randn(BATCH, *shape), torch.randint(10, (BATCH,))
+    per_image = PASSES * macs(network, shape)
+    network.train()
+    _learn(network, images, labels)
+    start, steps = clock(), 0
+    while clock() - start < seconds or not steps:
+        _learn(network, images, labels)
+        steps += 1
+    return steps * BATCH * per_image / (clock() - start) / 1e9
+
+
+def _learn(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+    network.zero_grad()
+    torch.autograd.backward(functional.cross_entropy(network(images), labels))
+
+
+def epochs_for(budget: float) -> float:
+    """Return how many epochs so many seconds must hold: 7.5 in three minutes, 38 in an hour.
+
+    With fewer passes a wider network loses what its width gains.
+    """
+    return float(7.5 * (budget / 180) ** 0.54)
+
+
+def suited(budget: float, images: int, shape: tuple[int, int, int], gflops: float) -> str:
+    """Return the widest network that has epochs enough in the budget, or the narrowest."""
+    for name in WIDTHS:
+        operations = PASSES * macs(named(name)(shape[0], 10), shape) * images * epochs_for(budget)
+        if operations / (gflops * 1e9) <= budget:
+            return name
+    return WIDTHS[-1]
+
+
+def served(classifier: ImageClassifier, batch: int, seconds: float = 1.0) -> float:
+    """Return the images/s of the exported module in batches of so many, on torch's threads."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
+        module: Any = torch.jit.load(io.BytesIO(freeze(classifier)))  # type: ignore[no-untyped-call] # torch's
+    shape = (batch, classifier.channels, *classifier.size)
+    images = torch.randint(256, shape, dtype=torch.uint8)
+    with torch.inference_mode():
+        for _ in range(4):  # TorchScript compiles on the first runs of a shape
+            module(images)
+        start, done = time.perf_counter(), 0
+        while time.perf_counter() - start < seconds or not done:
+            module(images)
+            done += batch
+    return done / (time.perf_counter() - start)
