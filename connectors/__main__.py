@@ -62,6 +62,7 @@ from .settings import (
     PubSubSettings,
     Replay,
     Send,
+    SendPubSub,
     Settings,
     ShowDead,
     explained,
@@ -207,7 +208,9 @@ def _open_publisher(settings: Settings) -> Publisher:
         case PubSubSettings():
             from .brokers import pubsub  # noqa: PLC0415
 
-            return pubsub.open_publisher(_created(settings))
+            publisher = pubsub.open_publisher(_created(settings))
+            ordered = isinstance(settings, SendPubSub) and settings.ordering_keys
+            return publisher if ordered else clients.Unordered(publisher)
     raise _no_broker(settings)
 
 

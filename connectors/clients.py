@@ -62,6 +62,28 @@ class Publisher(Protocol):
         ...
 
 
+class Unordered:
+    """A Publisher that sends no keys; a record's key goes along as its header `name`.
+
+    For brokers to which a key is an order to keep, which costs a request for each key.
+    """
+
+    def __init__(self, publisher: Publisher) -> None:
+        self._publisher = publisher
+
+    def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+        """See `Publisher.publish`."""
+        self._publisher.publish(None, value, (*headers, ("name", key)))
+
+    def flush(self) -> None:
+        """See `Publisher.flush`."""
+        self._publisher.flush()
+
+    def close(self) -> None:
+        """See `Publisher.close`."""
+        self._publisher.close()
+
+
 class Reader(Protocol):
     """Reads committed records of one topic, outside any group.
 
@@ -259,10 +281,12 @@ class Board:
         self._times.append(now)
         if isinstance(found.get("time"), int):
             self._latencies.append(now - found["time"] / 1000)
-        self._judge(dict(record.headers).get("label"), found.get("class"))
+        headers = dict(record.headers)
+        self._judge(headers.get("label"), found.get("class"))
         score = found.get("score")
         shown = f"{score:.3f}" if isinstance(score, float) else ""
-        self._last.append((_text(record.key) or "", str(found.get("label", "?")), shown))
+        name = _text(record.key) or _text(headers.get("name")) or ""
+        self._last.append((name, str(found.get("label", "?")), shown))
 
     def _judge(self, label: bytes | None, predicted: object) -> None:
         if label is not None and predicted is not None:

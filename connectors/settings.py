@@ -477,6 +477,10 @@ class SendPubSub(Send, PubSubSettings):
     """
 
     input_topic: Id = Field(description="images in")
+    ordering_keys: bool = Field(
+        default=False,
+        description="make each image's name its ordering key, at the price of a request for each",
+    )
 
 
 class ListenPubSub(Listen, PubSubSettings):

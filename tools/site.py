@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 BROKERS = ("kafka", "pubsub")
+ONCE = ("kafka",)  # of which each result comes exactly once
 PARTITIONS = 3
 
 

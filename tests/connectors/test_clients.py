@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from connectors import clients
-from connectors.clients import Board, Picture, arrivals, listen, paced, read_idx, send
+from connectors.clients import Board, Picture, Unordered, arrivals, listen, paced, read_idx, send
 from connectors.errors import Exit, Stop
 from connectors.records import Record
 from connectors.settings import Listen, Send
@@ -170,6 +170,15 @@ def test_the_publisher_is_closed_when_the_topic_is_missing(data: Path) -> None:
     assert topic.calls == ["close"]
 
 
+def test_where_a_key_would_be_an_order_the_name_is_a_header(data: Path) -> None:
+    topic = Topic()
+    send(Send(test_set=True, data=data, limit=1), Unordered(topic))
+    ((key, _, headers),) = topic.records
+    assert key is None
+    assert headers[-2:] == (("label", b"7"), ("name", b"test/0"))
+    assert topic.calls == ["flush", "close"]
+
+
 def test_a_rate_holds_each_image_until_its_time() -> None:
     slept: list[float] = []
     now = 100.0
@@ -272,6 +281,15 @@ def test_a_wrong_prediction_counts_as_wrong() -> None:
     board.add(prediction(headers=(("label", b"9"),)), 0.0)
     board.add(prediction(headers=(("label", b"3"),)), 0.0)
     assert "50.00% of 2 right" in board.summary()
+
+
+def test_an_image_without_a_key_is_shown_by_its_name() -> None:
+    board = Board()
+    board.add(prediction(key=None, headers=(("name", b"test/7"),)), 0.0)
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(board.table())
+    assert "test/7" in capture.get()
 
 
 def test_a_key_cannot_command_the_terminal() -> None:

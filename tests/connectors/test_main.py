@@ -18,6 +18,7 @@ from connectors import __main__ as program
 from connectors import codec
 from connectors.__main__ import Line, Report, Watchdog, grammar, main, obeyed, run, watched
 from connectors.brokers.memory import Memory, MemoryBroker, Subscription
+from connectors.clients import Unordered
 from connectors.errors import Advice, Exit, Stop
 from connectors.relay import Policy, Relay, Tally
 from connectors.settings import ListenKafka, RunKafka, RunPubSub, SendKafka
@@ -228,7 +229,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_the_two_ends_of_pubsub_go_their_way(
     flags: list[str], made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    taken: list[tuple[object, ...]] = []
+    taken: list[object] = []
     pubsub = "connectors.brokers.pubsub"
     monkeypatch.setattr(f"{pubsub}.open_publisher", lambda _: "publisher")
     monkeypatch.setattr(f"{pubsub}.open_reader", lambda _, *asked: asked)
@@ -236,8 +237,12 @@ def test_the_two_ends_of_pubsub_go_their_way(
     monkeypatch.setattr("connectors.clients.listen", lambda _, way: taken.append(way))
     assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set", *flags]) == 0
     assert main(["listen", "pubsub", *PUBSUB, *OUT, "--from-beginning", *flags]) == 0
-    assert taken == ["publisher", ("predictions", True)]
+    unordered, reader = taken
+    assert isinstance(unordered, Unordered)
+    assert reader == ("predictions", True)
     assert made == ["images"] * 2 * len(flags)
+    assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set", "--ordering-keys"]) == 0
+    assert taken[2:] == ["publisher"]
 
 
 @pytest.mark.parametrize("flags", [[], ["--create"]])

@@ -18,7 +18,7 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcTranspor
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from google.pubsub_v1.types import PubsubMessage
 
-from tests.system.daemons import BOOT, Daemons, await_that, drained, ends, png
+from tests.system.daemons import BOOT, Daemons, drained, ends, png
 from tools.chaos.answers import AnswerProxy, serving
 from tools.chaos.pubsub.run import run
 from tools.chaos.pubsub.scene import Case
@@ -184,39 +184,46 @@ def test_who_is_asked_to_stop_publishes_what_it_can_and_gives_back_the_rest(
     assert len({one.result["id"] for one in first + rest}) == len(first + rest) == 1_000
 
 
-def test_a_service_that_is_away_costs_time_and_nothing_else(site: Site, server: TorchServe) -> None:
+def test_a_service_without_workers_costs_time_and_nothing_else(
+    site: Site, server: TorchServe
+) -> None:
     site.create()
-    proxy = site.stack.enter_context(serving(AnswerProxy(server.url)))
-    authority, proxy.target = proxy.target, proxy.target._replace(netloc="127.0.0.1:1")
-    daemon = site.daemon(proxy.url)
-    site.publish([PubsubMessage(data=BOOT) for _ in range(300)])
-    await_that(lambda: "has served nobody" in daemon.tail())
-    proxy.target = authority
-    assert len(site.read(site.topics[1], 300)) == 300
+    with serving(AnswerProxy(server.url)) as proxy:
+        proxy.order("503", 30)
+        site.publish([PubsubMessage(data=BOOT) for _ in range(300)])
+        site.daemon(proxy.url)
+        assert len(site.read(site.topics[1], 300)) == 300
+        assert proxy.given == {"503": 30}
     assert site.read(site.topics[2], 0) == []
 
 
-@pytest.mark.parametrize("lacking", [0, 1, 2])
-def test_what_is_missing_is_named_and_not_created(
-    site: Site, server: TorchServe, lacking: int
-) -> None:
-    there = [topic for topic in site.topics if topic != site.topics[lacking]]
-    for topic in there:
-        site.emulation.create_topic(topic)
-        site.emulation.create_subscription(topic, topic)
-    daemon = site.daemon(server.url)
-    assert ends(daemon, 60) == 69
-    assert site.topics[lacking] in daemon.tail()
-    assert len(daemon.tail().splitlines()) == 1
-    assert site.topics[lacking] not in site.emulation.topics()
+def test_what_is_missing_is_named_and_not_created(site: Site, server: TorchServe) -> None:
+    site.create()
+    flags = ("--subscription", "--output-topic", "--dead-letter-topic")
+    daemons = [site.daemon(server.url, flag, f"no{flag}") for flag in flags]
+    for flag, daemon in zip(flags, daemons, strict=True):
+        assert ends(daemon, 60) == 69
+        assert f"no{flag}" in daemon.tail()
+        assert len(daemon.tail().splitlines()) == 1
+    assert not {f"no{flag}" for flag in flags} & set(site.emulation.topics())
 
 
+SEED = 6  # strikes in the middle of the load
 CASES = [
-    Case(name="kills", duration=12.0, rate=200.0, counts={"relay killed": 3}, seed=1),
-    Case(name="keys", duration=10.0, rate=50.0, keys=25, counts={"relay killed": 1}, seed=1),
-    Case(name="cuts", duration=6.0, rate=200.0, relays=1, counts={"stream cut": 2}, seed=1),
-    # Each message is held for 13 s, most of them for 26, with leases of 10 s.
-    Case(name="slow", duration=0.5, rate=200.0, relays=1, delay=13.0, once=True, counts={}),
+    Case(name="kills", duration=8.0, rate=300.0, counts={"relay killed": 3}, seed=SEED),
+    Case(name="keys", duration=8.0, rate=50.0, keys=25, counts={"relay killed": 2}, seed=SEED),
+    Case(name="cuts", duration=6.0, rate=200.0, relays=1, counts={"stream cut": 2}, seed=SEED),
+    # Each message is held for 20 s, some for 40, with leases of 10 s.
+    Case(
+        name="slow",
+        duration=0.2,
+        rate=500.0,
+        relays=1,
+        delay=20.0,
+        flags=("--in-flight", "16", "--timeout", "60"),
+        once=True,
+        counts={},
+    ),
 ]
 
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from tools.chaos.load import Feeder, KafkaOutlet, inputs
 from tools.chaos.run import await_quiet
-from tools.chaos.scene import TOPICS, classes, relay_argv
+from tools.chaos.scene import QUIET, TOPICS, classes, relay_argv
 from tools.chaos.victims import Seat
 from tools.chaos.watch import Watch
 from tools.stack import StackError, TorchServe, free_ports
@@ -280,7 +280,7 @@ def run(
         while feeder.feeding() or watch.ledger.entered < feeder.sent:
             watch.check()
             time.sleep(0.1)
-        await_quiet(watch)
+        await_quiet(watch, QUIET)
         return {kind: found for kind, found in watch.ledger.findings().items() if found}
 
 

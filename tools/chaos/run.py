@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 LOOK = 0.2  # seconds between two looks at how it goes
 TOLD = 10.0  # seconds between two lines about it
-QUIET = 8.0  # seconds without a record; an orphan transaction hides what follows it for 5
 
 
 def run(settings: Settings, folder: Path, say: Say) -> Report:
@@ -88,13 +87,13 @@ def part(scene: Scene) -> None:
     for seat in scene.seats:
         if code := seat.leave():
             scene.exits[code] += 1
-    await_quiet(scene.watch)
+    await_quiet(scene.watch, scene.settings.quiet)
 
 
-def await_quiet(watch: Witness) -> None:
-    """Return when for long enough no outcome has appeared."""
+def await_quiet(watch: Witness, seconds: float) -> None:
+    """Return when for so long no outcome has appeared."""
     seen, since = -1, time.monotonic()
-    while time.monotonic() - since < QUIET:
+    while time.monotonic() - since < seconds:
         watch.check()
         if seen != watch.ledger.settled:
             seen, since = watch.ledger.settled, time.monotonic()

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from tools.chaos.ledger import Ledger, Pulse
 
+QUIET = 8.0  # seconds without a record; an orphan transaction hides what follows it for 5
 GROUP = "chaos"
 TOPICS = Topics()
 QUICK = ["--session-timeout", "6", "--heartbeat-interval", "1.5", "--transaction-timeout", "4"]
@@ -44,6 +45,7 @@ class Settings:
     each answer of the service, so that the relays hold records whenever they are struck;
     `proxied`: whether there is anybody in between who could do that and answer badly.
     `patience`: so long without an outcome after the load, and what is missing counts as lost.
+    `quiet`: so long without an outcome when the relays have left, and there are no more.
     `program`: what `python -m` starts as a relay. `hasty`: the first outcome that is one too many
     ends the run.
     """
@@ -57,6 +59,7 @@ class Settings:
     delay: float = 0.3
     proxied: bool = True
     patience: float = 90.0
+    quiet: float = QUIET
     program: tuple[str, ...] = ("connectors",)
     hasty: bool = False
     counts: Mapping[Kind, int] | None = None

@@ -44,6 +44,7 @@ class Case(Settings):
 
     name: str
     relays: int = 2
+    quiet: float = 2.0
     keys: int = 0
     flags: tuple[str, ...] = ()
     once: bool = False
