@@ -27,7 +27,7 @@ from tools.chaos.answers import AnswerProxy, serving
 from tools.chaos.ledger import behind
 from tools.chaos.load import Feeder, Input, KafkaOutlet
 from tools.chaos.run import await_quiet
-from tools.chaos.scene import GROUP, TOPICS, relay_argv
+from tools.chaos.scene import GROUP, QUIET, TOPICS, relay_argv
 from tools.chaos.verdict import Verdict, concluded, logs_of
 from tools.chaos.victims import Seat
 from tools.chaos.watch import Watch, committed, whole
@@ -211,7 +211,7 @@ def run(rate: float, folder: Path, say: Callable[[str], None]) -> Verdict:
         say(f"it is a dead letter, after {condemned.at - accused.at:.0f} s")
         stage.wait_for(stage.complete)
         stage.seat.leave()
-        await_quiet(stage.watch)
+        await_quiet(stage.watch, QUIET)
         found = stage.watch.ledger.findings() | {
             "partitions not committed": behind(
                 stage.watch.ledger.ends(), committed(stage.servers, GROUP)
