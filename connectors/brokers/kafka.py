@@ -479,9 +479,9 @@ class _Source:
             "isolation_level": "read_committed",
             "auto_offset_reset": "none",  # never jump: out of range is for a person to decide
             "fetch_max_bytes": 16 << 20,
-            # What a partition has sent stays in memory until it is read: with the 1 MiB of default,
-            # 9 partitions and a full topic it came and went by 30 MB. A larger record comes alone.
-            "max_partition_fetch_bytes": 128 << 10,
+            # What a partition has sent stays in memory until it is read: with the 1 MiB of default
+            # 9 partitions of a full topic moved it by 30 MB. A larger record comes alone.
+            "max_partition_fetch_bytes": 64 << 10,
         }
         self._consumer, _ = _open(KafkaConsumer, settings, ours)
         self._consumer.subscribe([settings.input_topic])
