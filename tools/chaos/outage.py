@@ -20,7 +20,7 @@ from tools.chaos.groups import generations
 from tools.chaos.load import PICTURES
 from tools.chaos.meter import HELD, Sample, back_after, count_at, metered, rate
 from tools.chaos.run import findings, part
-from tools.chaos.scene import GROUP, KafkaScene, Settings
+from tools.chaos.scene import GROUP, KafkaScene, Settings, forget
 from tools.chaos.verdict import Verdict, concluded, logs_of
 from tools.stack import ROOT, StackError
 
@@ -70,7 +70,9 @@ def run(settings: Settings, away: float, folder: Path) -> Verdict:
             "generation_before": max(before, default=None),
             "generation_after": max(after, default=None),
         }
-        return Verdict(figures | broken, complaints(figures, broken))
+    if not any(broken.values()):
+        forget(folder)
+    return Verdict(figures | broken, complaints(figures, broken))
 
 
 def outage(scene: KafkaScene, away: float) -> Times:

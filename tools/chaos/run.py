@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from tools.chaos.ledger import behind, examples
 from tools.chaos.report import Report
-from tools.chaos.scene import GROUP, KafkaScene
+from tools.chaos.scene import GROUP, KafkaScene, forget
 from tools.chaos.victims import live
 from tools.chaos.watch import committed
 
@@ -30,7 +30,10 @@ TOLD = 10.0  # seconds between two lines about it
 
 
 def run(settings: Settings, folder: Path, say: Say) -> Report:
-    """Do one run; the relays' logs stay in `folder`. Raises StackError when a server fails."""
+    """Do one run; the relays' logs stay in `folder`, and what Kafka wrote if the promise broke.
+
+    Raises StackError when a server fails.
+    """
     say(f"seed {settings.seed}; starting Kafka and TorchServe")
     with ExitStack() as stack:
         scene = KafkaScene.set(settings, folder, stack)
@@ -39,7 +42,10 @@ def run(settings: Settings, folder: Path, say: Say) -> Report:
         say("the relays leave, and the last outcomes are read")
         part(scene)
         happened = sum((each.result() for each in lives), Counter())
-        return report(scene, happened, findings(scene, ended=ended))
+        found = report(scene, happened, findings(scene, ended=ended))
+    if found.kept:
+        forget(folder)
+    return found
 
 
 @contextmanager

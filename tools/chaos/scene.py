@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import shutil
 import sys
 import threading
 import time
@@ -159,9 +160,13 @@ class KafkaScene(Scene):
 
     @classmethod
     def set(cls, settings: Settings, folder: Path, stack: ExitStack) -> Self:
-        """Start the servers, and make the rest ready; all of it ends with `stack`."""
+        """Start the servers, and make the rest ready; all of it ends with `stack`.
+
+        What Kafka wrote stays in `folder`, for those who have to find out what went wrong.
+        """
         controller, plain, guarded, *ports = steady_ports(3 + len(PORTS))
-        kafka = stack.enter_context(Kafka(ports=(controller, plain, guarded)))
+        forget(folder)
+        kafka = stack.enter_context(Kafka(folder / "kafka", ports=(controller, plain, guarded)))
         for topic in TOPICS:
             kafka.create_topic(topic, settings.partitions)
         server = stack.enter_context(TorchServe(overrides=on_ports(ports)))
@@ -206,6 +211,11 @@ class KafkaScene(Scene):
             "service restarted": [service],
             "bad answers": [Answers(self.proxy, self.settings.chance("answers"))],
         }
+
+
+def forget(folder: Path) -> None:
+    """Remove what Kafka wrote in a run."""
+    shutil.rmtree(folder / "kafka", ignore_errors=True)
 
 
 def steady_ports(count: int) -> list[int]:
