@@ -87,6 +87,9 @@ CALL = 10.0
 CLOSE = 3.0
 """Seconds for closing one client."""
 
+SESSIONS = 5
+"""Session timeouts that a rebalance waits for a member; one lap of the loop takes less."""
+
 LARGEST = 64 << 20
 """Bytes of one request; a broker hangs up at 100 MiB (`socket.request.max.bytes`)."""
 
@@ -442,6 +445,11 @@ def _offsets(parcels: Iterable[_Parcel], note: str) -> Offsets:
 # Reading
 
 
+def _rebalance_timeout(settings: KafkaSettings) -> float:
+    """Seconds; a daemon that is stuck for longer gives up, so the group need not wait for it."""
+    return min(settings.stuck_after, SESSIONS * settings.session_timeout)
+
+
 def _record(found: Untyped) -> Record:
     topic, partition, offset = found.topic, found.partition, found.offset
     return Record(
@@ -473,8 +481,9 @@ class _Source:
             "group_id": settings.group,
             "session_timeout_ms": round(settings.session_timeout * 1000),
             "heartbeat_interval_ms": round(settings.heartbeat_interval * 1000),
-            # A daemon that is stuck for so long gives up; the group need not wait longer either.
-            "max_poll_interval_ms": round(settings.stuck_after * 1000),
+            # So long a rebalance waits for a member: one that died while the coordinator restarted
+            # may outlive its session there (seen with Kafka 4.1.0), and all waited for it in vain.
+            "max_poll_interval_ms": round(_rebalance_timeout(settings) * 1000),
             "enable_auto_commit": False,
             "isolation_level": "read_committed",
             "auto_offset_reset": "none",  # never jump: out of range is for a person to decide

@@ -786,6 +786,15 @@ def test_offsets_are_committed_under_the_generation_that_they_were_read_under(
     assert not any(kafka.committed(topics).values())
 
 
+@pytest.mark.parametrize(("stuck_after", "expected"), [(120.0, 35_000), (20.0, 20_000)])
+def test_a_rebalance_waits_for_five_sessions_and_no_longer_than_for_a_stuck_daemon(
+    kafka: KafkaHarness, stuck_after: float, expected: int
+) -> None:
+    settings = kafka.settings(kafka.topics(), stuck_after=stuck_after, session_timeout=7.0)
+    broker = kafka.closing(KafkaBroker(settings, conformance.encode))
+    assert consumer_of(broker).config["max_poll_interval_ms"] == expected
+
+
 def test_a_broker_that_is_killed_and_comes_back_costs_nothing(
     guarded: KafkaHarness, server: Kafka
 ) -> None:
