@@ -263,7 +263,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tools.chaos.soak", description=__doc__)
     made.add_argument("--length", type=float, default=600.0, help="seconds, after the warm-up")
-    made.add_argument("--warm-up", type=float, default=60.0, help="seconds that do not count")
+    made.add_argument("--warm-up", type=float, default=180.0, help="seconds that do not count")
     made.add_argument("--output", type=Path, default=ROOT / "run" / "soak.json")
     return made
 
