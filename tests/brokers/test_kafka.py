@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import os
 import socket
@@ -65,6 +64,7 @@ if TYPE_CHECKING:
 
 pytestmark = [
     pytest.mark.system,
+    pytest.mark.usefixtures("swept"),
     # kafka-python leaves the sockets of refused connections to the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
@@ -84,13 +84,6 @@ def server() -> Iterator[Kafka]:
         except StackError as error:
             missing(str(error))
         yield kafka
-
-
-@pytest.fixture(autouse=True)
-def swept() -> Iterator[None]:
-    """Collect the leaked sockets here, where the filter above holds, and not in another test."""
-    yield
-    gc.collect()
 
 
 @pytest.fixture(scope="session")

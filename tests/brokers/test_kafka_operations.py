@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
     from .conformance import Published
 
-pytestmark = pytest.mark.system
+pytestmark = [
+    pytest.mark.system,
+    pytest.mark.usefixtures("swept"),
+    # kafka-python leaves the sockets of refused connections to the garbage collector.
+    pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
+]
 
 TRACE = ("traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 BODY: dict[str, Any] = {"class": 9, "label": "Ankle boot", "score": 0.9, "top": [], "model": {}}
