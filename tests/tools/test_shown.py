@@ -161,7 +161,7 @@ def test_a_killer_that_harmed_itself_only_passes() -> None:
     [
         {"extra_calls": 25},
         {"longest_call_seconds": 20.0},
-        {"images_in_its_first_pack": 63},
+        {"images_in_its_first_pack": 32},
         {"dead_letters": 2},
         {"reason": "not_an_image"},
         {"attempts": 1},
