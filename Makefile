@@ -5,7 +5,7 @@ BIN := .venv/bin
 BUDGET ?= 3m
 BROKER ?= kafka
 CHAOS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH))
-CONTROLS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub.controls,tools.chaos.controls tools.chaos.link)
+CONTROLS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub.controls,tools.chaos.controls tools.chaos.link tools.chaos.reload)
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
 

@@ -476,6 +476,7 @@ class _Source:
         self.note = note
         self._settings = settings
         self._committed: dict[TopicPartition, int] = {}
+        self._floor: dict[TopicPartition, int] = {}  # below which no committed offset can be
         self._handed_out: dict[TopicPartition, int] = {}  # what follows the last one
         ours = {
             "group_id": settings.group,
@@ -586,12 +587,29 @@ class _Source:
             self.membership = now
 
     def _place(self, partition: TopicPartition) -> None:
-        _forget_fetches(self._consumer)
-        offset = self._consumer.committed(partition, timeout_ms=CALL * 1000)
+        offset = self._ask_committed(partition)
         if offset is None:
             offset = self._first(partition)
         self._consumer.seek(partition, offset)
         self._committed[partition] = self._handed_out[partition] = offset
+
+    def _ask_committed(self, partition: TopicPartition) -> int | None:
+        """The group's offset, unless it is older than one that was seen before.
+
+        A coordinator of Kafka 4 that has just been restarted may answer while it still reads its
+        log (docs/decisions/013). It is asked again until it is done.
+        """
+        _forget_fetches(self._consumer)
+        offset: int | None = self._consumer.committed(partition, timeout_ms=CALL * 1000)
+        known = self._floor.get(partition, -1)
+        if (-1 if offset is None else offset) < known:
+            raise kafka_errors.CoordinatorLoadInProgressError(
+                f"the group's offset of {partition.topic}/{partition.partition} went back from "
+                f"{known} to {offset}; if somebody has reset it, restart this daemon"
+            )
+        if offset is not None:
+            self._floor[partition] = offset
+        return offset
 
     def _first(self, partition: TopicPartition) -> int:
         """Where a group without an offset begins.
@@ -625,8 +643,10 @@ class _Source:
         self.acknowledged(offsets)
 
     def acknowledged(self, offsets: Offsets) -> None:
-        """Remember what has been committed, for `lag`."""
-        self._committed |= {partition: one.offset for partition, one in offsets.items()}
+        """Remember what has been committed."""
+        done = {partition: one.offset for partition, one in offsets.items()}
+        self._committed |= done
+        self._floor |= done
 
     def lag(self) -> dict[Hashable, int]:
         """Records in each lane that are not acknowledged, as far as the broker has said."""

@@ -716,6 +716,31 @@ def test_an_old_answer_about_offsets_is_not_taken_for_a_new_one(kafka: KafkaHarn
     assert take(kafka, broker, 1)[0].id == records[2].id
 
 
+@pytest.mark.parametrize("stale", [1, None])
+def test_an_offset_that_went_back_is_asked_for_again(
+    kafka: KafkaHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stale: int | None,
+) -> None:
+    """What a coordinator says that has not read all of its log yet (docs/decisions/013)."""
+    topics = kafka.topics(partitions=1)
+    for _ in range(4):
+        kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics)
+    records = take(kafka, broker, 4)
+    broker.commit(predicted(records[:1]))
+    broker.commit(predicted(records[1:3]))
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer_of(broker), "committed", lambda *_, **__: stale)
+        kafka.break_commit(broker, after=0)
+        with pytest.raises(Rewound):
+            broker.commit(predicted(records[3:]))
+        assert [broker.poll(10, 0.1) for _ in range(3)] == [[], [], []]
+    assert f"{topics.input}/0 went back from 3 to {stale}" in caplog.text
+    assert [record.id for record in take(kafka, broker, 1)] == [records[3].id]
+
+
 def test_nothing_is_handed_out_while_a_rewind_is_owed(
     kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -114,6 +114,17 @@ def cut_off_ignored() -> None:
     broken._Wire._count = lambda *_: None
 
 
+def offsets_believed() -> None:
+    """What the coordinator says is true, even when it knew better before."""
+    ask = broken._Source._ask_committed
+
+    def trusting(self: Any, partition: TopicPartition) -> Any:
+        self._floor.clear()
+        return ask(self, partition)
+
+    broken._Source._ask_committed = trusting
+
+
 BUGS: Mapping[str, Callable[[], None]] = {
     "late-generation": late_generation,
     "no-generation": no_generation,
@@ -121,6 +132,7 @@ BUGS: Mapping[str, Callable[[], None]] = {
     "letters-outside": letters_outside,
     "abort-ignored": abort_ignored,
     "cut-off-ignored": cut_off_ignored,
+    "offsets-believed": offsets_believed,
 }
 
 
