@@ -2,10 +2,12 @@
 
 import os
 
-# torch's threads wait for each other many times a batch, by spinning. Beside other busy processes
-# every spin costs a slice of somebody's time: 3 images/s instead of 400, seen with ten processes
-# on two cores. The policy is read once, when torch is loaded; whoever set it knows better.
+# torch's threads wait for each other many times a batch. Sleeping at once costs a fifth of the
+# speed of an idle machine; spinning for long costs, beside other busy processes, a slice of
+# somebody's time at each wait. So they spin for some 0.1 ms, then sleep (docs/decisions/006).
+# Both settings are read once, when torch is loaded; whoever set them knows better.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 from .classifier import History, ImageClassifier
 
