@@ -20,6 +20,7 @@ from .evaluation import judge, robustness
 from .export import describe, export
 from .files import written_whole
 from .interruption import Interruption
+from .memory import keep_freed
 from .networks import DEFAULT
 from .options import PLANNED, parser
 from .progress import Progress
@@ -28,7 +29,7 @@ from .reports import draw_confusion, draw_curves, draw_mistakes, draw_reliabilit
 from .runs import LATEST, Plan, Run
 from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
 from .speed import YARDSTICK, speed, suited
-from .study import ablation, frontier, table_of
+from .study import FAST, ablation, best, entries, frontier, table_of
 
 if TYPE_CHECKING:
     import argparse
@@ -48,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     # Numbers next to zero are computed many times slower than zero, and mean nothing here.
     torch.set_flush_denormal(True)
+    keep_freed()
     try:
         return COMMANDS[options.verb](options)
     except TrainingError as error:
@@ -171,11 +173,17 @@ def compare(options: argparse.Namespace) -> int:
     """Print size, accuracy and speed of every network."""
     torch.set_num_threads(options.threads or 2)
     training, validation = split(training_images(FASHION_MNIST, data_folder(options.data_dir)))
-    found = []
-    for each in frontier(training, validation, Recipe(), budget=options.budget or 30.0):
-        _say(f"{each.name}: {percent(each.accuracy)}")
-        found.append(each)
-    _report(options, {"networks": [asdict(each) for each in found]}, table_of(found))
+    entered = []
+    for entry in entries(training, validation, Recipe(), budget=options.budget or 30.0):
+        _say(f"{entry.name}: {percent(entry.accuracy)}")
+        entered.append(entry)
+    found = frontier(entered)
+    chosen = best(found).name
+    _report(
+        options,
+        {"networks": [asdict(each) for each in found], "best": chosen},
+        f"{table_of(found)}\n\nthe best at {FAST} times the tutorial's speed or more: {chosen}",
+    )
     return OK
 
 

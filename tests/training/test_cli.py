@@ -293,16 +293,42 @@ def test_the_ablation_changes_one_thing_at_a_time(capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.usefixtures("workplace")
-def test_the_frontier_has_a_row_for_each_network(
+def test_the_frontier_has_a_row_for_each_network_and_names_the_best(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "served", lambda _classifier, batch, _seconds: 1000.0 * batch)
+    monkeypatch.setattr(study, "served", lambda _module, images, _seconds: 1000.0 * len(images))
 
     assert main(["frontier", "--threads", "1"]) == 0
 
-    rows = capsys.readouterr().out.splitlines()[2:]
+    said = capsys.readouterr()
+    *rows, _, best = said.out.splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == [f"| {name}" for name in NETWORKS]
-    assert all(row.endswith("| 64,000 | 1,000 |") for row in rows)
+    assert all(row.endswith("| 64,000 | 1,000 | 1.00 |") for row in rows)
+    told = (line.removesuffix(" %").split(": ") for line in said.err.splitlines())
+    accuracies = {name: float(accuracy) for name, accuracy in told}
+    name = best.removeprefix("the best at 0.9 times the tutorial's speed or more: ")
+    assert accuracies[name] == max(accuracies.values())
+
+
+def test_networks_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    entered = [
+        study.Entry(name, ImageClassifier(1, 2, size=9, network=name), accuracy)
+        for name, accuracy in {"tutorial": 0.90, "P(16,48,96)": 0.91, "P(24,64,128)": 0.93}.items()
+    ]
+    # In batches of 64 and one by one, network after network; the second round is twice as slow.
+    first = [100.0, 90.0, 60.0, 10.0, 9.0, 6.0]
+    rounds = iter(first + [speed / 2 for speed in first] + [40.0, 40.0, 40.0, 4.0, 4.0, 4.0])
+    monkeypatch.setattr(study, "served", lambda *_: next(rounds))
+
+    found = study.frontier(entered, rounds=3)
+
+    assert [point.relative for point in found] == pytest.approx([1.0, 0.9, 0.6])
+    assert [dict(point.per_second) for point in found] == [
+        {64: 50.0, 1: 5.0},
+        {64: 45.0, 1: 4.5},
+        {64: 40.0, 1: 4.0},
+    ]
+    assert study.best(found).name == "P(16,48,96)"
 
 
 @pytest.mark.usefixtures("workplace")

@@ -7,7 +7,7 @@ import torch
 
 from training import ImageClassifier
 from training.networks import NETWORKS, named
-from training.speed import epochs_for, macs, served, speed, suited
+from training.speed import epochs_for, loaded, macs, served, speed, suited
 
 MNIST = (1, 28, 28)
 
@@ -45,7 +45,7 @@ def test_the_speed_is_operations_over_seconds() -> None:
 def test_more_time_is_given_to_more_epochs_and_to_a_wider_network() -> None:
     budgets = (60.0, 180.0, 900.0, 3600.0)
 
-    assert [round(epochs_for(budget)) for budget in budgets] == [4, 8, 18, 38]
+    assert [round(epochs_for(budget)) for budget in budgets] == [9, 12, 19, 29]
     assert [suited(budget, 55_000, MNIST, 80.0) for budget in budgets] == [
         "P(16,48,96)",
         "P(16,48,96)",
@@ -64,4 +64,5 @@ def test_a_slow_machine_and_large_images_get_a_narrow_network() -> None:
 def test_every_network_can_be_served(name: str) -> None:
     classifier = ImageClassifier(3, 4, size=(9, 13), network=name)
 
-    assert served(classifier, batch=2, seconds=0.0) > 0
+    images = torch.zeros(2, 3, 9, 13, dtype=torch.uint8)
+    assert served(loaded(classifier), images, seconds=0.0) > 0
