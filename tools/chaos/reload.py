@@ -9,7 +9,6 @@ whatever it is told.
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
@@ -91,6 +90,11 @@ def fill(servers: str) -> None:
     consumer.close(timeout_ms=5_000)
 
 
+def taken(broker: KafkaBroker) -> list[Settled]:
+    """Take some records and answer them."""
+    return [Settled(record, Prediction({})) for record in broker.poll(PACK, 0.2)]
+
+
 def settle(broker: KafkaBroker, count: int) -> int:
     """Answer records until there were so many; return how many there were."""
     done, until = 0, time.monotonic() + PATIENCE
@@ -98,9 +102,9 @@ def settle(broker: KafkaBroker, count: int) -> int:
         if time.monotonic() > until:
             raise StackError(f"only {done} of {count} records came in {PATIENCE:.0f} s")
         with suppress(Rewound):
-            records = broker.poll(PACK, 0.2)
-            broker.commit([Settled(record, Prediction({})) for record in records])
-            done += len(records)
+            if held := taken(broker):
+                broker.commit(held)
+                done += len(held)
     return done
 
 
@@ -108,10 +112,10 @@ def strike(kafka: SlowKafka, broker: KafkaBroker) -> None:
     """Kill and restart Kafka while records are held, so that they cannot be committed."""
     held: list[Settled] = []
     while not held:
-        held = [Settled(record, Prediction({})) for record in broker.poll(PACK, 0.2)]
+        held = taken(broker)
     kafka.slow_down()
     kafka.kill()
-    threading.Thread(target=kafka.start, args=(PATIENCE,)).start()
+    kafka.process.start()
     with suppress(Rewound):
         broker.commit(held)
 
