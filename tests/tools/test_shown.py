@@ -165,7 +165,7 @@ def test_a_killer_that_harmed_itself_only_passes() -> None:
         {"dead_letters": 2},
         {"reason": "not_an_image"},
         {"attempts": 1},
-        {"others_settled_meanwhile": 499},
+        {"others_settled_meanwhile": 249},
         {"others_that_came_meanwhile": 0},
     ],
 )
