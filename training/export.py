@@ -124,16 +124,21 @@ def freeze(classifier: ImageClassifier) -> bytes:
     return content.getvalue()
 
 
+def loaded(module: bytes) -> Any:  # noqa: ANN401 - torch's module has no types
+    """Return the module of such a file, as a server loads it."""
+    with _torchscript_is_deprecated():
+        return torch.jit.load(io.BytesIO(module), map_location="cpu")  # type: ignore[no-untyped-call] # torch's
+
+
 def prove(classifier: ImageClassifier, module: bytes, images: Tensor) -> None:
     """Raise ExportError unless the module, loaded from its bytes, answers as the classifier."""
-    with _torchscript_is_deprecated():
-        loaded = torch.jit.load(io.BytesIO(module), map_location="cpu")  # type: ignore[no-untyped-call] # torch has no types for it
+    served = loaded(module)
     for size in (*PROOF_BATCHES, BATCH):
         # All of the images once, in the size that is quickest; a few in every other one.
         part = images if size == BATCH else images[: 2 * size + 1]
         expected = classifier.predict(part)
         with torch.inference_mode():
-            found = torch.cat([loaded(batch) for batch in torch.split(part, size)])
+            found = torch.cat([served(batch) for batch in torch.split(part, size)])
         _compare(expected, found, size)
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .export import freeze
 from .networks import WIDTHS, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .classifier import ImageClassifier
     from .recipe import Clock
 
 YARDSTICK = "S2(32,64,128)"
@@ -83,13 +79,6 @@ def suited(budget: float, images: int, shape: tuple[int, int, int], gflops: floa
         if operations / (gflops * 1e9) <= budget:
             return name
     return WIDTHS[-1]
-
-
-def loaded(classifier: ImageClassifier) -> Any:  # noqa: ANN401 - torch's module has no types
-    """Return the exported module, as a server loads it."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)
-        return torch.jit.load(io.BytesIO(freeze(classifier)))  # type: ignore[no-untyped-call] # torch's
 
 
 def served(module: Callable[[Tensor], Tensor], images: Tensor, seconds: float = 1.0) -> float:

@@ -14,8 +14,9 @@ import torch
 
 from .card import percent, table
 from .classifier import ImageClassifier
+from .export import freeze, loaded
 from .networks import NETWORKS, TUTORIAL
-from .speed import loaded, macs, served
+from .speed import macs, served
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -135,8 +136,9 @@ def entries(
 
 def frontier(entered: Sequence[Entry], *, rounds: int = 9, seconds: float = 0.3) -> list[Point]:
     """Serve the entries, the tutorial's network among them, in turns; so long in each round."""
-    modules = {entry.name: loaded(entry.classifier) for entry in entered}
-    shape = _shape(entered[0].classifier)
+    modules = {entry.name: loaded(freeze(entry.classifier)) for entry in entered}
+    classifier = entered[0].classifier
+    shape = (classifier.channels, *classifier.size)
     images = {batch: torch.zeros(batch, *shape, dtype=torch.uint8) for batch in BATCHES}
     told = [
         {
@@ -166,10 +168,6 @@ def frontier(entered: Sequence[Entry], *, rounds: int = 9, seconds: float = 0.3)
 def best(points: Sequence[Point]) -> Point:
     """Return the most accurate network that is served about as fast as the tutorial's."""
     return max((each for each in points if each.relative >= FAST), key=lambda each: each.accuracy)
-
-
-def _shape(classifier: ImageClassifier) -> tuple[int, int, int]:
-    return classifier.channels, *classifier.size
 
 
 def _trained(

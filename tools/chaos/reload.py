@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 from collections import Counter
-from contextlib import ExitStack, suppress
+from contextlib import closing, suppress
 
 from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 
@@ -122,21 +122,18 @@ def strike(kafka: SlowKafka, broker: KafkaBroker) -> None:
 
 def run() -> list[str]:
     """Return the records that were answered more than once."""
-    with ExitStack() as stack:
-        kafka = stack.enter_context(SlowKafka())
+    with SlowKafka() as kafka:
         servers = kafka.plain_servers
         for topic in (INPUT, OUTPUT, DEAD, FILLER):
             kafka.create_topic(topic, PARTITIONS)
         produce(servers)
-        early = opened(servers)
-        done = settle(early, PARTITIONS * RECORDS // 10)
-        early.close()
+        with closing(opened(servers)) as early:
+            done = settle(early, PARTITIONS * RECORDS // 10)
         fill(servers)
-        broker = opened(servers)
-        stack.callback(broker.close)
-        done += settle(broker, PARTITIONS * RECORDS // 2)
-        strike(kafka, broker)
-        settle(broker, PARTITIONS * RECORDS - done)
+        with closing(opened(servers)) as broker:
+            done += settle(broker, PARTITIONS * RECORDS // 2)
+            strike(kafka, broker)
+            settle(broker, PARTITIONS * RECORDS - done)
         answered = Counter(found.value.decode() for found in whole(servers, OUTPUT))
     return [name for name, count in answered.items() if count > 1]
 
