@@ -64,8 +64,26 @@ LAWS = [
             "connectors.errors",
             "connectors.settings",  # the type of them
             "connectors.brokers.delivery",
+            "connectors.brokers.kafka_clients",
+            "connectors.brokers.kafka_outcomes",
         },
         {"kafka"},
+    ),
+    Law(
+        "connectors/brokers/kafka_clients.py",
+        {"connectors.errors", "connectors.settings"},
+        {"kafka"},
+        CLOCKS - {"socket"},  # whether anybody listens
+    ),
+    Law(
+        "connectors/brokers/kafka_outcomes.py",
+        {
+            "connectors.settings",
+            "connectors.brokers.delivery",
+            "connectors.brokers.kafka_clients",
+        },
+        {"kafka"},
+        CLOCKS - {"time"},  # how long the ends are read
     ),
     Law("connectors/brokers/pubsub_stream.py", set(), {"google"}, CLOCKS - {"time"}),
     Law(
@@ -87,6 +105,7 @@ LAWS = [
             "connectors.errors",
             "connectors.settings",
             "connectors.brokers.kafka",
+            "connectors.brokers.kafka_clients",
             "connectors.brokers.delivery",
         },
         {"kafka"},

@@ -21,30 +21,44 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import socket
 import time
 from collections import deque
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
+from kafka import KafkaConsumer, KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.errors import KafkaError
-from kafka.net.compat import KafkaNetClient
-from kafka.protocol.producer import (
-    AddOffsetsToTxnRequest,
-    AddPartitionsToTxnRequest,
-    EndTxnRequest,
-    TxnOffsetCommitRequest,
-)
 from kafka.structs import MemberState
 
 from ..errors import Exit, Rewound, Stop
 from ..records import Message, Record, Rejection, Settled
 from .delivery import ORIGIN, OURS, Backoff, Parcel, before, complaint, replaced
+from .kafka_clients import (
+    CALL,
+    CLOSE,
+    abandon,
+    check,
+    forget_fetches,
+    open_client,
+    partition_counts,
+    position_of,
+    reaching,
+    rejoin,
+    unreadable,
+)
+from .kafka_outcomes import SOURCE, Outcomes, Source
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Hashable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from ..records import Headers
     from ..settings import KafkaSettings
@@ -54,38 +68,10 @@ Untyped = Any  # an object of kafka-python, which ships no types
 
 log = logging.getLogger(__name__)
 
-FENCED = (
-    kafka_errors.ProducerFencedError,
-    kafka_errors.InvalidProducerEpochError,  # the same, as partitions say it
-    kafka_errors.FencedInstanceIdError,
-)
-REFUSED = (
-    kafka_errors.AuthorizationError,
-    kafka_errors.SaslAuthenticationFailedError,
-    kafka_errors.UnsupportedSaslMechanismError,
-)
-UNUSABLE = (
-    kafka_errors.KafkaConfigurationError,
-    kafka_errors.InvalidSessionTimeoutError,
-    kafka_errors.InvalidGroupIdError,
-    kafka_errors.InvalidTransactionTimeoutError,
-    kafka_errors.IncompatibleBrokerVersion,
-)
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
-PATIENCE = {
-    "bootstrap_timeout_ms": 10_000,
-    "request_timeout_ms": 15_000,
-    "reconnect_backoff_max_ms": 1_000,
-    "max_block_ms": 10_000,
-}
-"""What bounds each wait of the library, but for the end of a transaction, which has no bound."""
-
-CALL = 10.0
-"""Seconds for one question to the broker."""
-
-CLOSE = 3.0
-"""Seconds for closing one client."""
+DOUBT = 60.0
+"""Seconds for which a coordinator may say what cannot be."""
 
 SESSIONS = 5
 """Session timeouts that a rebalance waits for a member; one lap of the loop takes less."""
@@ -120,202 +106,6 @@ class Outgoing(NamedTuple):
         return len(self.value or b"") + len(self.key or b"") + headers
 
 
-# Clients
-
-
-class _Wire(KafkaNetClient):  # type: ignore[misc]  # kafka-python ships no types
-    """Counts the transactional requests that a broken connection cut off.
-
-    kafka-python sends those again and says nothing, but the first copy may still be on its way:
-    a stray EndTxn ends a later transaction, a stray TxnOffsetCommit moves its offsets back.
-    What is sent again after an answer (CONCURRENT_TRANSACTIONS) is normal and not counted.
-    """
-
-    counted = (
-        AddPartitionsToTxnRequest,
-        AddOffsetsToTxnRequest,
-        TxnOffsetCommitRequest,
-        EndTxnRequest,
-    )
-
-    def __init__(self, **configs: Untyped) -> None:
-        super().__init__(**configs)
-        self.cut_off = 0
-
-    def send(self, node_id: int, request: object, **options: Untyped) -> Untyped:
-        future = super().send(node_id, request, **options)
-        if isinstance(request, self.counted):
-            future.add_errback(self._count)
-        return future
-
-    def _count(self, error: Exception) -> None:
-        if isinstance(error, kafka_errors.KafkaConnectionError):
-            self.cut_off += 1
-
-
-def _open(kind: type, settings: KafkaSettings, ours: Mapping[str, Any]) -> tuple[Untyped, _Wire]:
-    """Make a client of kafka-python; what its constructor leaves open when it fails is closed."""
-    wires: list[_Wire] = []
-
-    def connect(**configs: Untyped) -> _Wire:
-        wires.append(_Wire(**configs))
-        return wires[-1]
-
-    try:
-        return kind(kafka_client=connect, **_arguments(kind, settings, ours)), wires[0]
-    except BaseException:
-        for wire in wires:
-            wire.close()
-        raise
-
-
-def _arguments(kind: Untyped, settings: KafkaSettings, ours: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments of a client: ours, the operator's `kafka` table, the flags.
-
-    The table holds arguments of the consumer and of the producer; each client takes its own.
-    """
-    known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
-    for name in settings.kafka:
-        if name not in known:
-            raise Stop(f"the kafka table sets {name}, which kafka-python does not know", Exit.USAGE)
-        if name in ours:
-            raise Stop(f"the kafka table sets {name}, which this program must decide", Exit.USAGE)
-    arguments = {**PATIENCE, **_connection(settings), **settings.kafka, **ours}
-    return {name: arguments[name] for name in arguments if name in kind.DEFAULT_CONFIG}
-
-
-def _connection(settings: KafkaSettings) -> dict[str, Any]:
-    """Where the broker is and how to be let in; the password is read anew each time."""
-    files = {
-        name: str(path)
-        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
-        if (path := getattr(settings, name))
-    }
-    return {
-        "bootstrap_servers": settings.bootstrap_servers.split(","),
-        "client_id": settings.instance,
-        "security_protocol": settings.security_protocol,
-        "sasl_mechanism": settings.sasl_mechanism,
-        "sasl_plain_username": settings.sasl_username,
-        "sasl_plain_password": settings.sasl_password(),
-        "allow_auto_create_topics": False,
-        **files,
-    }
-
-
-def _abandon(producer: Untyped) -> None:
-    """Close a producer and drop what it has not delivered, in bounded time.
-
-    Its own `close` first waits for that, and gives up without ending its thread.
-    """
-    producer._sender.force_close()  # noqa: SLF001 - there is no public way; tested
-    producer.close(timeout=CLOSE)
-
-
-def _forget_fetches(consumer: Untyped) -> None:
-    """Make the next `committed` ask the coordinator.
-
-    One that timed out leaves its request behind, and the next would take that one's late answer,
-    which may be older than what another member has committed since.
-    """
-    consumer._coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - there is no public way; tested
-
-
-def _rejoin(consumer: Untyped) -> None:
-    """Let a member that is not settled go on joining; it does no harm to one that does.
-
-    The library joins again when partitions were added, but if that takes longer than one poll it
-    forgets why, and stays outside for ever without a word.
-    """
-    consumer._coordinator.request_rejoin()  # noqa: SLF001 - there is no public way; tested
-
-
-def _position(consumer: Untyped, partition: TopicPartition) -> int:
-    """Where reading goes on, -1 when that is not known; asks nobody, as `position` would."""
-    state = consumer._subscription.assignment.get(partition)  # noqa: SLF001 - there is no public way; tested
-    return state.position.offset if state and state.position else -1
-
-
-def _unreadable(consumer: Untyped, error: Exception) -> TopicPartition | None:
-    """Whose next record the library cannot take apart, as when a header's name is not UTF-8.
-
-    Such a record is whole, or the checksum of its batch would have been wrong, which is a broken
-    transmission and no record's fault: None. What was fetched is dropped, to be fetched again:
-    the library would search what is left of it for ever.
-    """
-    records = consumer._fetcher._next_partition_records  # noqa: SLF001 - there is no public way; tested
-    if not records or not isinstance(error.__context__, ValueError | IndexError):
-        return None
-    records.drain()
-    partition: TopicPartition = records.topic_partition
-    return partition
-
-
-def _check(error: Exception, settings: KafkaSettings) -> None:
-    """Raise Stop when time will not mend it."""
-    # What failed after the cause, and because of it, may carry it along.
-    causes = (error, *error.args)
-    if any(isinstance(one, FENCED) for one in causes):
-        raise Stop(
-            f"fenced: either a younger daemon is called {settings.instance} too, or this one slept "
-            f"longer than its transaction timeout ({settings.transaction_timeout:g} s); give each "
-            "its own --instance, or just start again",
-            Exit.FENCED,
-        ) from error
-    if any(isinstance(one, REFUSED) for one in causes):
-        raise Stop(
-            f"the broker at {settings.bootstrap_servers} refuses this client ({error}): correct "
-            "its credentials or its rights",
-            Exit.UNAVAILABLE,
-        ) from error
-    if isinstance(error, UNUSABLE):
-        raise Stop(f"Kafka cannot work with these settings ({error}): correct them", Exit.USAGE)
-
-
-@contextmanager
-def _reaching(settings: KafkaSettings) -> Iterator[None]:
-    """Turn what goes wrong at the start into Stop: nothing has been promised yet."""
-    try:
-        yield
-    except KafkaError as error:
-        _check(error, settings)
-        servers = settings.bootstrap_servers
-        if any(map(_listens, servers.split(","))):
-            what = f"who listens at {servers} does not let us in: correct the security flags"
-        else:
-            what = f"no Kafka broker listens at {servers}: start it, or correct --bootstrap-servers"
-        raise Stop(f"{what} ({error})", Exit.UNAVAILABLE) from error
-
-
-def _listens(server: str) -> bool:
-    """Say whether a connection can be made.
-
-    kafka-python gives no other hint: it drops what a broker says when it hangs up right after.
-    """
-    host, _, port = server.strip().rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-def _partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
-    """How many partitions each topic has; Stop when one is missing, since none is ever created."""
-    with _reaching(settings), ExitStack() as undo:
-        admin, _ = _open(KafkaAdminClient, settings, {})
-        undo.callback(admin.close)
-        found = {one["name"]: one for one in admin.describe_topics(list(set(topics)))}
-    for topic in topics:
-        if code := found[topic]["error_code"]:
-            why = kafka_errors.for_code(code).__name__
-            raise Stop(
-                f"topic {topic} cannot be used ({why}): create it, or correct its name",
-                Exit.UNAVAILABLE,
-            )
-    return {topic: len(found[topic]["partitions"]) for topic in topics}
-
-
 # What is published
 
 
@@ -326,8 +116,13 @@ class _Addressing:
         self._encode = encode
         self._input = settings.input_topic
         self._topics = {False: settings.output_topic, True: settings.dead_letter_topic}
-        counts = _partitions(settings, [self._input, *self._topics.values()])
+        counts = partition_counts(settings, [self._input, *self._topics.values()])
         self._alike = {topic for topic in counts if counts[topic] == counts[self._input]}
+        self._group = settings.group if settings.delivery == "exactly-once" else None
+
+    def traceable(self) -> set[str]:
+        """The topics in which every outcome says of which record it is, in that one's order."""
+        return self._alike & set(self._topics.values()) if self._group else set()
 
     def forms(self, settled: Settled) -> Iterator[Outgoing]:
         """What may be published, each smaller than the one before; nothing if skipped.
@@ -350,6 +145,10 @@ class _Addressing:
         topic = self._topics[message.dead]
         partition = settled.record.position.partition if topic in self._alike else None
         headers = message.headers
+        if self._group:
+            at = settled.record.position
+            source = Source(self._input, at.partition, at.offset, self._group)
+            headers = replaced(headers, {SOURCE: source.encoded()})
         if message.dead and isinstance(settled.outcome, Rejection):
             headers = replaced(headers, self._origin(settled.record, settled.outcome))
         return _sendable(topic, message, headers, partition)
@@ -450,6 +249,11 @@ def _rebalance_timeout(settings: KafkaSettings) -> float:
     return min(settings.stuck_after, SESSIONS * settings.session_timeout)
 
 
+def _higher(*floors: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+    """The highest of each."""
+    return {one: max(floor.get(one, -1) for floor in floors) for one in set().union(*floors)}
+
+
 def _record(found: Untyped) -> Record:
     topic, partition, offset = found.topic, found.partition, found.offset
     return Record(
@@ -471,12 +275,14 @@ class _Source:
     committed offset, as its metadata.
     """
 
-    def __init__(self, settings: KafkaSettings, note: str = "") -> None:
+    def __init__(self, settings: KafkaSettings, outcomes: Outcomes, note: str = "") -> None:
         self.membership: Untyped = None
         self.note = note
+        self._outcomes = outcomes
         self._settings = settings
         self._committed: dict[TopicPartition, int] = {}
         self._floor: dict[TopicPartition, int] = {}  # below which no committed offset can be
+        self._doubted: float | None = None  # since when one is
         self._handed_out: dict[TopicPartition, int] = {}  # what follows the last one
         ours = {
             "group_id": settings.group,
@@ -493,7 +299,7 @@ class _Source:
             # 9 partitions of a full topic moved it by 30 MB. A larger record comes alone.
             "max_partition_fetch_bytes": 64 << 10,
         }
-        self._consumer, _ = _open(KafkaConsumer, settings, ours)
+        self._consumer, _ = open_client(KafkaConsumer, settings, ours)
         self._consumer.subscribe([settings.input_topic])
         # Or the leader of the group, knowing no partitions yet, shares out none at first.
         self._consumer.partitions_for_topic(settings.input_topic)
@@ -537,10 +343,10 @@ class _Source:
 
     def _pass_over(self, error: KafkaError, timeout: float) -> list[Untyped]:
         """Hand out nothing while there are elders of a record that cannot be read, then Stop."""
-        partition = _unreadable(self._consumer, error)
+        partition = unreadable(self._consumer, error)
         if partition is None:
             raise error
-        offset = _position(self._consumer, partition)
+        offset = position_of(self._consumer, partition)
         if self._committed.get(partition, offset) < self._handed_out.get(partition, offset):
             return self._fetch(0, timeout)
         name = f"{partition.topic}/{partition.partition}/{offset}"
@@ -562,7 +368,7 @@ class _Source:
             state = self._consumer.group_metadata().state
             if fetched or state is MemberState.STABLE or time.monotonic() > until:
                 return fetched
-            _rejoin(self._consumer)
+            rejoin(self._consumer)
             timeout = max(timeout, 0.1)
 
     def _is_current(self) -> bool:
@@ -577,39 +383,54 @@ class _Source:
         if now.state is not MemberState.STABLE:
             return
         try:
-            for partition in self._consumer.assignment():
-                self._place(partition)
+            self._place(self._consumer.assignment())
         except (KafkaError, ValueError) as error:  # ValueError: no longer assigned
-            _check(error, self._settings)
+            check(error, self._settings)
             log.warning("cannot go back to the committed offsets yet: %s", error)
             return
         if self._consumer.group_metadata() == now:
             self.membership = now
 
-    def _place(self, partition: TopicPartition) -> None:
-        offset = self._ask_committed(partition)
-        if offset is None:
-            offset = self._first(partition)
-        self._consumer.seek(partition, offset)
-        self._committed[partition] = self._handed_out[partition] = offset
+    def _place(self, partitions: Collection[TopicPartition]) -> None:
+        offsets = {one: self._ask_committed(one) for one in partitions}
+        self._believe(offsets)
+        for partition, offset in offsets.items():
+            start = self._first(partition) if offset is None else offset
+            self._consumer.seek(partition, start)
+            self._committed[partition] = self._handed_out[partition] = start
 
     def _ask_committed(self, partition: TopicPartition) -> int | None:
-        """The group's offset, unless it is older than one that was seen before.
+        forget_fetches(self._consumer)
+        offset: int | None = self._consumer.committed(partition, timeout_ms=CALL * 1000)
+        return offset
+
+    def _believe(self, offsets: Mapping[TopicPartition, int | None]) -> None:
+        """Raise unless each is at least what this process has seen, and what is published.
 
         A coordinator of Kafka 4 that has just been restarted may answer while it still reads its
         log (docs/decisions/013). It is asked again until it is done.
         """
-        _forget_fetches(self._consumer)
-        offset: int | None = self._consumer.committed(partition, timeout_ms=CALL * 1000)
-        known = self._floor.get(partition, -1)
-        if (-1 if offset is None else offset) < known:
-            raise kafka_errors.CoordinatorLoadInProgressError(
-                f"the group's offset of {partition.topic}/{partition.partition} went back from "
-                f"{known} to {offset}; if somebody has reset it, restart this daemon"
+        floors = _higher(self._floor, self._outcomes.ends(offsets))
+        told = {one: offset for one, offset in offsets.items() if offset is not None}
+        for partition in offsets:
+            if told.get(partition, -1) < floors.get(partition, -1):
+                self._doubt(partition, floors[partition], told.get(partition))
+        self._doubted = None
+        self._floor = floors | told
+
+    def _doubt(self, partition: TopicPartition, floor: int, told: int | None) -> None:
+        """Raise CoordinatorLoadInProgressError, or Stop when it has said so for long."""
+        now = time.monotonic()
+        self._doubted = self._doubted or now
+        name = f"{partition.topic}/{partition.partition}"
+        what = f"the group's offset of {name} went back from {floor} to {told}"
+        if now - self._doubted > DOUBT:
+            raise Stop(
+                f"{what}, and nothing is done twice: set it to {floor} to go on, or have the "
+                "records done again by another --group",
+                Exit.GIVEN_UP,
             )
-        if offset is not None:
-            self._floor[partition] = offset
-        return offset
+        raise kafka_errors.CoordinatorLoadInProgressError(what)
 
     def _first(self, partition: TopicPartition) -> int:
         """Where a group without an offset begins.
@@ -662,10 +483,11 @@ class _Source:
         committed = self._committed[partition]
         if committed < self._handed_out[partition]:
             return committed
-        return max(committed, _position(self._consumer, partition))
+        return max(committed, position_of(self._consumer, partition))
 
     def close(self) -> None:
         """Leave the group, so that it need not wait for the session to run out."""
+        self._outcomes.close()
         self._consumer.close(autocommit=False, timeout_ms=CLOSE * 1000)
 
 
@@ -709,7 +531,7 @@ class _ExactlyOnce:
             "transactional_id": f"{self._settings.group}-{self._settings.instance}",
             "transaction_timeout_ms": round(self._timeout * 1000),
         }
-        self._producer, self._wire = _open(KafkaProducer, self._settings, ours)
+        self._producer, self._wire = open_client(KafkaProducer, self._settings, ours)
         self._producer.init_transactions()
         self._sound = True
 
@@ -745,7 +567,7 @@ class _ExactlyOnce:
     def close(self) -> None:
         self._sound = False
         if self._producer:
-            _abandon(self._producer)
+            abandon(self._producer)
         self._producer = None
 
 
@@ -768,7 +590,7 @@ class _AtLeastOnce:
             "enable_idempotence": False,
             "max_in_flight_requests_per_connection": 1,  # or a retry overtakes
         }
-        self._producer, _ = _open(KafkaProducer, self._settings, ours)
+        self._producer, _ = open_client(KafkaProducer, self._settings, ours)
 
     def deliver(self, parcels: Sequence[_Parcel], source: _Source) -> None:
         self.mend()
@@ -790,7 +612,7 @@ class _AtLeastOnce:
 
     def close(self) -> None:
         if self._producer:
-            _abandon(self._producer)
+            abandon(self._producer)
         self._producer = None
 
 
@@ -829,10 +651,12 @@ class KafkaBroker:
         self._addressing = _Addressing(settings, encode)
         exactly_once = settings.delivery == "exactly-once"
         self._delivery: _Delivery = (_ExactlyOnce if exactly_once else _AtLeastOnce)(settings)
-        with _reaching(settings), ExitStack() as undo:
+        with reaching(settings), ExitStack() as undo:
             undo.callback(self._delivery.close)
             self._delivery.mend()
-            self._source = _Source(settings, note)
+            outcomes = Outcomes(settings, self._addressing.traceable())
+            undo.callback(outcomes.close)
+            self._source = _Source(settings, outcomes, note)
             undo.pop_all()
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
@@ -863,7 +687,7 @@ class KafkaBroker:
 
         The next poll goes back to them, or tries to mend the producer again.
         """
-        _check(error, self._settings)
+        check(error, self._settings)
         log.warning("beginning again: %s", error)
         self._source.membership = None
         self._mended()
@@ -874,7 +698,7 @@ class KafkaBroker:
         try:
             self._delivery.mend()
         except KafkaError as error:
-            _check(error, self._settings)
+            check(error, self._settings)
             log.warning("cannot begin again yet: %s", error)
             return False
         return True
@@ -904,10 +728,10 @@ class _Publisher:
 
     def __init__(self, settings: KafkaSettings) -> None:
         self._settings = settings
-        _partitions(settings, [settings.input_topic])
-        with _reaching(settings):
+        partition_counts(settings, [settings.input_topic])
+        with reaching(settings):
             ours = {"max_request_size": LARGEST}
-            self._producer, _ = _open(KafkaProducer, settings, ours)
+            self._producer, _ = open_client(KafkaProducer, settings, ours)
         self._out: deque[tuple[Untyped, int]] = deque()
         self._bytes = 0
 
@@ -935,12 +759,12 @@ class _Publisher:
         try:
             yield
         except KafkaError as error:
-            _check(error, self._settings)
+            check(error, self._settings)
             topic = self._settings.input_topic
             raise Stop(f"{topic} did not take a record: {error}", Exit.UNAVAILABLE) from error
 
     def close(self) -> None:
-        _abandon(self._producer)
+        abandon(self._producer)
 
 
 class _Reader:
@@ -949,11 +773,12 @@ class _Reader:
     def __init__(self, settings: KafkaSettings, topic: str, bound: str) -> None:
         self._settings = settings
         partitions = [
-            TopicPartition(topic, number) for number in range(_partitions(settings, [topic])[topic])
+            TopicPartition(topic, number)
+            for number in range(partition_counts(settings, [topic])[topic])
         ]
         ours = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
-        with _reaching(settings):
-            self._consumer, _ = _open(KafkaConsumer, settings, ours)
+        with reaching(settings):
+            self._consumer, _ = open_client(KafkaConsumer, settings, ours)
             self._consumer.assign(partitions)
             # Asked for now: a lazy `seek_to_end` would miss what comes before the first read.
             places = getattr(self._consumer, bound)(partitions, timeout_ms=CALL * 1000)
@@ -961,7 +786,7 @@ class _Reader:
                 self._consumer.seek(partition, offset)
 
     def read(self, timeout: float) -> Sequence[Record]:
-        with _reaching(self._settings):
+        with reaching(self._settings):
             fetched = self._consumer.poll(round(timeout * 1000))
         return [_record(found) for records in fetched.values() for found in records]
 

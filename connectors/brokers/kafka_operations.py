@@ -14,17 +14,8 @@ from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from ..errors import Advice, Exit, Stop
-from .kafka import (
-    CALL,
-    KafkaBroker,
-    _abandon,
-    _open,
-    _partitions,
-    _position,
-    _production,
-    _reaching,
-    _Reader,
-)
+from .kafka import KafkaBroker, _production, _Reader
+from .kafka_clients import CALL, abandon, open_client, partition_counts, position_of, reaching
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,7 +57,7 @@ class _Extent:
 
     def is_read(self) -> bool:
         """Say whether all of it was handed out; never, while partitions are somebody else's."""
-        return all(_position(self._consumer, one) >= end for one, end in self._ends.items())
+        return all(position_of(self._consumer, one) >= end for one, end in self._ends.items())
 
 
 class _Letters(_Reader):
@@ -75,7 +66,7 @@ class _Letters(_Reader):
     def __init__(self, settings: KafkaSettings) -> None:
         topic = settings.dead_letter_topic
         super().__init__(settings, topic, "beginning_offsets")
-        with _reaching(settings):
+        with reaching(settings):
             count = len(self._consumer.assignment())
             self._extent = _Extent(self._consumer, topic, count)
 
@@ -105,13 +96,13 @@ class _Replay(KafkaBroker):
                 "start": "earliest",
             }
         )
-        partitions = _partitions(back, [letters])[letters]
+        partitions = partition_counts(back, [letters])[letters]
         _refuse_other_notes(back, note)  # before an elder one is fenced
         super().__init__(back, encode, note=note)
         with ExitStack() as undo:
             undo.callback(self.close)
             _refuse_other_notes(back, note)  # and when nothing of an elder one is pending
-            with _reaching(back):
+            with reaching(back):
                 self._extent = _Extent(self._source.consumer, letters, partitions)
             undo.pop_all()
 
@@ -155,8 +146,8 @@ def _patiently(ask: Callable[[], Untyped]) -> Untyped:
 
 @contextmanager
 def _administering(settings: KafkaSettings) -> Iterator[Untyped]:
-    with _reaching(settings):
-        admin, _ = _open(KafkaAdminClient, settings, {})
+    with reaching(settings):
+        admin, _ = open_client(KafkaAdminClient, settings, {})
         try:
             yield admin
         finally:
@@ -211,7 +202,7 @@ def _broker(settings: KafkaSettings) -> str:
 
 def _topics(settings: KafkaSettings) -> str:
     topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
-    counts = _partitions(settings, topics)
+    counts = partition_counts(settings, topics)
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{topic} {counts[topic]}" for topic in topics)
         return Advice(
@@ -228,12 +219,12 @@ def _transactions(settings: KafkaSettings) -> str:
     name = f"{settings.group}-{settings.instance}-check"
     timeout = round(settings.transaction_timeout * 1000)
     ours = {"transactional_id": name, "transaction_timeout_ms": timeout}
-    with _reaching(settings):
-        producer, _ = _open(KafkaProducer, settings, _production(settings) | ours)
+    with reaching(settings):
+        producer, _ = open_client(KafkaProducer, settings, _production(settings) | ours)
         try:
             producer.init_transactions()
         finally:
-            _abandon(producer)
+            abandon(producer)
     return f"allowed, as {settings.group}-..."
 
 
@@ -281,7 +272,7 @@ def _group(settings: KafkaSettings) -> str:
 def _behind(settings: KafkaSettings) -> int:
     """Offsets between what is committed and the end; the ends of transactions count too."""
     topic, committed = settings.input_topic, _committed(settings)
-    places = [TopicPartition(topic, n) for n in range(_partitions(settings, [topic])[topic])]
+    places = [TopicPartition(topic, n) for n in range(partition_counts(settings, [topic])[topic])]
     with _administering(settings) as admin:
         firsts, ends = (
             admin.list_partition_offsets(

@@ -30,6 +30,7 @@ from kafka.protocol.producer import EndTxnRequest, ProduceRequest
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from connectors.brokers.kafka import KafkaBroker, open_publisher, open_reader
+from connectors.brokers.kafka_outcomes import SOURCE, Outcomes, Source
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import Message, Prediction, Settled
 from connectors.settings import KafkaSettings
@@ -60,7 +61,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
-    from connectors.records import Broker, Headers
+    from connectors.records import Broker, Headers, Record
 
 pytestmark = [
     pytest.mark.system,
@@ -250,7 +251,7 @@ class KafkaHarness:
                 break
             for records in reader.poll(100).values():
                 found += [
-                    Published(one.partition, one.offset, one.key, one.value, tuple(one.headers))
+                    Published(one.partition, one.offset, one.key, one.value, passed_on(one))
                     for one in records
                 ]
         return sorted(found, key=lambda one: (one.partition, one.offset))
@@ -315,6 +316,11 @@ class KafkaHarness:
         member = consumer_of(broker).group_metadata()
         put_out = MemberToRemove(member_id=member.member_id)
         self.admin.remove_group_members(member.group_id, [put_out])
+
+
+def passed_on(record: Untyped) -> Headers:
+    """Without the one that the broker reads itself."""
+    return tuple(header for header in record.headers if header[0] != SOURCE)
 
 
 def producer_of(broker: Broker) -> Untyped:
@@ -739,6 +745,96 @@ def test_an_offset_that_went_back_is_asked_for_again(
         assert [broker.poll(10, 0.1) for _ in range(3)] == [[], [], []]
     assert f"{topics.input}/0 went back from 3 to {stale}" in caplog.text
     assert [record.id for record in take(kafka, broker, 1)] == [records[3].id]
+
+
+@pytest.mark.parametrize("stale", [1, None])
+@pytest.mark.parametrize("settle", [lambda one: predicted([one])[0], rejected])
+def test_a_new_daemon_goes_by_what_is_published(
+    kafka: KafkaHarness,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    stale: int | None,
+    settle: Callable[[Record], Settled],
+) -> None:
+    """It has never seen a higher offset; its predecessor's last outcome tells, of either kind."""
+    topics = kafka.topics(partitions=1)
+    for _ in range(4):
+        kafka.produce(topics.input, b"x")
+    elder = kafka.open(topics)
+    records = take(kafka, elder, 4)
+    elder.commit(predicted(records[:2]))
+    elder.commit([settle(records[2])])
+    elder.close()
+    broker = kafka.open(topics)
+    with monkeypatch.context() as patch:
+        patch.setattr(consumer_of(broker), "committed", lambda *_, **__: stale)
+        for _ in kafka.patience():
+            assert broker.poll(10, 0.1) == []
+            if "went back from 3" in caplog.text:
+                break
+    assert [record.id for record in take(kafka, broker, 1)] == [records[3].id]
+
+
+def test_a_group_that_was_set_back_stops_the_daemon(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    elder = kafka.open(topics)
+    elder.commit(predicted(take(kafka, elder, 1)))
+    elder.close()
+    offsets = {TopicPartition(topics.input, 0): OffsetAndMetadata(0, "", -1)}
+    kafka.admin.alter_group_offsets(kafka.group("group"), offsets)
+    monkeypatch.setattr(f"{KafkaBroker.__module__}.DOUBT", 0.5)
+    with pytest.raises(Stop, match="from 1 to 0, and nothing is done twice: set it to 1") as stop:
+        take(kafka, kafka.open(topics), 1)
+    assert stop.value.code is Exit.GIVEN_UP
+
+
+def test_at_least_once_goes_back_when_its_group_was_set_back(kafka: KafkaHarness) -> None:
+    """There, outcomes may be published of what is not acknowledged."""
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    elder = kafka.open(topics, delivery="at-least-once")
+    elder.commit(predicted(take(kafka, elder, 1)))
+    elder.close()
+    offsets = {TopicPartition(topics.input, 0): OffsetAndMetadata(0, "", -1)}
+    kafka.admin.alter_group_offsets(kafka.group("group"), offsets)
+    assert len(take(kafka, kafka.open(topics, delivery="at-least-once"), 1)) == 1
+
+
+def test_outcomes_of_another_group_say_nothing_about_ours(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    other = kafka.open(topics, group="other")
+    other.commit(predicted(take(kafka, other, 1)))
+    assert len(take(kafka, kafka.open(topics, instance="two"), 1)) == 1
+
+
+def test_nothing_is_handed_out_while_an_outcome_may_still_come(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    pending = kafka.begin(topics.output, b"elder's")
+    broker = kafka.open(topics)
+    for _ in range(20):
+        assert broker.poll(10, 0.1) == []
+    pending.abort()
+    assert len(take(kafka, broker, 1)) == 1
+
+
+def test_the_last_outcome_is_found_behind_what_others_wrote(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=2)
+    consumer = Outcomes(kafka.settings(topics, group="ours"), {topics.output})
+    kafka.stack.callback(consumer.close)
+    places = [TopicPartition(topics.input, one) for one in range(2)]
+    assert consumer.ends(places) == {}
+    for offset in (7, 8):
+        ours = Source(topics.input, 1, offset, "ours").encoded()
+        kafka.produce(topics.output, b"x", partition=1, headers=((SOURCE, ours),))
+    theirs = Source(topics.input, 1, 99, "theirs").encoded()
+    for name, value in (SOURCE, theirs), (SOURCE, b"?"), (NotUtf8("x"), b""), *[("x", b"")] * 20:
+        kafka.produce(topics.output, b"x", partition=1, headers=((name, value),))
+    assert consumer.ends(places) == {places[1]: 9}
 
 
 def test_nothing_is_handed_out_while_a_rewind_is_owed(

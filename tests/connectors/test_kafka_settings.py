@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
-from connectors.brokers.kafka import _arguments
+from connectors.brokers.kafka_clients import client_arguments
 from connectors.errors import Exit, Stop
 from connectors.settings import KafkaSettings
 
@@ -29,7 +29,7 @@ def test_a_login_is_handed_on_with_the_password_of_the_file(tmp_path: Path) -> N
         ssl_cafile=authorities,
     )
     for client in (KafkaConsumer, KafkaProducer):
-        arguments = _arguments(client, settings, {})
+        arguments = client_arguments(client, settings, {})
         assert arguments["bootstrap_servers"] == ["one:9092", "two:9092"]
         assert arguments["security_protocol"] == "SASL_SSL"
         assert arguments["sasl_mechanism"] == "SCRAM-SHA-512"
@@ -49,13 +49,13 @@ def test_a_password_that_was_changed_is_read_again(tmp_path: Path) -> None:
     )
     word = "new"
     password.write_text(word, encoding="utf-8")
-    assert _arguments(KafkaConsumer, settings, {})["sasl_plain_password"] == word
+    assert client_arguments(KafkaConsumer, settings, {})["sasl_plain_password"] == word
 
 
 def test_each_client_takes_its_own_of_the_table() -> None:
     settings = KafkaSettings(kafka={"fetch_max_wait_ms": 7, "compression_type": "gzip"})
-    consumer = _arguments(KafkaConsumer, settings, {})
-    producer = _arguments(KafkaProducer, settings, {})
+    consumer = client_arguments(KafkaConsumer, settings, {})
+    producer = client_arguments(KafkaProducer, settings, {})
     assert consumer["fetch_max_wait_ms"] == 7
     assert producer["compression_type"] == "gzip"
     assert "compression_type" not in consumer
@@ -64,7 +64,7 @@ def test_each_client_takes_its_own_of_the_table() -> None:
 
 def test_the_table_goes_over_what_this_program_only_prefers() -> None:
     settings = KafkaSettings(kafka={"request_timeout_ms": 60_000})
-    assert _arguments(KafkaConsumer, settings, {})["request_timeout_ms"] == 60_000
+    assert client_arguments(KafkaConsumer, settings, {})["request_timeout_ms"] == 60_000
 
 
 @pytest.mark.parametrize(("name", "ours"), [("isolation_levle", {}), ("acks", {"acks": -1})])
@@ -73,6 +73,6 @@ def test_the_table_may_not_hold_what_is_unknown_or_decided(
 ) -> None:
     settings = KafkaSettings(kafka={name: "hidden"})
     with pytest.raises(Stop, match=name) as stop:
-        _arguments(KafkaConsumer, settings, ours)
+        client_arguments(KafkaConsumer, settings, ours)
     assert stop.value.code is Exit.USAGE
     assert "hidden" not in str(stop.value)

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from connectors import codec
 from connectors.brokers import kafka as product
+from connectors.brokers import kafka_clients as clients
 from connectors.client import HttpClient
 from connectors.records import Answer, Busy, Failed, Image, Request
 from tools.chaos import controls, link, patched
@@ -384,16 +385,17 @@ def test_each_bug_but_that_of_the_link_has_its_control() -> None:
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
-        ("_ExactlyOnce", "deliver"),
-        ("_ExactlyOnce", "_send"),
-        ("_Source", "poll"),
-        ("_Source", "_is_current"),
-        ("KafkaBroker", "commit"),
-        ("_Wire", "_count"),
+        (product._ExactlyOnce, "deliver"),
+        (product._ExactlyOnce, "_send"),
+        (product._Source, "poll"),
+        (product._Source, "_is_current"),
+        (product._Source, "_believe"),
+        (product.KafkaBroker, "commit"),
+        (clients.Wire, "_count"),
     ],
 )
-def test_what_the_bugs_replace_is_there(owner: str, name: str) -> None:
-    assert callable(getattr(getattr(product, owner), name))
+def test_what_the_bugs_replace_is_there(owner: type, name: str) -> None:
+    assert callable(getattr(owner, name))
 
 
 def test_servers_get_ports_that_no_client_gets_by_chance() -> None:
