@@ -282,7 +282,8 @@ class _Source:
         self._settings = settings
         self._committed: dict[TopicPartition, int] = {}
         self._floor: dict[TopicPartition, int] = {}  # below which no committed offset can be
-        self._doubted: float | None = None  # since when one is
+        self._doubted: tuple[str, float] = "", 0.0  # what was said that cannot be, since when
+        self._why = ""  # why a rewind is still owed
         self._handed_out: dict[TopicPartition, int] = {}  # what follows the last one
         ours = {
             "group_id": settings.group,
@@ -386,8 +387,11 @@ class _Source:
             self._place(self._consumer.assignment())
         except (KafkaError, ValueError) as error:  # ValueError: no longer assigned
             check(error, self._settings)
-            log.warning("cannot go back to the committed offsets yet: %s", error)
+            if str(error) != self._why:
+                log.warning("cannot go back to the committed offsets yet: %s", error)
+            self._why = str(error)
             return
+        self._why = ""
         if self._consumer.group_metadata() == now:
             self.membership = now
 
@@ -415,16 +419,16 @@ class _Source:
         for partition in offsets:
             if told.get(partition, -1) < floors.get(partition, -1):
                 self._doubt(partition, floors[partition], told.get(partition))
-        self._doubted = None
+        self._doubted = "", 0.0
         self._floor = floors | told
 
     def _doubt(self, partition: TopicPartition, floor: int, told: int | None) -> None:
-        """Raise CoordinatorLoadInProgressError, or Stop when it has said so for long."""
-        now = time.monotonic()
-        self._doubted = self._doubted or now
+        """Raise CoordinatorLoadInProgressError, or Stop when it has said the same for long."""
         name = f"{partition.topic}/{partition.partition}"
         what = f"the group's offset of {name} went back from {floor} to {told}"
-        if now - self._doubted > DOUBT:
+        if what != self._doubted[0]:
+            self._doubted = what, time.monotonic()
+        if time.monotonic() - self._doubted[1] > DOUBT:
             raise Stop(
                 f"{what}, and nothing is done twice: set it to {floor} to go on, or have the "
                 "records done again by another --group",
@@ -452,9 +456,9 @@ class _Source:
         name = f"{partition.topic}/{partition.partition}"
         if first > wanted:
             what = f"{first - wanted} records from {name}/{wanted} on were deleted unread"
-        else:
-            what = f"{name} ends before offset {wanted}, up to which this group has read"
-        return Stop(f"{what}: reset the group's offset to accept that", Exit.GIVEN_UP)
+            return Stop(f"{what}: reset the group's offset to accept that", Exit.GIVEN_UP)
+        what = f"{name} ends before offset {wanted}, up to which this group has read"
+        return Stop(f"{what}: if the topic was made anew, give another --group", Exit.GIVEN_UP)
 
     def commit(self, offsets: Offsets) -> None:
         """Acknowledge without a transaction."""
