@@ -37,8 +37,8 @@ class Recipe:
     batch: int = 256
     peak: float = 0.01
     """The highest learning rate of AdamW."""
-    warm_up: float = 0.2
-    """The share of the training in which the learning rate rises."""
+    warm_up: float | None = 0.2
+    """The share of the training in which the learning rate rises; None: it stays where it is."""
     weight_decay: float = 0.05
     smoothing: float = 0.0
     """Of the labels: what it does to the confidence, no temperature mends (docs/decisions/014)."""
@@ -83,11 +83,15 @@ class Epoch:
     images_per_second: float
 
 
-def one_cycle(progress: float, warm_up: float) -> float:
+def one_cycle(progress: float, warm_up: float | None) -> float:
     """Return the share of the peak learning rate: a line up to 1 at `warm_up`, a line down to 0.
+
+    Without a warm-up it is 1 throughout.
 
     Linear to zero at the end of the budget: Li et al., Budgeted Training, ICLR 2020.
     """
+    if warm_up is None:
+        return 1.0
     return max(0.0, min(progress / warm_up, (1 - progress) / (1 - warm_up)))
 
 

@@ -47,6 +47,14 @@ def test_the_rate_rises_to_its_peak_and_falls_to_zero() -> None:
     assert rates == pytest.approx([0.0, 0.5, 1.0, 0.5, 0.0, 0.0])
 
 
+def test_without_a_warm_up_the_rate_stays_where_it_is() -> None:
+    recipe = Recipe(batch=10, warm_up=None, peak=0.001)
+    steps = [e for e in told(200.0, ticking(2.0), recipe) if isinstance(e, Step)]
+
+    assert len(steps) > 10
+    assert {step.rate for step in steps} == {0.001}
+
+
 def test_the_schedule_ends_at_the_budget_however_slow_the_machine_is() -> None:
     for seconds in (0.5, 2.0, 4.0):
         steps = [e for e in told(200.0, ticking(seconds), Recipe(batch=10)) if isinstance(e, Step)]
