@@ -45,7 +45,9 @@ class Source(NamedTuple):
 def source_of(headers: Sequence[tuple[str, bytes]]) -> Source | None:
     """Return what the header says; None when there is none, or one of somebody else."""
     value = dict(headers).get(SOURCE) or b""
-    found = re.fullmatch(r"([^/]+)/(\d+)/(\d+) (.+)", value.decode("utf-8", "replace"))
+    found = re.fullmatch(
+        r"([^/]+)/([0-9]{1,10})/([0-9]{1,19}) (.+)", value.decode("utf-8", "replace")
+    )
     return Source(found[1], int(found[2]), int(found[3]), found[4]) if found else None
 
 

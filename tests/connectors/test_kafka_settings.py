@@ -8,6 +8,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
 from connectors.brokers.kafka_clients import client_arguments
+from connectors.brokers.kafka_outcomes import SOURCE, source_of
 from connectors.errors import Exit, Stop
 from connectors.settings import KafkaSettings
 
@@ -76,3 +77,21 @@ def test_the_table_may_not_hold_what_is_unknown_or_decided(
         client_arguments(KafkaConsumer, settings, ours)
     assert stop.value.code is Exit.USAGE
     assert "hidden" not in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    ("value", "offset"),
+    [
+        (b"images/3/1042 fmnist", 1042),
+        (b"images/3/1042 a group/of many words", 1042),
+        (b"images/3 fmnist", None),
+        (b"images/3/-1 fmnist", None),
+        (b"images/3/%s fmnist" % (b"9" * 5000), None),
+        (b"\xff", None),
+        (None, None),
+    ],
+)
+def test_the_source_of_an_outcome_is_ours_or_none(value: bytes, offset: int | None) -> None:
+    source = source_of([("own", b"1"), (SOURCE, value)])
+    assert (source.offset if source else None) == offset
+    assert source is None or source.encoded() == value
