@@ -82,8 +82,8 @@ def test_the_project_may_come_from_where_google_looks(monkeypatch: pytest.Monkey
         ([*RUN, "--ack-deadline", "9"], "--ack-deadline: input should be greater than or equal"),
         ([*RUN, "--ack-deadline", "601"], "--ack-deadline: input should be less than or equal"),
         ([*RUN, "--create"], "input_topic is needed by --create"),
-        ([*RUN, "--input-topic", "predictions"], "must be three different topics"),
-        ([*RUN, "--dead-letter-topic", "predictions"], "must be three different topics"),
+        ([*RUN, "--input-topic", "predictions"], "must be different topics"),
+        ([*RUN, "--dead-letter-topic", "predictions"], "must be different topics"),
         ([*RUN, "--group", "a"], "--group is unknown"),
     ],
 )
