@@ -24,11 +24,11 @@ from .memory import keep_freed
 from .networks import DEFAULT
 from .options import PLANNED, parser
 from .progress import Progress
-from .recipe import Epoch, Recipe
+from .recipe import Epoch, Recipe, erasing
 from .reports import draw_confusion, draw_curves, draw_mistakes, draw_reliability, sentences
 from .runs import LATEST, Plan, Run
 from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
-from .speed import YARDSTICK, speed, suited
+from .speed import YARDSTICK, epochs_for, speed, suited
 from .study import FAST, ablation, best, entries, frontier, table_of
 
 if TYPE_CHECKING:
@@ -95,28 +95,32 @@ def evaluate(options: argparse.Namespace) -> int:
     """Score a run on its test images, or on others; the run keeps a record of every time."""
     run = Run(options.run).itself()
     classifier = run.classifier(_device(options))
+    if options.mirrored:
+        classifier, _ = _both_sides(run, classifier, options)
     test = _images_for(run, classifier, options)
     found = judge(classifier, test)
     result = {
         "run": run.name,
+        "mirrored": options.mirrored,
         "source": options.data or run.plan().source,
         "time": _now(),
         **asdict(found),
         "robustness": robustness(classifier, test) if options.corruptions else {},
     }
     run.note_evaluation(result)
-    _report(options, result, f"{result['run']}: {sentences(found, result['robustness'])}")
+    name = run.name + (" with mirror images" if options.mirrored else "")
+    _report(options, result, f"{name}: {sentences(found, result['robustness'])}")
     return OK
 
 
 def write_archive(options: argparse.Namespace) -> int:
     """Write the files of the archive, proved on images without looking at their labels."""
     run = Run(options.run).itself()
-    classifier = run.classifier()
+    classifier, accuracy = run.classifier(), run.summary()["accuracy"]
+    if options.mirrored:
+        classifier, accuracy = _both_sides(run, classifier, options)
     proof = any_images(run.plan().source, data_folder(options.data_dir), _form(classifier))
-    description = describe(
-        classifier, run.summary()["accuracy"], name=options.name, version=options.version
-    )
+    description = describe(classifier, accuracy, name=options.name, version=options.version)
     export(classifier, description, options.output, proof.images)
     _report(
         options,
@@ -131,10 +135,8 @@ def report(options: argparse.Namespace) -> int:
     """Write the card of a run and its pictures, from what the run knows and validation images."""
     runs = [Run(name).itself() for name in options.runs]
     summaries = {run.name: run.summary() for run in runs}
-    run, plan = runs[0], runs[0].plan()
-    # A final training has learned the validation images: there, the run before it is judged.
-    classifier = (Run(plan.final_of) if plan.final_of else run).classifier()
-    _, held = split(training_images(plan.source, data_folder(options.data_dir), Form(plan.size)))
+    run = runs[0]
+    classifier, held = _held(run, options)
     found = judge(classifier, held)
     probabilities = classifier.predict(held.images)
     draw_curves(run.epochs(), run.folder / "curves.png")
@@ -200,7 +202,13 @@ COMMANDS = {
 
 def _planned(options: argparse.Namespace) -> Plan:
     """Return the plan that the flags describe; its network may still have to be chosen."""
-    asked = {"balance": options.balance, "flip": options.flip, "epochs": options.epochs}
+    budget = options.budget or 180.0
+    asked = {
+        "balance": options.balance,
+        "flip": options.flip,
+        "epochs": options.epochs,
+        "erase": erasing(options.epochs or epochs_for(budget)),
+    }
     source = options.data or FASHION_MNIST
     least = MIN_ACCURACY if source == FASHION_MNIST else 0.0
     return Plan(
@@ -208,7 +216,7 @@ def _planned(options: argparse.Namespace) -> Plan:
         size=options.size,
         network=options.network or "",
         seed=options.seed or 0,
-        budget=None if options.epochs else options.budget or 180.0,
+        budget=None if options.epochs else budget,
         min_accuracy=least if options.min_accuracy is None else options.min_accuracy / 100,
         recipe=replace(
             Recipe(), **{key: value for key, value in asked.items() if value is not None}
@@ -245,6 +253,32 @@ def _suited(plan: Plan, images: ImageSet) -> str:
     network = suited(plan.budget, len(images), (channels, height, width), measured)
     _say(f"this machine trains {YARDSTICK} at {measured:.0f} GF/s: {network} for this budget")
     return network
+
+
+def _held(run: Run, options: argparse.Namespace) -> tuple[ImageClassifier, ImageSet]:
+    """Return the validation images of a run, and the classifier that they judge.
+
+    A final training has learned them: there, it is that of the run before.
+    """
+    plan = run.plan()
+    whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
+    judged = Run(plan.final_of) if plan.final_of else run
+    return judged.classifier(), split(whole)[1]
+
+
+def _both_sides(
+    run: Run, classifier: ImageClassifier, options: argparse.Namespace
+) -> tuple[ImageClassifier, float]:
+    """Return the run's classifier with mirror images, calibrated, and its validation accuracy."""
+    if not run.plan().recipe.flip:
+        raise RunError(
+            f"{run.folder} learned with --no-flip, mirror images are of other classes there: "
+            "leave out --mirrored"
+        )
+    judged, held = _held(run, options)
+    seen, both = judged.mirrored(), classifier.mirrored()
+    both.model.temperature.fill_(seen.calibrate(held))
+    return both, seen.evaluate(held)
 
 
 def _fresh(training: ImageSet, plan: Plan, device: torch.device) -> ImageClassifier:

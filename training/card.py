@@ -42,7 +42,7 @@ def card(
             ("images", "number", "accuracy", "95 % interval (Wilson)", "ECE", "NLL", "Brier"),
             [
                 scored("validation", judged),
-                *(scored(f"{each['source']}, {each['time']}", each) for each in evaluations),
+                *(scored(where(each), each) for each in evaluations),
             ],
         ),
         f"Other images than those of validation were looked at {len(evaluations)} times.",
@@ -94,6 +94,12 @@ def scored(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
         f"{honest['nll']:.4f}",
         f"{honest['brier']:.4f}",
     )
+
+
+def where(evaluation: Mapping[str, Any]) -> str:
+    """Return which images were looked at, when and how."""
+    mirrored = ", with mirror images" if evaluation.get("mirrored") else ""
+    return f"{evaluation['source']}, {evaluation['time']}{mirrored}"
 
 
 def classes(names: Sequence[str], found: Mapping[str, Any]) -> list[tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 import time
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from .calibration import temperature
 from .data import ImageSet, gather
 from .errors import DataError, RunError
 from .files import written_whole
-from .networks import DEFAULT, Network, named
+from .networks import DEFAULT, Mirrored, Network, named
 from .recipe import Clock, Epoch, Fit, Recipe, Step
 
 if TYPE_CHECKING:
@@ -215,6 +216,18 @@ class ImageClassifier:
         found = temperature(raw, fitting.labels)
         self.model.temperature.fill_(found)
         return found
+
+    def mirrored(self) -> Self:
+        """Return one with the same weights that looks at the mirror image of each image, too.
+
+        It is more often right, and half as fast; its probabilities are to be calibrated anew. To
+        load what it saves, give `load` the function (channels, classes) -> `networks.Mirrored`.
+        """
+        both = copy.deepcopy(self)
+        make = named(self.network) if isinstance(self.network, str) else self.network
+        both.network = lambda channels, classes: Mirrored(make(channels, classes))
+        both.model.network = Mirrored(both.model.network)
+        return both
 
     def save(self, path: Path | str) -> None:
         """Write everything that `load` needs to `path`, whole or not at all."""

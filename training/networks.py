@@ -104,6 +104,22 @@ def tutorial(channels: int, classes: int) -> nn.Module:
     )
 
 
+class Mirrored(nn.Module):
+    """The mean of a network's logits for an image and for its mirror image, at twice the cost.
+
+    For images whose mirror image is of the same class.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits [N, classes] of normalised images [N, C, H, W]."""
+        logits: Tensor = self.network(images) + self.network(images.flip(3))
+        return logits / 2
+
+
 TUTORIAL = "tutorial"
 
 NETWORKS: Mapping[str, Network] = {

@@ -138,6 +138,7 @@ def _add_own_data(flags: argparse.ArgumentParser) -> None:
 
 def _evaluate(flags: argparse.ArgumentParser) -> None:
     _run(flags)
+    _add_mirrored(flags)
     flags.add_argument(
         "--data", metavar="SOURCE", help="other images (default: the test images of its own data)"
     )
@@ -154,8 +155,17 @@ def _add_device(flags: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_mirrored(flags: argparse.ArgumentParser) -> None:
+    flags.add_argument(
+        "--mirrored",
+        action="store_true",
+        help="answer by each image and its mirror image: more accurate, half as fast",
+    )
+
+
 def _export(flags: argparse.ArgumentParser) -> None:
     _run(flags)
+    _add_mirrored(flags)
     flags.add_argument(
         "--output",
         type=Path,

@@ -15,6 +15,7 @@ from training.calibration import quality
 from training.classifier import Normalised
 from training.data import ImageSet
 from training.errors import DataError, RunError
+from training.networks import Mirrored
 from training.recipe import Epoch, Recipe, Step
 
 from .conftest import stripes
@@ -210,6 +211,23 @@ def test_a_network_of_your_own_is_saved_and_loaded_with_itself(tmp_path: Path) -
     loaded = ImageClassifier.load(tmp_path / "checkpoint.pt", network=tiny)
     images = stripes(9).images
     assert torch.equal(loaded.predict(images), classifier.predict(images))
+
+
+def test_with_mirror_images_both_sides_are_answered_alike(tmp_path: Path) -> None:
+    classifier, images = trained(), stripes(9).images
+    before = classifier.logits(images)
+    left, right = classifier.logits(images), classifier.logits(images.flip(3))
+
+    both = classifier.mirrored()
+    both.save(tmp_path / "checkpoint.pt")
+    loaded = ImageClassifier.load(
+        tmp_path / "checkpoint.pt", network=lambda *what: Mirrored(tiny(*what))
+    )
+
+    assert torch.allclose(both.logits(images), (left + right) / 2, atol=1e-5)
+    assert torch.equal(loaded.logits(images), both.logits(images))
+    assert not torch.allclose(left, right, atol=1e-3)
+    assert torch.equal(classifier.logits(images), before)
 
 
 class Trap:

@@ -18,12 +18,15 @@ from training import __main__ as program
 from training.__main__ import main
 from training.card import spread
 from training.corruptions import CORRUPTIONS
+from training.data import data_folder, split
+from training.export import loaded
 from training.networks import NETWORKS
 from training.options import duration, percentage, size
 from training.progress import Progress
 from training.recipe import Epoch, Recipe, Step
 from training.reports import confusion, wilson
 from training.runs import Run
+from training.sources import FASHION_MNIST, Form, training_images, unseen_images
 from training.study import VARIANTS
 
 from .conftest import stripes
@@ -276,6 +279,24 @@ def test_the_network_follows_the_speed_of_the_machine_unless_it_is_named(
 
 
 @pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize(
+    ("length", "share"),
+    [
+        ("--budget=3m", 0.0),
+        ("--budget=15m", 0.5),
+        ("--budget=1h", 0.75),
+        ("--epochs=15", 0.0),
+        ("--epochs=16", 0.5),
+        ("--epochs=25", 0.75),
+    ],
+)
+def test_images_are_blanked_in_part_where_they_are_seen_often(length: str, share: float) -> None:
+    assert train(length) == 0
+
+    assert Run("first").plan().recipe.erase == share
+
+
+@pytest.mark.usefixtures("workplace")
 def test_the_ablation_changes_one_thing_at_a_time(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ablate", "--seeds", "2", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["ingredients"]
@@ -383,6 +404,49 @@ def test_evaluate_tells_the_accuracy_under_corruptions(capsys: pytest.CaptureFix
 
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" %  ")[1] for line in lines[2:]] == [*CORRUPTIONS, "negative"]
+
+
+@pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("run", ["first", "first-final"])
+def test_mirror_images_are_looked_at_too_if_asked(
+    capsys: pytest.CaptureFixture[str], run: str
+) -> None:
+    train()
+    assert main(["train", "--final", "first"]) == 0
+    _, held = split(training_images(FASHION_MNIST, data_folder(None)))
+    judged = Run("first").classifier().mirrored()
+    temperature = judged.calibrate(held)
+    capsys.readouterr()
+
+    assert main(["evaluate", "--run", run, "--mirrored", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert main(["evaluate", "--run", run, "--mirrored"]) == 0
+    sentence = capsys.readouterr().out
+    assert main(["export", "--run", run, "--mirrored"]) == 0
+
+    test = unseen_images(FASHION_MNIST, data_folder(None), Form(None)).images
+    both = Run(run).classifier()
+    both.model.temperature.fill_(temperature)
+    logits = (both.logits(test) + both.logits(test.flip(3))) / 2
+    served = loaded(Path("build/archive/model.pt").read_bytes())
+    assert torch.allclose(served(test), logits.softmax(1), atol=1e-5)
+    assert result["temperature"] == pytest.approx(temperature)
+    assert result["mirrored"] is True
+    assert sentence.startswith(f"{run} with mirror images: ")
+    described = json.loads(Path("build/archive/model.json").read_text())
+    assert described["accuracy"] == judged.evaluate(held)
+    assert main(["report", run]) == 0
+    assert Path(f"runs/{run}/MODEL_CARD.md").read_text().count(", with mirror images |") == 2
+
+
+@pytest.mark.usefixtures("workplace")
+def test_where_mirror_images_are_of_other_classes_they_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train("--no-flip")
+
+    assert main(["export", "--mirrored"]) == 1
+    assert "runs/first learned with --no-flip" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("workplace")

@@ -205,3 +205,21 @@ def test_what_may_not_be_mirrored_and_moved_stays_as_it_is() -> None:
     data = stripes(10, channels=3)
 
     assert torch.equal(seen(Recipe(flip=False, shift=0), 1, data), data.images)
+
+
+def test_a_rectangle_of_any_size_up_to_the_share_is_blanked_anywhere_inside(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ImageSet, "background", lambda _: 9)
+    images = torch.full((4000, 3, 8, 6), 200, dtype=torch.uint8)
+    data = ImageSet(images, torch.zeros(4000, dtype=torch.int64))
+
+    found = seen(Recipe(shift=0, erase=0.5), 1, data)
+
+    blank = found[:, 0] == 9
+    rows, columns = blank.any(2).sum(1), blank.any(1).sum(1)
+    assert torch.equal(blank.sum((1, 2)), rows * columns)
+    assert set(rows.tolist()) == {0, 1, 2, 3, 4}
+    assert set(columns.tolist()) == {0, 1, 2, 3}
+    assert blank.any(0).all()
+    assert torch.equal(found == 9, blank[:, None].expand(-1, 3, -1, -1))
