@@ -47,9 +47,9 @@ Condition = Annotated[
 
 
 def _differ(settings: BaseSettings, *names: str) -> None:
-    """Refuse the same topic under two of these names: it would be fed with its own outcomes."""
+    """Refuse the same topic under two of these names: what goes out would come in, or be mixed."""
     if len({getattr(settings, name) for name in names}) < len(names):
-        raise ValueError(f"{', '.join(names)} must be different topics")
+        raise ValueError(f"{', '.join(names[:-1])} and {names[-1]} must be different topics")
 
 
 class Settings(BaseSettings):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 PROJECT = ["--project", "mine"]
 RUN = [*PROJECT, "--subscription", "images", "--output-topic", "predictions"]
+TWO = "input_topic and dead_letter_topic must be different topics"
+THREE = "input_topic, output_topic and dead_letter_topic must be different topics"
 
 
 @pytest.fixture(autouse=True)
@@ -82,8 +84,8 @@ def test_the_project_may_come_from_where_google_looks(monkeypatch: pytest.Monkey
         ([*RUN, "--ack-deadline", "9"], "--ack-deadline: input should be greater than or equal"),
         ([*RUN, "--ack-deadline", "601"], "--ack-deadline: input should be less than or equal"),
         ([*RUN, "--create"], "input_topic is needed by --create"),
-        ([*RUN, "--input-topic", "predictions"], "must be different topics"),
-        ([*RUN, "--dead-letter-topic", "predictions"], "must be different topics"),
+        ([*RUN, "--input-topic", "predictions"], THREE),
+        ([*RUN, "--dead-letter-topic", "predictions"], THREE),
         ([*RUN, "--group", "a"], "--group is unknown"),
     ],
 )
@@ -109,7 +111,7 @@ def test_a_replay_has_somewhere_to_go() -> None:
     flags = [*PROJECT, "--subscription", "images", "--name", "fix"]
     assert "--input-topic is required" in refusal(ReplayPubSub, *flags)
     back = ["--input-topic", "images-dead"]
-    assert "must be different topics" in refusal(ReplayPubSub, *flags, *back)
+    assert TWO in refusal(ReplayPubSub, *flags, *back)
     assert load(ReplayPubSub, [*flags, "--input-topic", "images"], "connectors").name == "fix"
 
 
