@@ -40,7 +40,6 @@ from google.api_core import exceptions as google_errors
 from google.api_core.exceptions import GoogleAPIError
 from google.api_core.retry import Retry, if_exception_type
 from google.auth.exceptions import GoogleAuthError
-from google.cloud.pubsub_v1 import SubscriberClient
 from google.pubsub_v1 import PublisherClient
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from google.pubsub_v1.types import ExpirationPolicy, PublishRequest, PubsubMessage, Subscription
@@ -48,7 +47,7 @@ from google.pubsub_v1.types import ExpirationPolicy, PublishRequest, PubsubMessa
 from ..errors import Exit, Rewound, Stop
 from ..records import Message, Record, Rejection, Settled
 from .delivery import ORIGIN, OURS, Backoff, Parcel, before, complaint
-from .pubsub_stream import Stream, acknowledge
+from .pubsub_stream import Stream, Subscriber, acknowledge
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -163,9 +162,9 @@ def connect_subscriber() -> Untyped:
     """A client that reads; on the way to the emulator the library takes no more than 4 MiB."""
     emulator = os.environ.get(EMULATOR)
     if not emulator:
-        return SubscriberClient()
+        return Subscriber()
     channel = grpc.insecure_channel(emulator, options=[("grpc.max_receive_message_length", -1)])
-    return SubscriberClient(transport=SubscriberGrpcTransport(channel=channel))
+    return Subscriber(transport=SubscriberGrpcTransport(channel=channel))
 
 
 def connect_publisher() -> PublisherClient:

@@ -11,18 +11,17 @@ import math
 import queue
 import time
 from concurrent.futures import TimeoutError as NotInTime
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from google.api_core.exceptions import GoogleAPIError
+from google.api_core.exceptions import Cancelled, GoogleAPIError
+from google.cloud.pubsub_v1 import SubscriberClient
 from google.cloud.pubsub_v1.subscriber._protocol.requests import NackRequest
 from google.cloud.pubsub_v1.subscriber.scheduler import Scheduler
 from google.cloud.pubsub_v1.types import FlowControl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
-    from google.cloud.pubsub_v1 import SubscriberClient
+    from collections.abc import Callable, Iterable, Iterator
 
 Untyped = Any  # an object of google.cloud.pubsub_v1, which ships no types
 
@@ -31,6 +30,45 @@ CLOSE = 5.0
 
 SPARE = 200
 """What the inbox holds beyond the window: flow control may overshoot by a batch of requests."""
+
+
+class Subscriber(SubscriberClient):  # type: ignore[misc]  # the library ships no types
+    """A client of which a call that comes after the end fails as one that the end cuts off.
+
+    The library's threads may outlive a stream by a minute of trying again. They do not expect what
+    gRPC raises then: it ended them with a stack trace.
+    """
+
+    _ended = False
+
+    def streaming_pull(self, *arguments: object, **named: object) -> Untyped:
+        """See the library."""
+        with self._cut_off():
+            return super().streaming_pull(*arguments, **named)
+
+    def acknowledge(self, *arguments: object, **named: object) -> None:
+        """See the library."""
+        with self._cut_off():
+            super().acknowledge(*arguments, **named)
+
+    def modify_ack_deadline(self, *arguments: object, **named: object) -> None:
+        """See the library."""
+        with self._cut_off():
+            super().modify_ack_deadline(*arguments, **named)
+
+    def close(self) -> None:
+        """See the library."""
+        self._ended = True
+        super().close()
+
+    @contextmanager
+    def _cut_off(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            if self._ended:
+                raise Cancelled(str(error)) from error  # type: ignore[no-untyped-call]
+            raise
 
 
 class Overfull(Exception):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import threading
 import time
 from contextlib import ExitStack
 from itertools import count, islice
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pytest
-from google.api_core.exceptions import InvalidArgument, ServiceUnavailable
+from google.api_core.exceptions import Cancelled, InvalidArgument, ServiceUnavailable
+from google.cloud.pubsub_v1.subscriber._protocol import leaser
 from google.pubsub_v1 import PublisherClient
 from google.pubsub_v1.types import PubsubMessage
 
@@ -683,7 +686,11 @@ def test_closing_gives_back_once_and_takes_nothing_more(harness: PubSubHarness) 
     assert {record.position.delivery_attempt for record in records} <= {1, 2}
 
 
-def test_closing_ends_in_time_when_the_service_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closing_ends_in_time_when_the_service_is_away(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Leases are extended all the time: so the library is in the middle of it when all ends.
+    monkeypatch.setattr(leaser, "random", SimpleNamespace(uniform=min))
     with ExitStack() as stack:
         emulator = stack.enter_context(Emulator())
         monkeypatch.setenv(HOST, emulator.host)
@@ -699,6 +706,34 @@ def test_closing_ends_in_time_when_the_service_is_away(monkeypatch: pytest.Monke
             broker.commit(predicted(records))
         broker.close()
         assert time.monotonic() - begin < 20
+        threads = [one for one in threading.enumerate() if one.name == "Thread-LeaseMaintainer"]
+        for thread in threads:
+            thread.join(TIMEOUT)
+        assert not [one for one in caplog.records if one.exc_info]
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ("acknowledge", {"subscription": "s", "ack_ids": ["1"]}),
+        (
+            "modify_ack_deadline",
+            {"subscription": "s", "ack_ids": ["1"], "ack_deadline_seconds": 10},
+        ),
+        ("streaming_pull", {"requests": iter([])}),
+    ],
+)
+def test_a_call_after_the_end_fails_as_one_that_the_end_cuts_off(
+    monkeypatch: pytest.MonkeyPatch, call: str, arguments: dict[str, Untyped]
+) -> None:
+    monkeypatch.setenv(HOST, "localhost:1")
+    client = connect_subscriber()
+    client.transport.close()
+    with pytest.raises(ValueError, match=r"(?i)closed"):  # as gRPC has it: nobody ended the client
+        getattr(client, call)(**arguments)
+    client.close()
+    with pytest.raises(Cancelled, match=r"(?i)closed"):
+        getattr(client, call)(**arguments)
 
 
 # The two ends
