@@ -106,16 +106,16 @@ def test_lost_records_of_an_outage_are_told() -> None:
 PICTURES = [codec.png(2, 2, bytes([number] * 4)) for number in range(killer.PACK * killer.PACKS)]
 
 
-def asked(calls: killer.Calls, *images: bytes) -> None:
-    """One call, packed as the relay packs it."""
+def asked(calls: killer.Calls, *images: bytes, status: int = 200) -> None:
+    """One call, packed as the relay packs it, and its answer."""
     kind, body = codec.body([Image(image) for image in images])
     proxy = killer.CountingProxy("http://127.0.0.1:1/", calls)
-    with proxy, proxy.noted(kind, body):
-        pass
+    with proxy, proxy.noted(kind, body) as heard:
+        heard(status)
 
 
 def test_a_call_is_extra_when_it_asks_about_nothing_for_the_first_time() -> None:
-    calls = killer.Calls([*PICTURES, killer.KILLER])
+    calls = killer.Calls([*PICTURES, killer.KILLER], [])
     asked(calls, PICTURES[0], killer.KILLER)
     asked(calls, PICTURES[0])  # a trial
     asked(calls, killer.KILLER)  # another
@@ -125,6 +125,17 @@ def test_a_call_is_extra_when_it_asks_about_nothing_for_the_first_time() -> None
     assert [call.new for call in made] == [2, 0, 0, 0, 1]
     assert [call.killer for call in made] == [True, False, True, False, False]
     assert [call.images for call in made] == [2, 1, 1, 1, 2]
+
+
+def test_an_other_is_answered_once_and_not_when_it_is_refused() -> None:
+    packs, others = PICTURES[:2], PICTURES[2:]
+    calls = killer.Calls([*packs, killer.KILLER], others)
+    asked(calls, *packs, others[0])
+    asked(calls, others[1], status=503)
+    asked(calls, others[0], others[1])
+    asked(calls, killer.KILLER, others[2], status=500)
+    asked(calls, packs[0])
+    assert [call.others for call in calls.made()] == [0, 1, 1, 2, 2]
 
 
 def test_the_killer_is_in_a_full_pack_and_the_others_in_other_partitions() -> None:
@@ -146,8 +157,8 @@ GOOD_KILLER: dict[str, Any] = {
     "dead_letters": 1,
     "reason": "failed",
     "attempts": 3,
-    "others_that_came_meanwhile": 1000,
-    "others_settled_meanwhile": 900,
+    "others_due_meanwhile": 1000,
+    "others_answered_meanwhile": 900,
 }
 
 
@@ -165,8 +176,8 @@ def test_a_killer_that_harmed_itself_only_passes() -> None:
         {"dead_letters": 2},
         {"reason": "not_an_image"},
         {"attempts": 1},
-        {"others_settled_meanwhile": 249},
-        {"others_that_came_meanwhile": 0},
+        {"others_answered_meanwhile": 249},
+        {"others_due_meanwhile": 0},
     ],
 )
 def test_a_killer_that_harmed_others_does_not(flaw: dict[str, Any]) -> None:

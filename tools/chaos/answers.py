@@ -7,6 +7,7 @@ import struct
 import sys
 import threading
 from collections import Counter, deque
+from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,10 @@ Bad = Literal["503", "500", "507", "prediction failed", "reset", "timeout"]
 """TorchServe's bad answers, and two ways to give none."""
 
 PATIENCE = 60.0  # seconds, longer than anybody here waits for the real service
+
+
+Heard = Callable[[int], None]
+"""Told of the status of an answer, before the relay is."""
 
 
 class Reply(NamedTuple):
@@ -71,9 +76,12 @@ class AnswerProxy(ThreadingHTTPServer):
         """Answer the next `count` requests so."""
         self._ordered.extend([bad] * count)
 
-    def noted(self, kind: str, body: bytes) -> AbstractContextManager[None]:  # noqa: ARG002 - for those who do
-        """Enclose one request of this content type and its answer; nobody counts them here."""
-        return nullcontext()
+    def noted(self, kind: str, body: bytes) -> AbstractContextManager[Heard]:  # noqa: ARG002 - for those who do
+        """Enclose one request of this content type; what it returns is told of the answer.
+
+        Nobody counts them here.
+        """
+        return nullcontext(lambda status: None)  # noqa: ARG005 - a Heard
 
     def next_bad(self) -> Bad | None:
         """What the next request gets instead of an answer; None: it is passed on."""
@@ -116,34 +124,31 @@ class _Exchange(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        with self.server.noted(self.headers["Content-Type"], body):
-            self._exchange(body)
+        with self.server.noted(self.headers["Content-Type"], body) as heard:
+            if reply := self._reply(body):
+                heard(reply.status)
+                self._answer(reply)
+            else:
+                self._hang_up()
 
-    def _exchange(self, body: bytes) -> None:
+    def _reply(self, body: bytes) -> Reply | None:
         bad = self.server.next_bad()
         self.server.over.wait(PATIENCE / 2 if bad == "timeout" else self.server.delay)
-        if bad in REPLIES:
-            self._answer(REPLIES[bad])
-        elif bad:
-            self._hang_up()
-        else:
-            self._pass_on(body)
+        return REPLIES.get(bad) if bad else self._passed_on(body)
 
-    def _pass_on(self, body: bytes) -> None:
+    def _passed_on(self, body: bytes) -> Reply | None:
         asked = HTTPConnection(*self.server.authority, timeout=PATIENCE)
         try:
             kind = {"Content-Type": self.headers["Content-Type"]}
             asked.request("POST", self.path, body, kind)
             answer = asked.getresponse()
-            reply = Reply(answer.status, answer.headers["Content-Type"] or "", answer.read())
+            return Reply(answer.status, answer.headers["Content-Type"] or "", answer.read())
         except ConnectionRefusedError:
-            reply = _said(502, "BadGateway", "nobody listens")
+            return _said(502, "BadGateway", "nobody listens")
         except (OSError, HTTPException):
-            self._hang_up()
-            return
+            return None
         finally:
             asked.close()
-        self._answer(reply)
 
     def _answer(self, reply: Reply) -> None:
         with suppress(OSError):  # killed meanwhile

@@ -17,13 +17,14 @@ import time
 from collections import Counter
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from http import HTTPStatus
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from connectors import codec
 from tools.archive import pack
-from tools.chaos.answers import AnswerProxy, serving
+from tools.chaos.answers import AnswerProxy, Heard, serving
 from tools.chaos.ledger import behind
 from tools.chaos.load import Feeder, Input, KafkaOutlet
 from tools.chaos.run import await_quiet
@@ -45,8 +46,8 @@ KILLER = codec.png(SIDE, SIDE, b"\xff" * SIDE * SIDE)
 PACK, PACKS, PLACE = 64, 4, 100  # the killer is number 100, in the second of four packs
 TRIES = 3
 PARTITIONS = 3  # the killer's is the first
-# Of the others' records that came while it was on trial; most of that time the worker was dead, so
-# few are answered at the end of it. A relay that held them back would answer none.
+# Of the others' records that are due while it is on trial; most of that time the worker is dead, so
+# the last of them are answered after it. A relay that held them back would have none answered.
 LEAST_SHARE = 0.25
 MOST_EXTRA = 24
 PATIENCE = 400.0  # seconds; nine deaths of the worker, which needs up to 16 s to come back
@@ -58,9 +59,11 @@ WAITS = 20.0  # seconds that the relay gives the service, and so a worker to com
 class Call(NamedTuple):
     """One request: how many images it held, how many of the load for the first time."""
 
+    at: float  # monotonic seconds
     images: int
     new: int
     killer: bool
+    others: int  # pictures of the other partitions that had been answered until then
 
 
 def parts(kind: str, body: bytes) -> list[bytes]:
@@ -70,29 +73,37 @@ def parts(kind: str, body: bytes) -> list[bytes]:
 
 
 class Calls:
-    """What the service was asked. `load`: all images that it will be asked about, if all is well.
+    """What the service was asked. `packs`, the killer in them, and `others`: what it has to be.
 
     A call that holds none of them for the first time is one that the load did not need: a part of
     the killer's pack once more, or a witness.
     """
 
-    def __init__(self, load: Sequence[bytes]) -> None:
+    def __init__(self, packs: Sequence[bytes], others: Sequence[bytes]) -> None:
         self.longest = 0.0  # seconds that one took
-        self._unasked = set(load)
+        self._unasked = {*packs, *others}
+        self._unanswered = set(others)
+        self._others = len(self._unanswered)
         self._made: list[Call] = []
         self._lock = threading.Lock()
 
     @contextmanager
-    def noted(self, images: Sequence[bytes]) -> Iterator[None]:
-        """One more call, until the end of the block."""
+    def noted(self, images: Sequence[bytes]) -> Iterator[Heard]:
+        """One more call, until the end of the block; to be told of the status of its answer."""
         began = time.monotonic()
         with self._lock:
             new = self._unasked.intersection(images)
             self._unasked -= new
-            self._made.append(Call(len(images), len(new), KILLER in images))
-        yield
+            answered = self._others - len(self._unanswered)
+            self._made.append(Call(began, len(images), len(new), KILLER in images, answered))
+        yield lambda status: self._hear(images, status)
         with self._lock:
             self.longest = max(self.longest, time.monotonic() - began)
+
+    def _hear(self, images: Sequence[bytes], status: int) -> None:
+        if status == HTTPStatus.OK:
+            with self._lock:
+                self._unanswered.difference_update(images)
 
     def made(self) -> list[Call]:
         """All until now."""
@@ -107,7 +118,7 @@ class CountingProxy(AnswerProxy):
         super().__init__(target)
         self.calls = calls
 
-    def noted(self, kind: str, body: bytes) -> AbstractContextManager[None]:
+    def noted(self, kind: str, body: bytes) -> AbstractContextManager[Heard]:
         """See `AnswerProxy`."""
         return self.calls.noted(parts(kind, body))
 
@@ -122,14 +133,6 @@ def others(pictures: Sequence[bytes]) -> Iterator[Input]:
     """The load of the other partitions."""
     for number, value in enumerate(pictures[PACK * PACKS - 1 :], PACK * PACKS):
         yield Input(value, b"%d" % number, [], 1 + number % (PARTITIONS - 1))
-
-
-class Moment(NamedTuple):
-    """Monotonic seconds; records of the other partitions that had come and were settled by then."""
-
-    at: float
-    came: int
-    settled: int
 
 
 @dataclass
@@ -155,7 +158,7 @@ class Stage:
         )
         images = first_images(IMAGES)
         pictures = [codec.png(SIDE, SIDE, image.tobytes()) for image in images]
-        calls = Calls([*pictures, KILLER])
+        calls = Calls([*pictures[: PACK * PACKS - 1], KILLER], pictures[PACK * PACKS - 1 :])
         proxy = stack.enter_context(serving(CountingProxy(server.url, calls)))
         servers = kafka.bootstrap_servers
         answers = dict(zip(pictures, classes(images, server.archive).tolist(), strict=True))
@@ -177,11 +180,6 @@ class Stage:
         self.wait_for(lambda: self.watch.ledger.entered == PACK * PACKS)
         self.seat.take()
         self.others.start()
-
-    def moment(self) -> Moment:
-        """How far the others are."""
-        ledger = self.watch.ledger
-        return Moment(time.monotonic(), self.others.sent, ledger.settled - ledger.settled_in(0))
 
     def complete(self) -> bool:
         """Say whether all has gone in, and no outcome is missing."""
@@ -206,11 +204,9 @@ def run(rate: float, folder: Path, say: Callable[[str], None]) -> Verdict:
         stage = Stage.set(rate, folder, stack)
         stage.begin()
         stage.wait_for(lambda: any(call.killer for call in stage.calls.made()))
-        accused = stage.moment()
         say("the killer was sent")
         stage.wait_for(lambda: stage.watch.ledger.dead_letters)
-        condemned = stage.moment()
-        say(f"it is a dead letter, after {condemned.at - accused.at:.0f} s")
+        say("it is a dead letter")
         stage.wait_for(stage.complete)
         stage.seat.leave()
         await_quiet(stage.watch, QUIET)
@@ -220,14 +216,16 @@ def run(rate: float, folder: Path, say: Callable[[str], None]) -> Verdict:
             )
         }
         broken = {kind: len(records) for kind, records in found.items()}
-        figures = measured(stage, accused, condemned)
+        figures = measured(stage, rate)
         return Verdict(figures | broken, complaints(figures, broken))
 
 
-def measured(stage: Stage, accused: Moment, condemned: Moment) -> dict[str, Any]:
-    """What was measured, by name."""
+def measured(stage: Stage, rate: float) -> dict[str, Any]:
+    """What was measured, by name. The trial is from the killer's first call to its last one."""
     calls = stage.calls.made()
     extra = [call for call in calls if not call.new]
+    trial = [call for call in calls if call.killer]
+    first, last = trial[0], trial[-1]
     (letter, *_) = whole(stage.servers, TOPICS.dead)
     said = {name: value.decode() for name, value in letter.headers}
     return {
@@ -235,21 +233,21 @@ def measured(stage: Stage, accused: Moment, condemned: Moment) -> dict[str, Any]
         "calls": len(calls),
         "longest_call_seconds": round(stage.calls.longest, 1),
         "extra_calls": len(extra),
-        "extra_calls_with_the_killer": sum(call.killer for call in extra),
-        "images_in_its_first_pack": next(call.images for call in calls if call.killer),
+        "extra_calls_with_the_killer": sum(not call.new for call in trial),
+        "images_in_its_first_pack": first.images,
         "dead_letters": stage.watch.ledger.dead_letters,
         "reason": said["connector.reason"],
         "attempts": int(said["connector.attempts"]),
-        "seconds_until_the_letter": round(condemned.at - accused.at, 1),
-        "others_that_came_meanwhile": condemned.came - accused.came,
-        "others_settled_meanwhile": condemned.settled - accused.settled,
+        "seconds_of_its_trial": round(last.at - first.at, 1),
+        "others_due_meanwhile": round(rate * (last.at - first.at)),
+        "others_answered_meanwhile": last.others - first.others,
         "longest_silence_seconds": round(stage.watch.pulse.longest, 1),
     }
 
 
 def complaints(figures: Mapping[str, Any], broken: Mapping[str, int]) -> list[str]:
     """What was not as promised, a sentence each; `broken`: records, by the way it was broken."""
-    settled, came = figures["others_settled_meanwhile"], figures["others_that_came_meanwhile"]
+    answered, due = figures["others_answered_meanwhile"], figures["others_due_meanwhile"]
     letter = figures["reason"], figures["attempts"]
     longest = figures["longest_call_seconds"]
     found = {
@@ -261,8 +259,8 @@ def complaints(figures: Mapping[str, Any], broken: Mapping[str, int]) -> list[st
         f"the letter says {letter}": letter != ("failed", TRIES),
         # More than half a pack is cut as often as a whole one until the killer is alone.
         "the killer was not in a full pack": figures["images_in_its_first_pack"] <= PACK // 2,
-        f"only {settled} of {came} others were settled meanwhile": settled < LEAST_SHARE * came,
-        "no others came meanwhile: nothing is shown": not came,
+        f"only {answered} of {due} others were answered meanwhile": answered < LEAST_SHARE * due,
+        "no others were due meanwhile: nothing is shown": not due,
         **{f"{count} {kind}": count for kind, count in broken.items()},
     }
     return [sentence for sentence, wrong in found.items() if wrong]

@@ -84,10 +84,6 @@ class Ledger:
         """How many outcomes were seen, repeated ones included."""
         return len(self._came) + self._doubled.total()
 
-    def settled_in(self, partition: int) -> int:
-        """How many different records of a partition have an outcome."""
-        return sum(source.partition == partition for source in tuple(self._came))
-
     @property
     def open(self) -> int:
         """How many outcomes there still are to come, if none is wrong."""

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
-from tools.chaos.answers import AnswerProxy, serving
+from tools.chaos.answers import AnswerProxy, Heard, serving
 from tools.chaos.load import Feeder, inputs
 from tools.chaos.pubsub.cable import Cable, laid
 from tools.chaos.pubsub.load import PubSubOutlet, tagged, tags
@@ -59,7 +59,7 @@ class CountingProxy(AnswerProxy):
         self.asked: Counter[int] = Counter()
         self._lock = threading.Lock()
 
-    def noted(self, kind: str, body: bytes) -> AbstractContextManager[None]:
+    def noted(self, kind: str, body: bytes) -> AbstractContextManager[Heard]:
         """See `AnswerProxy`."""
         with self._lock:
             self.asked.update(tags(body))
