@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 
 from .errors import DataError
@@ -31,19 +32,39 @@ class Block(nn.Sequential):
         )
 
 
-class Pyramid(nn.Module):
-    """Three blocks, each at half the resolution of the one before, and a linear layer.
+class Stage(nn.Module):
+    """[N, inputs, H, W] -> [N, outputs, H // 2, W // 2]; two convolutions only add to a third.
 
-    After the network of cifar10-airbench (arXiv 2404.00498), without its whitening layer.
+    The shortcut is that of ResNet (arXiv 1512.03385); it goes around what follows the pooling.
     """
 
-    def __init__(self, channels: int, classes: int, widths: tuple[int, int, int]) -> None:
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        first, second, third = widths
-        self.blocks = nn.Sequential(
-            Block(channels, first), Block(first, second), Block(second, third)
+        self.first = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
         )
-        self.head = nn.Linear(third, classes)
+        self.rest = nn.Sequential(
+            *_normed(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return features [N, outputs, H // 2, W // 2], none below 0."""
+        features = self.first(images)
+        return torch.relu(features + self.rest(features))
+
+
+class Pooled(nn.Module):
+    """Blocks that end with `width` channels, the largest value of each, and a linear layer."""
+
+    def __init__(self, blocks: nn.Sequential, width: int, classes: int) -> None:
+        super().__init__()
+        self.blocks = blocks
+        self.head = nn.Linear(width, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits [N, classes] of normalised images [N, C, H, W]."""
@@ -52,18 +73,42 @@ class Pyramid(nn.Module):
         return logits
 
 
-def pyramid(*widths: int) -> Network:
-    """Return the pyramid of these three widths."""
-    first, second, third = widths
-    return lambda channels, classes: Pyramid(channels, classes, (first, second, third))
+def pyramid(first: int, second: int, third: int) -> Network:
+    """Return three blocks of these widths, each at half the resolution of the one before.
+
+    After the network of cifar10-airbench (arXiv 2404.00498), without its whitening layer.
+    """
+
+    def build(channels: int, classes: int) -> nn.Module:
+        blocks = Block(channels, first), Block(first, second), Block(second, third)
+        return Pooled(nn.Sequential(*blocks), third, classes)
+
+    return build
 
 
-class Stride(nn.Sequential):
-    """A first layer that halves the resolution, then convolutions at 14, 7 and 3 of 28 pixels."""
+def residual(first: int, second: int, third: int) -> Network:
+    """Return a convolution at the full resolution and three stages of these widths.
 
-    def __init__(self, channels: int, classes: int, widths: tuple[int, int, int]) -> None:
-        first, second, third = widths
-        super().__init__(
+    It costs more than the pyramid, and is better where there is time to train it
+    (docs/decisions/017).
+    """
+
+    def build(channels: int, classes: int) -> nn.Module:
+        stem = _normed(nn.Conv2d(channels, first // 2, 3, padding=1, bias=False))
+        stages = Stage(first // 2, first), Stage(first, second), Stage(second, third)
+        return Pooled(nn.Sequential(*stem, *stages), third, classes)
+
+    return build
+
+
+def stride(first: int, second: int, third: int) -> Network:
+    """Return a first layer that halves the resolution, then convolutions of these widths.
+
+    They are at 14, 7 and 3 of 28 pixels.
+    """
+
+    def build(channels: int, classes: int) -> nn.Module:
+        return nn.Sequential(
             *_normed(nn.Conv2d(channels, first, 4, stride=2, padding=1, bias=False)),
             *_normed(nn.Conv2d(first, second, 3, padding=1, bias=False)),
             nn.MaxPool2d(2),
@@ -76,11 +121,7 @@ class Stride(nn.Sequential):
             nn.Linear(third, classes),
         )
 
-
-def stride(*widths: int) -> Network:
-    """Return the network with a stride of these three widths."""
-    first, second, third = widths
-    return lambda channels, classes: Stride(channels, classes, (first, second, third))
+    return build
 
 
 def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
@@ -126,13 +167,15 @@ NETWORKS: Mapping[str, Network] = {
     "P(16,48,96)": pyramid(16, 48, 96),
     "P(24,64,128)": pyramid(24, 64, 128),
     "P(32,96,192)": pyramid(32, 96, 192),
+    "R(24,64,128)": residual(24, 64, 128),
+    "R(48,96,192)": residual(48, 96, 192),
     "S2(32,64,128)": stride(32, 64, 128),
     TUTORIAL: tutorial,
 }
 """By the name that a checkpoint keeps."""
 
-WIDTHS = ("P(32,96,192)", "P(24,64,128)", "P(16,48,96)")
-"""The widest first; wider ones pay off with longer budgets."""
+LADDER = ("R(48,96,192)", "R(24,64,128)", "P(24,64,128)", "P(16,48,96)")
+"""The costliest first; costlier ones pay off with longer budgets (docs/decisions/017)."""
 
 
 def named(name: str) -> Network:

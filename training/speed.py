@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .networks import WIDTHS, named
+from .networks import LADDER, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,18 +67,18 @@ def _learn(network: nn.Module, images: Tensor, labels: Tensor) -> None:
 def epochs_for(budget: float) -> float:
     """Return how many epochs so many seconds must hold: 12 in three minutes, 29 in an hour.
 
-    With fewer passes a wider network loses what its width gains, and it costs more to serve.
+    With fewer passes a larger network loses what its size gains, and it costs more to serve.
     """
     return float(12 * (budget / 180) ** 0.3)
 
 
 def suited(budget: float, images: int, shape: tuple[int, int, int], gflops: float) -> str:
-    """Return the widest network that has epochs enough in the budget, or the narrowest."""
-    for name in WIDTHS:
+    """Return the costliest network that has epochs enough in the budget, or the cheapest."""
+    for name in LADDER:
         operations = PASSES * macs(named(name)(shape[0], 10), shape) * images * epochs_for(budget)
         if operations / (gflops * 1e9) <= budget:
             return name
-    return WIDTHS[-1]
+    return LADDER[-1]
 
 
 def served(module: Callable[[Tensor], Tensor], images: Tensor, seconds: float = 1.0) -> float:
