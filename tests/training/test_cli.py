@@ -270,10 +270,10 @@ def test_the_network_follows_the_speed_of_the_machine_unless_it_is_named(
     assert main(["train", "--run", "second", "--network", "S2(32,64,128)"]) == 0
 
     said = capsys.readouterr().err
-    line = "this machine trains S2(32,64,128) at 80 GF/s: P(32,96,192) for this budget\n"
+    line = "this machine trains S2(32,64,128) at 80 GF/s: R(48,96,192) for this budget\n"
     assert said.count(line) == 1
     assert (Run("first").plan().network, Run("second").plan().network) == (
-        "P(32,96,192)",
+        "R(48,96,192)",
         "S2(32,64,128)",
     )
 
