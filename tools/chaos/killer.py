@@ -73,7 +73,7 @@ def parts(kind: str, body: bytes) -> list[bytes]:
 
 
 class Calls:
-    """What the service was asked. `packs`, the killer in them, and `others`: what it has to be.
+    """What the service was asked. The load is `packs`, the killer in them, and `others`.
 
     A call that holds none of them for the first time is one that the load did not need: a part of
     the killer's pack once more, or a witness.
