@@ -167,14 +167,13 @@ NETWORKS: Mapping[str, Network] = {
     "P(16,48,96)": pyramid(16, 48, 96),
     "P(24,64,128)": pyramid(24, 64, 128),
     "P(32,96,192)": pyramid(32, 96, 192),
-    "R(24,64,128)": residual(24, 64, 128),
     "R(48,96,192)": residual(48, 96, 192),
     "S2(32,64,128)": stride(32, 64, 128),
     TUTORIAL: tutorial,
 }
 """By the name that a checkpoint keeps."""
 
-LADDER = ("R(48,96,192)", "R(24,64,128)", "P(24,64,128)", "P(16,48,96)")
+LADDER = ("R(48,96,192)", "P(32,96,192)", "P(24,64,128)", "P(16,48,96)")
 """The costliest first; costlier ones pay off with longer budgets (docs/decisions/017)."""
 
 

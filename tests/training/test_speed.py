@@ -50,14 +50,14 @@ def test_more_time_is_given_to_more_epochs_and_to_a_larger_network() -> None:
     assert [suited(budget, 55_000, MNIST, 160.0) for budget in budgets] == [
         "P(16,48,96)",
         "P(16,48,96)",
-        "R(24,64,128)",
+        "P(24,64,128)",
         "R(48,96,192)",
     ]
 
 
 def test_a_slow_machine_and_large_images_get_a_small_network() -> None:
     assert suited(900.0, 55_000, MNIST, 80.0) == "P(24,64,128)"
-    assert suited(3600.0, 55_000, MNIST, 80.0) == "R(24,64,128)"
+    assert suited(3600.0, 55_000, MNIST, 80.0) == "P(32,96,192)"
     assert suited(3600.0, 55_000, MNIST, 10.0) == "P(16,48,96)"
     assert suited(3600.0, 55_000, (3, 112, 112), 80.0) == "P(16,48,96)"
     assert suited(3600.0, 1_000, (3, 112, 112), 80.0) == "R(48,96,192)"
