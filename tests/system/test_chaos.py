@@ -60,4 +60,5 @@ def test_an_image_that_kills_the_worker_is_the_only_dead_letter(tmp_path: Path) 
     assert (found["dead_letters"], found["lost"], found["doubled"]) == (1, 0, 0)
     assert (found["reason"], found["attempts"]) == ("failed", 3)
     # A worker that comes back later than the relay waits costs its neighbours trials of their own.
-    assert verdict.passed or found["longest_call_seconds"] >= killer.WAITS, verdict.table()
+    told = (tmp_path / "seat.log").read_text()
+    assert verdict.passed or found["longest_call_seconds"] >= killer.WAITS, verdict.table() + told
