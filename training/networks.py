@@ -21,15 +21,7 @@ class Block(nn.Sequential):
     """[N, inputs, H, W] -> [N, outputs, H // 2, W // 2]; pools early, where it saves the most."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        )
+        super().__init__(*_halved(inputs, outputs), *_normed(_convolution(outputs, outputs)))
 
 
 class Stage(nn.Module):
@@ -40,15 +32,10 @@ class Stage(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, padding=1, bias=False),
-            nn.MaxPool2d(2),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-        )
+        self.first = nn.Sequential(*_halved(inputs, outputs))
         self.rest = nn.Sequential(
-            *_normed(nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)),
-            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            *_normed(_convolution(outputs, outputs)),
+            _convolution(outputs, outputs),
             nn.BatchNorm2d(outputs),
         )
 
@@ -94,7 +81,7 @@ def residual(first: int, second: int, third: int) -> Network:
     """
 
     def build(channels: int, classes: int) -> nn.Module:
-        stem = _normed(nn.Conv2d(channels, first // 2, 3, padding=1, bias=False))
+        stem = _normed(_convolution(channels, first // 2))
         stages = Stage(first // 2, first), Stage(first, second), Stage(second, third)
         return Pooled(nn.Sequential(*stem, *stages), third, classes)
 
@@ -110,18 +97,27 @@ def stride(first: int, second: int, third: int) -> Network:
     def build(channels: int, classes: int) -> nn.Module:
         return nn.Sequential(
             *_normed(nn.Conv2d(channels, first, 4, stride=2, padding=1, bias=False)),
-            *_normed(nn.Conv2d(first, second, 3, padding=1, bias=False)),
+            *_normed(_convolution(first, second)),
             nn.MaxPool2d(2),
-            *_normed(nn.Conv2d(second, second, 3, padding=1, bias=False)),
+            *_normed(_convolution(second, second)),
             nn.MaxPool2d(2),
-            *_normed(nn.Conv2d(second, third, 3, padding=1, bias=False)),
-            *_normed(nn.Conv2d(third, third, 3, padding=1, bias=False)),
+            *_normed(_convolution(second, third)),
+            *_normed(_convolution(third, third)),
             nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
             nn.Linear(third, classes),
         )
 
     return build
+
+
+def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+    return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
+
+
+def _halved(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    convolution, norm, cut = _normed(_convolution(inputs, outputs))
+    return convolution, nn.MaxPool2d(2), norm, cut
 
 
 def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:

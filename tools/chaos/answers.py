@@ -77,7 +77,7 @@ class AnswerProxy(ThreadingHTTPServer):
         self._ordered.extend([bad] * count)
 
     def noted(self, kind: str, body: bytes) -> AbstractContextManager[Heard]:  # noqa: ARG002 - for those who do
-        """Enclose one request of this content type; what it returns is told of the answer.
+        """Enclose one request of this content type; what it yields is told of the answer.
 
         Nobody counts them here.
         """

@@ -158,7 +158,8 @@ class Stage:
         )
         images = first_images(IMAGES)
         pictures = [codec.png(SIDE, SIDE, image.tobytes()) for image in images]
-        calls = Calls([*pictures[: PACK * PACKS - 1], KILLER], pictures[PACK * PACKS - 1 :])
+        packs, beside = full_packs(pictures), others(pictures)
+        calls = Calls([one.value for one in packs], [one.value for one in beside])
         proxy = stack.enter_context(serving(CountingProxy(server.url, calls)))
         servers = kafka.bootstrap_servers
         answers = dict(zip(pictures, classes(images, server.archive).tolist(), strict=True))
