@@ -24,7 +24,7 @@ from .memory import keep_freed
 from .networks import DEFAULT
 from .options import PLANNED, parser
 from .progress import Progress
-from .recipe import Epoch, Recipe, erasing
+from .recipe import PRECISIONS, Epoch, Recipe, erasing
 from .reports import draw_confusion, draw_curves, draw_mistakes, draw_reliability, sentences
 from .runs import LATEST, Plan, Run
 from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
@@ -71,10 +71,11 @@ def get_data(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Train and keep a run, or go on with one; it becomes the latest if it is good enough."""
     run = Run(options.resume).itself() if options.resume else Run(options.run or _name(options))
-    plan = _taken_over(options) if options.resume or options.final else _planned(options)
+    decided = options.resume or options.final
+    plan = _taken_over(options) if decided else _planned(options)
     whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
-    if not plan.network:
-        plan = replace(plan, network=_suited(plan, whole))
+    if not decided:
+        plan = _suited(plan, whole, _precisions(options))
     training, validation = (whole, None) if plan.final_of else split(whole)
     if options.resume:
         classifier = run.classifier(_device(options))
@@ -201,12 +202,13 @@ COMMANDS = {
 
 
 def _planned(options: argparse.Namespace) -> Plan:
-    """Return the plan that the flags describe; its network may still have to be chosen."""
+    """Return the plan that the flags describe; what suits the machine is still to be chosen."""
     budget = options.budget or 180.0
     asked = {
         "balance": options.balance,
         "flip": options.flip,
         "epochs": options.epochs,
+        "precision": options.precision,
         "erase": erasing(options.epochs or epochs_for(budget)),
     }
     source = options.data or FASHION_MNIST
@@ -244,15 +246,25 @@ def _taken_over(options: argparse.Namespace) -> Plan:
     return replace(plan, final_of=run.name)
 
 
-def _suited(plan: Plan, images: ImageSet) -> str:
-    """Return the network for the budget on this machine, and say why."""
+def _precisions(options: argparse.Namespace) -> tuple[str, ...]:
+    """Return those to choose from; what a GPU would gain nobody has measured."""
+    if options.precision:
+        return (options.precision,)
+    return PRECISIONS if _device(options).type == "cpu" else PRECISIONS[:1]
+
+
+def _suited(plan: Plan, images: ImageSet, precisions: Sequence[str]) -> Plan:
+    """Return the plan with the precision and the network for this machine, and say why."""
     if plan.budget is None:
-        return DEFAULT
-    measured = speed()
+        return replace(plan, network=plan.network or DEFAULT)
+    speeds = {precision: speed(precision) for precision in precisions}
+    precision = max(speeds, key=speeds.__getitem__)
     channels, height, width = images.images.shape[1:]
-    network = suited(plan.budget, len(images), (channels, height, width), measured)
-    _say(f"this machine trains {YARDSTICK} at {measured:.0f} GF/s: {network} for this budget")
-    return network
+    shape = channels, height, width
+    network = plan.network or suited(plan.budget, len(images), shape, speeds[precision])
+    told = " and ".join(f"at {found:.0f} GF/s in {name}" for name, found in speeds.items())
+    _say(f"this machine trains {YARDSTICK} {told}: {network} in {precision} for this budget")
+    return replace(plan, network=network, recipe=replace(plan.recipe, precision=precision))
 
 
 def _held(run: Run, options: argparse.Namespace) -> tuple[ImageClassifier, ImageSet]:

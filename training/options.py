@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from .networks import DEFAULT, NETWORKS
+from .recipe import PRECISIONS
 from .runs import LATEST
 from .sources import FASHION_MNIST
 
@@ -30,7 +31,7 @@ by SIGINT, SIGTERM
 
 PLANNED = (
     *("run", "min_accuracy", "seed", "budget", "epochs", "network"),
-    *("data", "size", "balance", "flip"),
+    *("precision", "data", "size", "balance", "flip"),
 )
 """What a run that goes on has decided already; None where nothing was asked."""
 
@@ -113,6 +114,11 @@ def _add_length(flags: argparse.ArgumentParser) -> None:
     )
     flags.add_argument(
         "--network", choices=NETWORKS, help="default: what suits the budget on this machine"
+    )
+    flags.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of products (default: what is faster on this machine; with --epochs: float32)",
     )
 
 

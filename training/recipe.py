@@ -30,6 +30,9 @@ ERASE = ((25, 0.75), (16, 0.5))
 """`Recipe.erase` from so many passes on. Of Fashion-MNIST three minutes are meant to hold 12 or
 more, fifteen 19, an hour 29."""
 
+PRECISIONS = ("float32", "bfloat16")
+"""`Recipe.precision` is one of these."""
+
 FEWEST_BATCHES, SMALLEST_BATCH = 8, 16
 """An epoch has so many batches, if that leaves each so many images: one step teaches little."""
 
@@ -55,6 +58,9 @@ class Recipe:
     0.5 blanks a sixteenth of it on average. `erasing` says when it pays off."""
     balance: bool = False
     """Whether all classes count the same in the loss, however many images each has."""
+    precision: str = "float32"
+    """In what the layers multiply while they learn; the weights are float32 at all times, and so is
+    every sum of products (Micikevicius et al., Mixed Precision Training, arXiv 1710.03740)."""
     epochs: int = 500
     """A small data set is finished after so many passes, even if budget is left."""
 
@@ -114,6 +120,11 @@ def chance(seed: int, *place: object) -> torch.Generator:
     """Return the random numbers of one place in the training with this seed."""
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
+
+
+def multiplying(precision: str, device: torch.device = CPU) -> torch.autocast:
+    """Return the context in which convolutions and linear layers multiply in this precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class Augmentation:
@@ -281,7 +292,8 @@ class Learner:
             group["lr"] = rate
         labels = self._labels[indices].to(self._device)
         weights = self._weights[indices].to(self._device)
-        logits = self._model(self._augmented(indices, epoch, number))
+        with multiplying(self._recipe.precision, self._device):
+            logits = self._model(self._augmented(indices, epoch, number)).float()
         losses = functional.cross_entropy(
             logits, labels, label_smoothing=self._recipe.smoothing, reduction="none"
         )

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .networks import LADDER, named
+from .recipe import PRECISIONS, multiplying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,9 @@ def macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
     return sum(counted)
 
 
-def speed(seconds: float = 1.0, clock: Clock = time.perf_counter) -> float:
+def speed(
+    precision: str = PRECISIONS[0], seconds: float = 1.0, clock: Clock = time.perf_counter
+) -> float:
     """Return the GF/s at which this machine trains the yardstick, measured for so long."""
     shape = (1, 28, 28)
     with torch.random.fork_rng(devices=[]):
@@ -51,17 +54,19 @@ def speed(seconds: float = 1.0, clock: Clock = time.perf_counter) -> float:
         images, labels = torch.randn(BATCH, *shape), torch.randint(10, (BATCH,))
     per_image = PASSES * macs(network, shape)
     network.train()
-    _learn(network, images, labels)
+    _learn(network, images, labels, precision)
     start, steps = clock(), 0
     while clock() - start < seconds or not steps:
-        _learn(network, images, labels)
+        _learn(network, images, labels, precision)
         steps += 1
     return steps * BATCH * per_image / (clock() - start) / 1e9
 
 
-def _learn(network: nn.Module, images: Tensor, labels: Tensor) -> None:
+def _learn(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
     network.zero_grad()
-    torch.autograd.backward(functional.cross_entropy(network(images), labels))
+    with multiplying(precision):
+        logits = network(images).float()
+    torch.autograd.backward(functional.cross_entropy(logits, labels))
 
 
 def epochs_for(budget: float) -> float:

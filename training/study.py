@@ -38,6 +38,8 @@ VARIANTS: Mapping[str, Callable[[Recipe], Recipe]] = {
     "smoothed labels, by a tenth": lambda recipe: replace(recipe, smoothing=0.1),
     "without weight decay": lambda recipe: replace(recipe, weight_decay=0.0),
     "a short warm-up": lambda recipe: replace(recipe, warm_up=0.05),
+    "blanked parts": lambda recipe: replace(recipe, erase=0.5),
+    "in bfloat16": lambda recipe: replace(recipe, precision="bfloat16"),
 }
 """One change each."""
 

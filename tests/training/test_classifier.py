@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import is_lazy
 from torch.utils.data import TensorDataset
 
@@ -16,7 +17,7 @@ from training.classifier import Normalised
 from training.data import ImageSet
 from training.errors import DataError, RunError
 from training.networks import Mirrored
-from training.recipe import Epoch, Recipe, Step
+from training.recipe import PRECISIONS, Epoch, Recipe, Step
 
 from .conftest import stripes
 
@@ -130,11 +131,18 @@ def test_what_was_saved_predicts_the_same_bits(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "checkpoint.pt"]
 
 
-@pytest.mark.parametrize("after", [1, 5, 8, 9, 17, 24])
+@pytest.mark.parametrize(
+    ("after", "precision"),
+    [
+        *((after, "float32") for after in (1, 5, 8, 9, 17, 24)),
+        *((after, "bfloat16") for after in (5, 8)),
+    ],
+)
 def test_interrupted_anywhere_and_resumed_the_weights_are_the_same_bits(
-    tmp_path: Path, after: int
+    tmp_path: Path, after: int, precision: str
 ) -> None:
-    data, recipe = stripes(50, size=12), Recipe(batch=8, epochs=3)  # 7 steps and 1 epoch: 8 events
+    data = stripes(50, size=12)
+    recipe = Recipe(batch=8, epochs=3, precision=precision)  # 7 steps and 1 epoch: 8 events
     whole = ImageClassifier(1, 3, seed=2)
     uninterrupted = list(whole.steps(data, data, math.inf, recipe=recipe))
 
@@ -149,6 +157,25 @@ def test_interrupted_anywhere_and_resumed_the_weights_are_the_same_bits(
         assert torch.equal(second.model.state_dict()[name], weights), name
     assert [losses(event) for event in before + rest] == [losses(e) for e in uninterrupted]
     assert not second.underway
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_only_products_of_the_training_are_made_in_the_recipes_precision(precision: str) -> None:
+    data, made = stripes(60, size=12), []
+    classifier = ImageClassifier(1, 3, size=12, network=tiny)
+
+    def note(layer: nn.Module, _: object, out: Tensor) -> None:
+        if isinstance(layer, nn.Linear):
+            made.append((layer.training, out.dtype))
+
+    hook = register_module_forward_hook(note)
+    try:
+        classifier.train(data, data, recipe=Recipe(batch=60, epochs=2, precision=precision))
+    finally:
+        hook.remove()
+
+    assert set(made) == {(True, getattr(torch, precision)), (False, torch.float32)}
+    assert {weights.dtype for weights in classifier.model.parameters()} == {torch.float32}
 
 
 def test_calibrated_it_is_more_honest_and_answers_the_same() -> None:

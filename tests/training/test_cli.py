@@ -34,6 +34,8 @@ from .conftest import stripes
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+AT_80, AT_96 = "at 80 GF/s in float32", "at 96 GF/s in bfloat16"
+
 
 @pytest.fixture
 def workplace(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -42,7 +44,7 @@ def workplace(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("DATA_DIR", str(small_data))
     monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=2))
     monkeypatch.setattr(program, "MIN_ACCURACY", 0.0)
-    monkeypatch.setattr(program, "speed", lambda: 1e-6)
+    monkeypatch.setattr(program, "speed", {"float32": 1e-6, "bfloat16": 0.0}.__getitem__)
     return tmp_path
 
 
@@ -262,20 +264,60 @@ def test_the_report_of_a_final_run_judges_the_one_before(
 
 
 @pytest.mark.usefixtures("workplace")
-def test_the_network_follows_the_speed_of_the_machine_unless_it_is_named(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("flags", "told", "network", "precision"),
+    [
+        ([], f"{AT_80} and {AT_96}: R(48,96,192) in bfloat16", "R(48,96,192)", "bfloat16"),
+        (
+            ["--network", "S2(32,64,128)"],
+            f"{AT_80} and {AT_96}: S2(32,64,128) in bfloat16",
+            "S2(32,64,128)",
+            "bfloat16",
+        ),
+        (
+            ["--precision", "float32"],
+            f"{AT_80}: R(48,96,192) in float32",
+            "R(48,96,192)",
+            "float32",
+        ),
+    ],
+)
+def test_network_and_precision_follow_the_speed_of_the_machine_unless_they_are_named(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    flags: list[str],
+    told: str,
+    network: str,
+    precision: str,
 ) -> None:
-    monkeypatch.setattr(program, "speed", lambda: 80.0)
-    assert train() == 0
-    assert main(["train", "--run", "second", "--network", "S2(32,64,128)"]) == 0
+    monkeypatch.setattr(program, "speed", {"float32": 80.0, "bfloat16": 96.0}.__getitem__)
+
+    assert train("--device", "cpu", *flags) == 0
 
     said = capsys.readouterr().err
-    line = "this machine trains S2(32,64,128) at 80 GF/s: R(48,96,192) for this budget\n"
-    assert said.count(line) == 1
-    assert (Run("first").plan().network, Run("second").plan().network) == (
-        "R(48,96,192)",
-        "S2(32,64,128)",
-    )
+    assert said.count(f"this machine trains S2(32,64,128) {told} for this budget\n") == 1
+    plan = Run("first").plan()
+    assert (plan.network, plan.recipe.precision) == (network, precision)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_where_bfloat16_is_slow_nothing_is_multiplied_in_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(program, "speed", {"float32": 80.0, "bfloat16": 20.0}.__getitem__)
+
+    assert train() == 0
+
+    assert Run("first").plan().recipe.precision == "float32"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_training_of_so_many_passes_does_not_depend_on_the_speed() -> None:
+    assert train("--epochs", "1") == 0
+    assert main(["train", "--run", "second", "--epochs", "1", "--precision", "bfloat16"]) == 0
+
+    found = [Run(name).plan().recipe.precision for name in ("first", "second")]
+    assert found == ["float32", "bfloat16"]
 
 
 @pytest.mark.usefixtures("workplace")

@@ -4,6 +4,8 @@ from itertools import count
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from training import ImageClassifier
 from training.export import freeze, loaded
@@ -41,6 +43,22 @@ def test_the_speed_is_operations_over_seconds() -> None:
     steps, seconds = 3, 5
     operations = 6 * macs(named("S2(32,64,128)")(*MNIST[:1], 10), MNIST) * 256
     assert found == pytest.approx(steps * operations / seconds / 1e9)
+
+
+def test_the_speed_of_a_precision_is_measured_in_it() -> None:
+    made = set()
+
+    def note(layer: nn.Module, _: object, out: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d) and layer.training:
+            made.add(out.dtype)
+
+    hook = register_module_forward_hook(note)
+    try:
+        assert speed("bfloat16", seconds=0.0) > 0
+    finally:
+        hook.remove()
+
+    assert made == {torch.bfloat16}
 
 
 def test_more_time_is_given_to_more_epochs_and_to_a_larger_network() -> None:
