@@ -24,11 +24,11 @@ from .memory import keep_freed
 from .networks import DEFAULT
 from .options import PLANNED, parser
 from .progress import Progress
-from .recipe import PRECISIONS, Epoch, Recipe, erasing
+from .recipe import Epoch, Recipe, erasing
 from .reports import draw_confusion, draw_curves, draw_mistakes, draw_reliability, sentences
 from .runs import LATEST, Plan, Run
 from .sources import FASHION_MNIST, Form, any_images, training_images, unseen_images
-from .speed import YARDSTICK, epochs_for, speed, suited
+from .speed import YARDSTICK, passes, speed, suited, worthwhile
 from .study import FAST, ablation, best, entries, frontier, table_of
 
 if TYPE_CHECKING:
@@ -74,9 +74,9 @@ def train(options: argparse.Namespace) -> int:
     decided = options.resume or options.final
     plan = _taken_over(options) if decided else _planned(options)
     whole = training_images(plan.source, data_folder(options.data_dir), Form(plan.size))
-    if not decided:
-        plan = _suited(plan, whole, _precisions(options))
     training, validation = (whole, None) if plan.final_of else split(whole)
+    if not decided:
+        plan = _suited(plan, training, options)
     if options.resume:
         classifier = run.classifier(_device(options))
         if not classifier.underway:
@@ -203,13 +203,11 @@ COMMANDS = {
 
 def _planned(options: argparse.Namespace) -> Plan:
     """Return the plan that the flags describe; what suits the machine is still to be chosen."""
-    budget = options.budget or 180.0
     asked = {
         "balance": options.balance,
         "flip": options.flip,
         "epochs": options.epochs,
         "precision": options.precision,
-        "erase": erasing(options.epochs or epochs_for(budget)),
     }
     source = options.data or FASHION_MNIST
     least = MIN_ACCURACY if source == FASHION_MNIST else 0.0
@@ -218,7 +216,7 @@ def _planned(options: argparse.Namespace) -> Plan:
         size=options.size,
         network=options.network or "",
         seed=options.seed or 0,
-        budget=None if options.epochs else budget,
+        budget=None if options.epochs else options.budget or 180.0,
         min_accuracy=least if options.min_accuracy is None else options.min_accuracy / 100,
         recipe=replace(
             Recipe(), **{key: value for key, value in asked.items() if value is not None}
@@ -246,25 +244,29 @@ def _taken_over(options: argparse.Namespace) -> Plan:
     return replace(plan, final_of=run.name)
 
 
-def _precisions(options: argparse.Namespace) -> tuple[str, ...]:
-    """Return those to choose from; what a GPU would gain nobody has measured."""
-    if options.precision:
-        return (options.precision,)
-    return PRECISIONS if _device(options).type == "cpu" else PRECISIONS[:1]
+def _speeds(options: argparse.Namespace) -> dict[str, float]:
+    """Return the GF/s of this machine in each precision that may be the fastest."""
+    device = _device(options)
+    precisions = (options.precision,) if options.precision else worthwhile(device)
+    return {precision: speed(precision, device) for precision in precisions}
 
 
-def _suited(plan: Plan, images: ImageSet, precisions: Sequence[str]) -> Plan:
-    """Return the plan with the precision and the network for this machine, and say why."""
+def _suited(plan: Plan, training: ImageSet, options: argparse.Namespace) -> Plan:
+    """Return the plan with precision, network and blanking for this machine, and say why."""
+    length = plan.recipe.epochs
     if plan.budget is None:
-        return replace(plan, network=plan.network or DEFAULT)
-    speeds = {precision: speed(precision) for precision in precisions}
+        recipe = replace(plan.recipe, erase=erasing(length))
+        return replace(plan, network=plan.network or DEFAULT, recipe=recipe)
+    speeds = _speeds(options)
     precision = max(speeds, key=speeds.__getitem__)
-    channels, height, width = images.images.shape[1:]
-    shape = channels, height, width
-    network = plan.network or suited(plan.budget, len(images), shape, speeds[precision])
+    channels, height, width = training.images.shape[1:]
+    given = plan.budget, len(training), (channels, height, width), speeds[precision]
+    network = plan.network or suited(*given)
+    blanked = erasing(min(length, passes(*given, network)))
+    recipe = replace(plan.recipe, precision=precision, erase=blanked)
     told = " and ".join(f"at {found:.0f} GF/s in {name}" for name, found in speeds.items())
     _say(f"this machine trains {YARDSTICK} {told}: {network} in {precision} for this budget")
-    return replace(plan, network=network, recipe=replace(plan.recipe, precision=precision))
+    return replace(plan, network=network, recipe=recipe)
 
 
 def _held(run: Run, options: argparse.Namespace) -> tuple[ImageClassifier, ImageSet]:

@@ -73,6 +73,7 @@ def facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[s
         ("network", f"{config['network']}, {summary['parameters']:,} parameters"),
         ("seed", str(config["seed"])),
         ("length", f"{summary['epochs']} epochs, {summary['seconds']:.0f} s"),
+        ("precision of products", config["recipe"].get("precision", "float32")),
         ("temperature", f"{summary['temperature']:.3f}"),
         (
             "machine",

@@ -17,7 +17,7 @@ from .calibration import temperature
 from .data import ImageSet, gather
 from .errors import DataError, RunError
 from .files import written_whole
-from .networks import DEFAULT, Mirrored, Network, named
+from .networks import DEFAULT, Mirrored, Network, named, run_dry
 from .recipe import Clock, Epoch, Fit, Recipe, Step
 
 if TYPE_CHECKING:
@@ -287,7 +287,9 @@ class ImageClassifier:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = Normalised(make(self.channels, self.classes), self.channels)
-            _run_dry(model, torch.zeros(1, self.channels, *size, dtype=torch.uint8), self.classes)
+            _materialise(
+                model, torch.zeros(1, self.channels, *size, dtype=torch.uint8), self.classes
+            )
         self._built = model.to(memory_format=torch.channels_last).to(self.device), size
 
     def _fitting(self, data: Dataset[Any]) -> ImageSet:
@@ -321,17 +323,9 @@ class ImageClassifier:
         self.background, self.data = training.background(), training.digest()
 
 
-def _run_dry(model: nn.Module, blank: Tensor, classes: int) -> None:
-    """Let lazy layers learn their shapes; eval keeps the blank out of the running statistics."""
-    height, width = blank.shape[2:]
-    with torch.no_grad():
-        try:
-            logits = model.eval()(blank)
-        except RuntimeError as error:
-            raise DataError(
-                f"the network cannot take images of {height}x{width}: make them larger, or "
-                f"choose another network ({error})"
-            ) from error
+def _materialise(model: nn.Module, blank: Tensor, classes: int) -> None:
+    """Let lazy layers learn their shapes."""
+    logits = run_dry(model, blank)
     if tuple(logits.shape) != (1, classes):
         raise DataError(
             f"the network must return logits [N, {classes}], not {['N', *logits.shape[1:]]}"

@@ -125,6 +125,23 @@ def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
     return convolution, norm, nn.ReLU(inplace=True)
 
 
+def run_dry(network: nn.Module, blank: Tensor) -> Tensor:
+    """Return the logits of blank images; eval keeps the blank out of the running statistics.
+
+    Raises DataError if the network cannot take images of that size.
+    """
+    height, width = blank.shape[2:]
+    with torch.no_grad():
+        try:
+            logits: Tensor = network.eval()(blank)
+        except RuntimeError as error:
+            raise DataError(
+                f"the network cannot take images of {height}x{width}: make them larger, or "
+                f"choose another network ({error})"
+            ) from error
+    return logits
+
+
 def tutorial(channels: int, classes: int) -> nn.Module:
     """Return what most tutorials build for these data, to be compared with."""
     return nn.Sequential(
@@ -163,13 +180,14 @@ NETWORKS: Mapping[str, Network] = {
     "P(16,48,96)": pyramid(16, 48, 96),
     "P(24,64,128)": pyramid(24, 64, 128),
     "P(32,96,192)": pyramid(32, 96, 192),
+    "R(24,64,128)": residual(24, 64, 128),
     "R(48,96,192)": residual(48, 96, 192),
     "S2(32,64,128)": stride(32, 64, 128),
     TUTORIAL: tutorial,
 }
 """By the name that a checkpoint keeps."""
 
-LADDER = ("R(48,96,192)", "P(32,96,192)", "P(24,64,128)", "P(16,48,96)")
+LADDER = ("R(48,96,192)", "R(24,64,128)", "P(24,64,128)", "P(16,48,96)")
 """The costliest first; costlier ones pay off with longer budgets (docs/decisions/017)."""
 
 

@@ -118,7 +118,7 @@ def _add_length(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="of products (default: what is faster on this machine; with --epochs: float32)",
+        help="of products (default: the faster one on this machine; with --epochs: float32)",
     )
 
 

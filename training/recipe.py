@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .errors import RunError
+from .errors import DataError, RunError
 
 if TYPE_CHECKING:
     from .data import ImageSet
@@ -26,9 +26,8 @@ CPU = torch.device("cpu")
 Clock = Callable[[], float]
 """Seconds, from any start, never backwards."""
 
-ERASE = ((25, 0.75), (16, 0.5))
-"""`Recipe.erase` from so many passes on. Of Fashion-MNIST three minutes are meant to hold 12 or
-more, fifteen 19, an hour 29."""
+ERASE = ((50, 0.75), (30, 0.5))
+"""`Recipe.erase` from so many passes on."""
 
 PRECISIONS = ("float32", "bfloat16")
 """`Recipe.precision` is one of these."""
@@ -59,8 +58,8 @@ class Recipe:
     balance: bool = False
     """Whether all classes count the same in the loss, however many images each has."""
     precision: str = "float32"
-    """In what the layers multiply while they learn; the weights are float32 at all times, and so is
-    every sum of products (Micikevicius et al., Mixed Precision Training, arXiv 1710.03740)."""
+    """In what layers multiply, and hand on what they computed, while they learn; weights, loss and
+    optimiser are float32 (Micikevicius et al., Mixed Precision Training, arXiv 1710.03740)."""
     epochs: int = 500
     """A small data set is finished after so many passes, even if budget is left."""
 
@@ -123,7 +122,12 @@ def chance(seed: int, *place: object) -> torch.Generator:
 
 
 def multiplying(precision: str, device: torch.device = CPU) -> torch.autocast:
-    """Return the context in which convolutions and linear layers multiply in this precision."""
+    """Return the context in which convolutions and linear layers multiply in this precision.
+
+    Raises DataError if it is none of PRECISIONS.
+    """
+    if precision not in PRECISIONS:
+        raise DataError(f"there is no precision {precision!r}: take one of {', '.join(PRECISIONS)}")
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
 
 

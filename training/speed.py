@@ -9,24 +9,31 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .networks import LADDER, named
-from .recipe import PRECISIONS, multiplying
+from .networks import LADDER, named, run_dry
+from .recipe import CPU, PRECISIONS, multiplying
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .recipe import Clock
 
+Shape = tuple[int, int, int]
+"""Of an image: channels, height, width."""
+
 YARDSTICK = "S2(32,64,128)"
 """What a machine's speed is told by."""
 
 BATCH = 256
-PASSES = 6
+OPERATIONS = 6
 """Operations of a training step for each multiplication of a forward pass: two, once forward and
 twice backward."""
 
+ENOUGH = 20
+"""Passes over its images that a budget must hold: with fewer, a larger network loses what its size
+gains, and it costs more to serve."""
 
-def macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
+
+def macs(network: nn.Module, shape: Shape) -> int:
     """Return the multiplications of one image [C, H, W] in convolutions and linear layers."""
     counted = []
 
@@ -36,24 +43,37 @@ def macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
 
     layers = [each for each in network.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
     hooks = [layer.register_forward_hook(count) for layer in layers]
-    with torch.no_grad():
-        network.eval()(torch.zeros(1, *shape))
+    run_dry(network, torch.zeros(1, *shape))
     for hook in hooks:
         hook.remove()
     return sum(counted)
 
 
+def worthwhile(device: torch.device) -> tuple[str, ...]:
+    """Return the precisions that may be the fastest, and are worth a second each.
+
+    Without AVX-512 one step in bfloat16 can take many seconds (pytorch issue 183815).
+    """
+    slow = device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    return ("float32",) if slow else PRECISIONS
+
+
 def speed(
-    precision: str = PRECISIONS[0], seconds: float = 1.0, clock: Clock = time.perf_counter
+    precision: str,
+    device: torch.device = CPU,
+    *,
+    seconds: float = 1.0,
+    clock: Clock = time.perf_counter,
 ) -> float:
     """Return the GF/s at which this machine trains the yardstick, measured for so long."""
     shape = (1, 28, 28)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = named(YARDSTICK)(1, 10).to(memory_format=torch.channels_last)
-        images, labels = torch.randn(BATCH, *shape), torch.randint(10, (BATCH,))
-    per_image = PASSES * macs(network, shape)
-    network.train()
+        images = torch.randn(BATCH, *shape).to(device)
+        labels = torch.randint(10, (BATCH,)).to(device)
+    per_image = OPERATIONS * macs(network, shape)
+    network.to(device).train()
     _learn(network, images, labels, precision)
     start, steps = clock(), 0
     while clock() - start < seconds or not steps:
@@ -64,26 +84,23 @@ def speed(
 
 def _learn(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
     network.zero_grad()
-    with multiplying(precision):
+    with multiplying(precision, images.device):
         logits = network(images).float()
-    torch.autograd.backward(functional.cross_entropy(logits, labels))
+    loss = functional.cross_entropy(logits, labels)
+    torch.autograd.backward(loss)
+    loss.item()  # a GPU is done only when somebody asks it for a number
 
 
-def epochs_for(budget: float) -> float:
-    """Return how many epochs so many seconds must hold: 12 in three minutes, 29 in an hour.
-
-    With fewer passes a larger network loses what its size gains, and it costs more to serve.
-    """
-    return float(12 * (budget / 180) ** 0.3)
+def passes(budget: float, images: int, shape: Shape, gflops: float, network: str) -> float:
+    """Return how often, roughly, a network sees all images in so many seconds."""
+    operations = OPERATIONS * macs(named(network)(shape[0], 10), shape) * images
+    return budget * gflops * 1e9 / operations
 
 
-def suited(budget: float, images: int, shape: tuple[int, int, int], gflops: float) -> str:
-    """Return the costliest network that has epochs enough in the budget, or the cheapest."""
-    for name in LADDER:
-        operations = PASSES * macs(named(name)(shape[0], 10), shape) * images * epochs_for(budget)
-        if operations / (gflops * 1e9) <= budget:
-            return name
-    return LADDER[-1]
+def suited(budget: float, images: int, shape: Shape, gflops: float) -> str:
+    """Return the costliest network that has passes enough in the budget, or the cheapest."""
+    fitting = (name for name in LADDER if passes(budget, images, shape, gflops, name) >= ENOUGH)
+    return next(fitting, LADDER[-1])
 
 
 def served(module: Callable[[Tensor], Tensor], images: Tensor, seconds: float = 1.0) -> float:

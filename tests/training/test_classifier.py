@@ -178,6 +178,11 @@ def test_only_products_of_the_training_are_made_in_the_recipes_precision(precisi
     assert {weights.dtype for weights in classifier.model.parameters()} == {torch.float32}
 
 
+def test_a_precision_that_there_is_not_is_refused() -> None:
+    with pytest.raises(DataError, match="no precision 'float16': take one of float32, bfloat16"):
+        ImageClassifier(1, 3).train(stripes(60), None, recipe=Recipe(precision="float16"))
+
+
 def test_calibrated_it_is_more_honest_and_answers_the_same() -> None:
     classifier, images = trained(), stripes(300)
     wrong = torch.where(torch.arange(300) % 4 == 0, images.labels.roll(1), images.labels)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from training import ImageClassifier
+from training.errors import DataError
 from training.export import freeze, loaded
 from training.networks import NETWORKS, named
-from training.speed import epochs_for, macs, served, speed, suited
+from training.speed import macs, passes, served, speed, suited, worthwhile
 
 MNIST = (1, 28, 28)
 
@@ -37,7 +38,7 @@ def test_the_tutorials_network_is_the_usual_one() -> None:
 
 def test_the_speed_is_operations_over_seconds() -> None:
     ticks = count()
-    found = speed(seconds=4.0, clock=lambda: float(next(ticks)))
+    found = speed("float32", seconds=4.0, clock=lambda: float(next(ticks)))
 
     # The clock is looked at once before, once for each step, and once more at the end.
     steps, seconds = 3, 5
@@ -61,21 +62,50 @@ def test_the_speed_of_a_precision_is_measured_in_it() -> None:
     assert made == {torch.bfloat16}
 
 
-def test_more_time_is_given_to_more_epochs_and_to_a_larger_network() -> None:
+@pytest.mark.parametrize(
+    ("capability", "device", "precisions"),
+    [
+        ("AVX512", "cpu", ("float32", "bfloat16")),
+        ("AVX2", "cpu", ("float32",)),
+        ("AVX2", "cuda", ("float32", "bfloat16")),
+    ],
+)
+def test_bfloat16_is_not_even_measured_where_a_step_may_take_many_seconds(
+    monkeypatch: pytest.MonkeyPatch, capability: str, device: str, precisions: tuple[str, ...]
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+
+    assert worthwhile(torch.device(device)) == precisions
+
+
+def test_images_that_are_too_small_for_a_network_are_named() -> None:
+    with pytest.raises(DataError, match="cannot take images of 4x4: make them larger"):
+        suited(180.0, 100, (1, 4, 4), 80.0)
+
+
+def test_passes_are_the_time_over_that_of_one() -> None:
+    operations = 6 * macs(named("P(16,48,96)")(1, 10), MNIST) * 55_000
+
+    found = passes(180.0, 55_000, MNIST, 160.0, "P(16,48,96)")
+
+    assert found == pytest.approx(180.0 * 160e9 / operations)
+
+
+@pytest.mark.parametrize("gflops", [160.0, 280.0])
+def test_more_time_is_given_to_a_larger_network(gflops: float) -> None:
     budgets = (60.0, 180.0, 900.0, 3600.0)
 
-    assert [round(epochs_for(budget)) for budget in budgets] == [9, 12, 19, 29]
-    assert [suited(budget, 55_000, MNIST, 160.0) for budget in budgets] == [
+    assert [suited(budget, 55_000, MNIST, gflops) for budget in budgets] == [
         "P(16,48,96)",
         "P(16,48,96)",
-        "P(24,64,128)",
+        "R(24,64,128)",
         "R(48,96,192)",
     ]
 
 
 def test_a_slow_machine_and_large_images_get_a_small_network() -> None:
     assert suited(900.0, 55_000, MNIST, 80.0) == "P(24,64,128)"
-    assert suited(3600.0, 55_000, MNIST, 80.0) == "P(32,96,192)"
+    assert suited(3600.0, 55_000, MNIST, 80.0) == "R(24,64,128)"
     assert suited(3600.0, 55_000, MNIST, 10.0) == "P(16,48,96)"
     assert suited(3600.0, 55_000, (3, 112, 112), 80.0) == "P(16,48,96)"
     assert suited(3600.0, 1_000, (3, 112, 112), 80.0) == "R(48,96,192)"
