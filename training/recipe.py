@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 Clock = Callable[[], float]
 """Seconds, from any start, never backwards."""
 
-ERASE = ((55, 0.75), (30, 0.5))
+ERASE = ((55, 0.75), (35, 0.5))
 """`Recipe.erase` from so many passes on."""
 
 PRECISIONS = ("float32", "bfloat16")

@@ -338,7 +338,7 @@ def test_a_training_of_so_many_passes_does_not_depend_on_the_speed(
 
 
 @pytest.mark.usefixtures("workplace")
-@pytest.mark.parametrize(("epochs", "share"), [(29, 0.0), (30, 0.5), (54, 0.5), (55, 0.75)])
+@pytest.mark.parametrize(("epochs", "share"), [(34, 0.0), (35, 0.5), (54, 0.5), (55, 0.75)])
 def test_images_are_blanked_in_part_where_they_are_seen_often(
     monkeypatch: pytest.MonkeyPatch, epochs: int, share: float
 ) -> None:
@@ -355,7 +355,7 @@ def test_images_are_blanked_in_part_where_they_are_seen_often(
 def test_a_training_that_ends_before_its_budget_is_blanked_by_its_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=30))
+    monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=35))
     monkeypatch.setattr(program, "passes", lambda *_: 1e6)
 
     assert train("--budget=1s") == 0
