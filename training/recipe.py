@@ -121,14 +121,16 @@ def chance(seed: int, *place: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
-def multiplying(precision: str, device: torch.device = CPU) -> torch.autocast:
-    """Return the context in which convolutions and linear layers multiply in this precision.
+def forward(network: nn.Module, images: Tensor, precision: str) -> Tensor:
+    """Return the logits, float32; convolutions and linear layers multiply in this precision.
 
     Raises DataError if it is none of PRECISIONS.
     """
     if precision not in PRECISIONS:
         raise DataError(f"there is no precision {precision!r}: take one of {', '.join(PRECISIONS)}")
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        logits: Tensor = network(images)
+    return logits.float()
 
 
 class Augmentation:
@@ -296,8 +298,8 @@ class Learner:
             group["lr"] = rate
         labels = self._labels[indices].to(self._device)
         weights = self._weights[indices].to(self._device)
-        with multiplying(self._recipe.precision, self._device):
-            logits = self._model(self._augmented(indices, epoch, number)).float()
+        images = self._augmented(indices, epoch, number)
+        logits = forward(self._model, images, self._recipe.precision)
         losses = functional.cross_entropy(
             logits, labels, label_smoothing=self._recipe.smoothing, reduction="none"
         )

@@ -10,12 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .networks import LADDER, named, run_dry
-from .recipe import CPU, PRECISIONS, multiplying
+from .recipe import CPU, PRECISIONS, Clock, forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from .recipe import Clock
 
 Shape = tuple[int, int, int]
 """Of an image: channels, height, width."""
@@ -84,9 +82,7 @@ def speed(
 
 def _learn(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
     network.zero_grad()
-    with multiplying(precision, images.device):
-        logits = network(images).float()
-    loss = functional.cross_entropy(logits, labels)
+    loss = functional.cross_entropy(forward(network, images, precision), labels)
     torch.autograd.backward(loss)
     loss.item()  # a GPU is done only when somebody asks it for a number
 

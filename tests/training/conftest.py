@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from training import data
 from training.data import ImageSet
@@ -22,6 +25,22 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@contextmanager
+def answers_of(kind: type[nn.Module]) -> Iterator[set[tuple[bool, torch.dtype]]]:
+    """Collect of each layer of this kind whether it learned, and the type of what it answered."""
+    found = set()
+
+    def note(layer: nn.Module, _: object, out: Tensor) -> None:
+        if isinstance(layer, kind):
+            found.add((layer.training, out.dtype))
+
+    hook = register_module_forward_hook(note)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def stripes(number: int, *, channels: int = 1, size: int = 12, classes: int = 3) -> ImageSet:

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils.data import TensorDataset
 
@@ -19,7 +18,7 @@ from training.errors import DataError, RunError
 from training.networks import Mirrored
 from training.recipe import PRECISIONS, Epoch, Recipe, Step
 
-from .conftest import stripes
+from .conftest import answers_of, stripes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -161,20 +160,12 @@ def test_interrupted_anywhere_and_resumed_the_weights_are_the_same_bits(
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_only_products_of_the_training_are_made_in_the_recipes_precision(precision: str) -> None:
-    data, made = stripes(60, size=12), []
-    classifier = ImageClassifier(1, 3, size=12, network=tiny)
+    data, classifier = stripes(60, size=12), ImageClassifier(1, 3, size=12, network=tiny)
 
-    def note(layer: nn.Module, _: object, out: Tensor) -> None:
-        if isinstance(layer, nn.Linear):
-            made.append((layer.training, out.dtype))
-
-    hook = register_module_forward_hook(note)
-    try:
+    with answers_of(nn.Linear) as made:
         classifier.train(data, data, recipe=Recipe(batch=60, epochs=2, precision=precision))
-    finally:
-        hook.remove()
 
-    assert set(made) == {(True, getattr(torch, precision)), (False, torch.float32)}
+    assert made == {(True, getattr(torch, precision)), (False, torch.float32)}
     assert {weights.dtype for weights in classifier.model.parameters()} == {torch.float32}
 
 

@@ -4,14 +4,15 @@ from itertools import count
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch import nn
 
 from training import ImageClassifier
 from training.errors import DataError
 from training.export import freeze, loaded
 from training.networks import NETWORKS, named
 from training.speed import macs, passes, served, speed, suited, worthwhile
+
+from .conftest import answers_of
 
 MNIST = (1, 28, 28)
 
@@ -47,19 +48,10 @@ def test_the_speed_is_operations_over_seconds() -> None:
 
 
 def test_the_speed_of_a_precision_is_measured_in_it() -> None:
-    made = set()
-
-    def note(layer: nn.Module, _: object, out: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d) and layer.training:
-            made.add(out.dtype)
-
-    hook = register_module_forward_hook(note)
-    try:
+    with answers_of(nn.Conv2d) as made:
         assert speed("bfloat16", seconds=0.0) > 0
-    finally:
-        hook.remove()
 
-    assert made == {torch.bfloat16}
+    assert {kind for learned, kind in made if learned} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(
