@@ -7,7 +7,7 @@ BROKER ?= kafka
 CHAOS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH))
 CONTROLS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub.controls,tools.chaos.controls tools.chaos.link tools.chaos.reload)
 # What decides alone, without a service: every branch of it is tested.
-PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_wire
+PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_images fmnist_wire
 
 .PHONY: help
 help: ## say what the targets do

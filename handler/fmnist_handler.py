@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Protocol
 
+    from fmnist_images import Pixels, Refused
+
     class Context(Protocol):
         """What is used of ts.context.Context; known to the type checker only."""
 
@@ -90,14 +92,14 @@ class FmnistHandler:
 
     def unpack(
         self, data: Sequence[dict[str, Any]], context: Context
-    ) -> list[wire.Question | wire.Refused]:
+    ) -> list[wire.Question | Refused]:
         """Read each request on its own, so that a bad one harms no other."""
         return [
             wire.unpack(row, context.get_all_request_header(index), self.model, self.settings)
             for index, row in enumerate(data)
         ]
 
-    def predict(self, images: Sequence[wire.Pixels]) -> list[wire.Row | None]:
+    def predict(self, images: Sequence[Pixels]) -> list[wire.Row | None]:
         """Return the probabilities of each image; None where the model failed on it.
 
         In chunks, so that the memory of a pass has a bound.
@@ -106,7 +108,7 @@ class FmnistHandler:
         chunks = (images[start : start + size] for start in range(0, len(images), size))
         return [row for chunk in chunks for row in self.predict_chunk(chunk)]
 
-    def predict_chunk(self, images: Sequence[wire.Pixels]) -> list[wire.Row | None]:
+    def predict_chunk(self, images: Sequence[Pixels]) -> list[wire.Row | None]:
         """Try the images together, and one at a time when that failed: only the guilty fail."""
         try:
             return [row if np.isfinite(row).all() else None for row in self.forward(images)]
@@ -116,7 +118,7 @@ class FmnistHandler:
             return [None]
         return [row for image in images for row in self.predict_chunk([image])]
 
-    def forward(self, images: Sequence[wire.Pixels]) -> wire.Row:
+    def forward(self, images: Sequence[Pixels]) -> wire.Row:
         """uint8 [C, H, W] each in, probabilities float32 [images, classes] out."""
         with torch.inference_mode():
             batch = torch.from_numpy(np.stack(images)).to(self.device)
@@ -129,12 +131,12 @@ def device(gpu: int | None) -> torch.device:
     return torch.device("cpu" if gpu is None else f"cuda:{gpu}")
 
 
-def load(path: Path, place: torch.device) -> torch.jit.ScriptModule:
+def load(path: Path, target: torch.device) -> torch.jit.ScriptModule:
     """Load a TorchScript module for inference. Raises ValueError or RuntimeError."""
     with warnings.catch_warnings():
         # TorchScript is the format of the archive on purpose; Python ends before it does.
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
-        network = torch.jit.load(path, map_location=place)  # type: ignore[no-untyped-call] # torch
+        network = torch.jit.load(path, map_location=target)  # type: ignore[no-untyped-call] # torch
     return cast("torch.jit.ScriptModule", network)
 
 
@@ -144,13 +146,13 @@ def asks_description(data: Sequence[dict[str, Any]], context: Context) -> bool:
     return len(data) == 1 and not data[0] and headers.get("describe") == "True"
 
 
-def stack(questions: Sequence[wire.Question | wire.Refused]) -> list[wire.Pixels]:
+def stack(questions: Sequence[wire.Question | Refused]) -> list[Pixels]:
     """Return the good images of all requests in one line."""
     return [image for question in questions for image in wire.good_images(question)]
 
 
 def split(
-    rows: Sequence[wire.Row | None], questions: Sequence[wire.Question | wire.Refused]
+    rows: Sequence[wire.Row | None], questions: Sequence[wire.Question | Refused]
 ) -> Iterator[list[wire.Row | None]]:
     """Deal the rows out again: to each request as many as it has good images."""
     line = iter(rows)
@@ -158,7 +160,7 @@ def split(
         yield list(islice(line, len(wire.good_images(question))))
 
 
-def count(questions: Sequence[wire.Question | wire.Refused], context: Context) -> None:
+def count(questions: Sequence[wire.Question | Refused], context: Context) -> None:
     """Tell TorchServe's metrics of the batch.
 
     With `idx` a line names one request; without, all of the batch.

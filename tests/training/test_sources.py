@@ -3,7 +3,7 @@ from __future__ import annotations
 import gzip
 from typing import TYPE_CHECKING, Any
 
-import fmnist_wire as wire
+import fmnist_images
 import numpy as np
 import pytest
 import torch
@@ -112,9 +112,9 @@ def test_what_is_learned_from_a_file_are_the_pixels_that_the_handler_makes_of_it
     learned = training_images(f"folder:{tmp_path}", tmp_path, form)
 
     mode = {1: "L", 3: "RGB"}[channels]
-    model = wire.Model("m", "1", mode, (24, 16), (100,) * channels, ("x", "y"))
+    model = fmnist_images.Model("m", "1", mode, (24, 16), (100,) * channels, ("x", "y"))
     with Image.open(tmp_path / "x" / f"0.{suffix}") as opened:
-        served = wire.to_pixels(opened, model)
+        served = fmnist_images.to_pixels(opened, model)
     assert np.array_equal(learned.images[0].numpy(), served)
 
 

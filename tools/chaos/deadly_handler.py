@@ -10,7 +10,8 @@ import fmnist_handler
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import fmnist_wire as wire
+    from fmnist_images import Pixels
+    from fmnist_wire import Row
 
 WHITE = 255
 
@@ -18,7 +19,7 @@ WHITE = 255
 class DeadlyHandler(fmnist_handler.FmnistHandler):
     """Dies as a segmentation fault would make it: at once, without an answer."""
 
-    def forward(self, images: Sequence[wire.Pixels]) -> wire.Row:
+    def forward(self, images: Sequence[Pixels]) -> Row:
         """Predict, unless an image is white all over."""
         if any(image.min() == WHITE for image in images):
             os._exit(1)
