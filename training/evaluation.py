@@ -1,19 +1,25 @@
-"""A classifier held against images with labels: how often it is right, and how honest it is."""
+"""Evaluation of a classifier on images with labels: accuracy, calibration, robustness."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import sqrt
 from typing import TYPE_CHECKING
 
 import torch
 
 from .calibration import Quality, quality
 from .corruptions import CORRUPTIONS, corrupted
-from .reports import confusion, wilson
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from .classifier import ImageClassifier
     from .data import ImageSet
+
+
+NORMAL_95 = 1.959964
+"""The two-sided 95 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,3 +79,17 @@ def precision(matrix: list[list[int]]) -> list[float]:
     counts = torch.tensor(matrix, dtype=torch.float64)
     shares: list[float] = (counts.diag() / counts.sum(0)).tolist()
     return shares
+
+
+def wilson(right: int, total: int) -> tuple[float, float]:
+    """Return the 95 % interval of a share of which `right` of `total` were seen (Wilson 1927)."""
+    share, weight = right / total, NORMAL_95**2 / total
+    centre = share + weight / 2
+    reach = NORMAL_95 * sqrt(share * (1 - share) / total + weight / (4 * total))
+    # Rounding must not lead out of 0..1.
+    return max(0.0, (centre - reach) / (1 + weight)), min(1.0, (centre + reach) / (1 + weight))
+
+
+def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
+    """Return how often each label (row) was taken for each class (column), int64."""
+    return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)

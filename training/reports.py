@@ -1,13 +1,11 @@
-"""What a run shows for itself: an interval, a table, two pictures."""
+"""Sentences and pictures of a run and of its evaluation."""
 
 from __future__ import annotations
 
-from math import sqrt
 from typing import TYPE_CHECKING
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor
 
 from .calibration import reliability
 from .files import written_whole
@@ -16,29 +14,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
     from .data import ImageSet
     from .evaluation import Evaluation
     from .recipe import Epoch
 
 ROWS, COLUMNS = 4, 6
 """Of the grid of mistakes."""
-
-NORMAL_95 = 1.959964
-"""The two-sided 95 % quantile of the normal distribution."""
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Return the 95 % interval of a share of which `right` of `total` were seen (Wilson 1927)."""
-    share, weight = right / total, NORMAL_95**2 / total
-    centre = share + weight / 2
-    reach = NORMAL_95 * sqrt(share * (1 - share) / total + weight / (4 * total))
-    # Rounding must not lead out of 0..1.
-    return max(0.0, (centre - reach) / (1 + weight)), min(1.0, (centre + reach) / (1 + weight))
-
-
-def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
-    """Return how often each label (row) was taken for each class (column), int64."""
-    return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)
 
 
 def sentences(found: Evaluation, robustness: Mapping[str, float]) -> str:

@@ -20,12 +20,12 @@ from training.__main__ import main
 from training.card import spread
 from training.corruptions import CORRUPTIONS
 from training.data import data_folder, split
+from training.evaluation import confusion, wilson
 from training.export import loaded
 from training.networks import NETWORKS
 from training.options import duration, percentage, size
 from training.progress import Progress
 from training.recipe import PRECISIONS, Epoch, Recipe, Step
-from training.reports import confusion, wilson
 from training.runs import Run
 from training.sources import FASHION_MNIST, Form, training_images, unseen_images
 from training.study import VARIANTS
