@@ -58,7 +58,7 @@ class FmnistHandler:
         self.card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         names = json.loads((folder / "index_to_name.json").read_text(encoding="utf-8"))
         self.model = wire.read_model(self.card, names)
-        self.device = device(context.system_properties.get("gpu_id"))
+        self.device = choose_device(context.system_properties.get("gpu_id"))
         self.network = load(folder / "model.pt", self.device)
         torch.set_num_threads(self.settings.threads)
         self.warm_up()
@@ -126,7 +126,7 @@ class FmnistHandler:
         return rows
 
 
-def device(gpu: int | None) -> torch.device:
+def choose_device(gpu: int | None) -> torch.device:
     """Return the GPU that TorchServe assigned to this worker, or the CPU."""
     return torch.device("cpu" if gpu is None else f"cuda:{gpu}")
 

@@ -39,10 +39,10 @@ MAX_DETAIL = 200
 """Characters of a message that quotes a parser."""
 
 WHITE = 255
-NEAR = 32
+BACKGROUND_TOLERANCE = 32
 """Grey values from black or white within which a background counts as black or white: noise and
 shadow."""
-FAR = 2 / 3
+MIN_OPPOSITE_SHARE = 2 / 3
 """The share of the border that must lie on the other side of grey for an image to have the opposite
 background. Of the 70,000 images of Fashion-MNIST the highest is 0.57, by a garment that fills
 it."""
@@ -106,13 +106,13 @@ def open_image(data: object, media_type: str, settings: Settings) -> Image.Image
             "too_large",
             f"The image file has {len(encoded)} bytes: send at most {settings.max_bytes}.",
         )
-    with decoding(media_type):
+    with refuse_undecodable(media_type):
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
     return check_size(image, settings)
 
 
 @contextmanager
-def decoding(media_type: str = "") -> Iterator[None]:
+def refuse_undecodable(media_type: str = "") -> Iterator[None]:
     """Turn whatever Pillow says about bytes into a Refused, and silence its warnings."""
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -164,10 +164,10 @@ def draw(nested: list[Any], model: Model) -> Image.Image:
     # bool is an int to Python, but not to whoever wrote true; 7.0 is how some languages write 7.
     if not kinds <= {int, float} or not all(value in BYTES for value in array.flat):
         raise Refused("not_an_image", "Each pixel must be an integer from 0 to 255.")
-    return Image.fromarray(channels_last(array.astype(np.uint8), model))
+    return Image.fromarray(move_channels_last(array.astype(np.uint8), model))
 
 
-def channels_last(array: Pixels, model: Model) -> Pixels:
+def move_channels_last(array: Pixels, model: Model) -> Pixels:
     """Return [H, W] or [H, W, C]; in doubt as the model's own shape. Raises Refused."""
     if array.ndim == 2:  # noqa: PLR2004 - no channel axis
         return array
@@ -193,7 +193,7 @@ def to_pixels(image: Image.Image, model: Model) -> Pixels:
     """
     with closing(image):
         side = 2 * max(model.size)
-        with decoding():
+        with refuse_undecodable():
             # JPEG can be decoded at 1/2, 1/4, 1/8 for a fraction of the time; others ignore this.
             image.draft(None, (side, side))
             image.load()
@@ -205,7 +205,7 @@ def to_pixels(image: Image.Image, model: Model) -> Pixels:
 
 def turn_upright(image: Image.Image) -> None:
     """Turn the image as its EXIF orientation says; a damaged EXIF says nothing."""
-    with suppress(Refused), decoding():
+    with suppress(Refused), refuse_undecodable():
         ImageOps.exif_transpose(image, in_place=True)
 
 
@@ -252,10 +252,10 @@ def match_background(image: Image.Image, model: Model) -> Image.Image:
     is.
     """
     pixels, background = np.asarray(image).astype(np.float64), model.background[0]
-    if model.mode != "L" or min(background, WHITE - background) > NEAR:
+    if model.mode != "L" or min(background, WHITE - background) > BACKGROUND_TOLERANCE:
         return image
     edge = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
-    opposite = (np.abs(edge - background) > WHITE / 2).mean() > FAR
+    opposite = (np.abs(edge - background) > WHITE / 2).mean() > MIN_OPPOSITE_SHARE
     shows = (np.abs(pixels - background) <= WHITE / 2).any()
     return invert(pixels, float(np.median(edge)), background) if opposite and shows else image
 

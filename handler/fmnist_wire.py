@@ -1,4 +1,4 @@
-"""What goes over the wire: request bodies to pixels, probabilities to answers.
+"""The wire format: request bodies to pixels, probabilities to answers.
 
 Pure functions: no TorchServe, no torch; `fmnist_images` decodes the images. What the sender did
 wrong is raised as `Refused`, and kept in the place of the image.
@@ -124,13 +124,13 @@ def read_question(
     row: Mapping[str, Any], headers: Mapping[str, Any], model: Model, settings: Settings
 ) -> Question:
     """Tell the three forms apart: parts, JSON, one image body. Raises Refused."""
-    form = find_request_type(headers)
-    if form == "application/x-www-form-urlencoded":
+    request_type = find_request_type(headers)
+    if request_type == "application/x-www-form-urlencoded":
         raise Refused(
             "bad_request",
             "The body came as a web form: send the file with curl -T, or name its Content-Type.",
         )
-    if form.startswith("multipart/") or "body" not in row:
+    if request_type.startswith("multipart/") or "body" not in row:
         return Question(read_parts(row, headers, model, settings), several=True)
     body, media_type = row["body"], find_media_type(headers, "body")
     if is_json(body, media_type):

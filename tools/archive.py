@@ -1,4 +1,4 @@
-"""Packs the exported model and the handler into model_store/fmnist.mar: `python -m tools.archive`.
+"""Packing of the exported model and the handler as fmnist.mar: `python -m tools.archive`.
 
 Exports the run of `runs/latest`, unless told another one; trains first when there is no run yet.
 """

@@ -1,4 +1,4 @@
-"""What the archive's model says without a server in between, to hold the wire against."""
+"""Classes by the archive's model without a server in between, to compare those of the wire with."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether probabilities can be believed, and one number that mends them.
+"""Calibration: whether probabilities can be believed, and the temperature that mends them.
 
 A network's logits divided by a temperature give the same classes with more or less confidence; the
 temperature that suits images it has not learned makes the confidence honest (Guo et al., On
@@ -39,12 +39,12 @@ class Quality:
     brier: float
 
 
-def quality(probabilities: Tensor, labels: Tensor) -> Quality:
-    """Judge probabilities [N, classes] of images with these labels, int64 [N]."""
+def measure_quality(probabilities: Tensor, labels: Tensor) -> Quality:
+    """Return how far probabilities [N, classes] can be believed; labels are int64 [N]."""
     exact = probabilities.double()
-    true = exact.gather(1, labels[:, None])
+    true = torch.take_along_dim(exact, labels[:, None], dim=1)
     target = torch.zeros_like(exact).scatter_(1, labels[:, None], 1.0)
-    confidence, accuracy, sizes = reliability(exact, labels)
+    confidence, accuracy, sizes = measure_reliability(exact, labels)
     distance = (confidence - accuracy).abs() * sizes
     return Quality(
         ece=(distance.sum() / sizes.sum()).item(),
@@ -53,26 +53,26 @@ def quality(probabilities: Tensor, labels: Tensor) -> Quality:
     )
 
 
-def reliability(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def measure_reliability(probabilities: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return mean confidence, accuracy and size of bins of equally many images, by confidence."""
     confidence, found = probabilities.max(1)
     order = confidence.argsort(stable=True)
-    bins = [places for places in order.tensor_split(BINS) if len(places)]
+    bins = [indices for indices in order.tensor_split(BINS) if len(indices)]
     right = (found == labels).double()
     return (
-        torch.stack([confidence[places].double().mean() for places in bins]),
-        torch.stack([right[places].mean() for places in bins]),
-        torch.tensor([float(len(places)) for places in bins], dtype=torch.float64),
+        torch.stack([confidence[indices].double().mean() for indices in bins]),
+        torch.stack([right[indices].mean() for indices in bins]),
+        torch.tensor([float(len(indices)) for indices in bins], dtype=torch.float64),
     )
 
 
-def temperature(logits: Tensor, labels: Tensor) -> float:
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the number to divide logits [N, classes] by, at which their likelihood is highest.
 
     The negative log-likelihood is convex in 1 / temperature, so its slope is halved to zero.
     """
     exact = logits.double()
-    seen = exact.gather(1, labels[:, None]).mean()
+    seen = torch.take_along_dim(exact, labels[:, None], dim=1).mean()
     low, high = 1 / HOTTEST, HOTTEST
     for _ in range(HALVINGS):
         middle = sqrt(low * high)

@@ -1,12 +1,12 @@
-"""A run as a page for people: MODEL_CARD.md, after Mitchell et al., Model Cards, FAccT 2019."""
+"""MODEL_CARD.md: a run as a page for people, after Mitchell et al., Model Cards, FAccT 2019."""
 
 from __future__ import annotations
 
 from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
+from .choices import FASHION_MNIST
 from .evaluation import precision, recall
-from .sources import FASHION_MNIST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -21,35 +21,40 @@ apart by the catalogue rather than by the eye. Not for deciding anything about p
 """
 
 
-def spread(values: Sequence[float]) -> tuple[float, float]:
+def compute_spread(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation (of a sample; 0 for one value)."""
     return mean(values), stdev(values) if len(values) > 1 else 0.0
 
 
-def card(
+def render_card(
     config: Mapping[str, Any],
     summary: Mapping[str, Any],
-    judged: Mapping[str, Any],
+    validation: Mapping[str, Any],
     evaluations: Sequence[Mapping[str, Any]],
     others: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Return the page; `judged`: the validation images' Evaluation; `others`: summaries by run."""
+    """Return the page.
+
+    `validation` is the Evaluation on the validation images, `others` holds summaries by run.
+    """
     parts = [
         f"# Model card: {summary['run']}",
-        table(("what", "value"), facts(config, summary)),
+        render_table(("what", "value"), list_facts(config, summary)),
         "## Accuracy",
-        table(
+        render_table(
             ("images", "number", "accuracy", "95 % interval (Wilson)", "ECE", "NLL", "Brier"),
             [
-                scored("validation", judged),
-                *(scored(where(each), each) for each in evaluations),
+                render_evaluation_row("validation", validation),
+                *(render_evaluation_row(describe_evaluation(each), each) for each in evaluations),
             ],
         ),
         f"Other images than those of validation were looked at {len(evaluations)} times.",
         "## Classes, validation images",
-        table(("class", "images", "recall", "precision"), classes(config["classes"], judged)),
-        *robust(evaluations),
-        *seeds(others),
+        render_table(
+            ("class", "images", "recall", "precision"), list_classes(config["classes"], validation)
+        ),
+        *render_robustness(evaluations),
+        *render_runs(others),
         "## Pictures, validation images",
         "\n".join(f"![{name}]({name}.png)" for name in PICTURES),
         *(["## The data", ABOUT_FASHION_MNIST] if config["source"] == FASHION_MNIST else []),
@@ -57,13 +62,13 @@ def card(
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a table of Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+def list_facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what was done, on what."""
     machine = config["machine"]
     return [
@@ -82,60 +87,65 @@ def facts(config: Mapping[str, Any], summary: Mapping[str, Any]) -> list[tuple[s
     ]
 
 
-def scored(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
+def render_evaluation_row(name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the row of one evaluation."""
     low, high = found["interval"]
     honest = found["calibrated"]
     return (
         name,
         f"{found['images']:,}",
-        percent(found["accuracy"]),
-        f"{percent(low)} to {percent(high)}",
-        percent(honest["ece"]),
+        format_percent(found["accuracy"]),
+        f"{format_percent(low)} to {format_percent(high)}",
+        format_percent(honest["ece"]),
         f"{honest['nll']:.4f}",
         f"{honest['brier']:.4f}",
     )
 
 
-def where(evaluation: Mapping[str, Any]) -> str:
+def describe_evaluation(evaluation: Mapping[str, Any]) -> str:
     """Return which images were looked at, when and how."""
-    mirrored = ", with mirror images" if evaluation.get("mirrored") else ""
-    return f"{evaluation['source']}, {evaluation['time']}{mirrored}"
+    # Evaluations of older trees say "mirrored".
+    tta = evaluation.get("tta", evaluation.get("mirrored"))
+    how = ", with mirror images" if tta else ""
+    return f"{evaluation['source']}, {evaluation['time']}{how}"
 
 
-def classes(names: Sequence[str], found: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def list_classes(names: Sequence[str], found: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return a row for each class."""
     shares = zip(recall(found["confusion"]), precision(found["confusion"]), strict=True)
     return [
-        (name, str(sum(counts)), percent(seen), percent(right))
+        (name, str(sum(counts)), format_percent(seen), format_percent(right))
         for name, counts, (seen, right) in zip(names, found["confusion"], shares, strict=True)
     ]
 
 
-def robust(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
+def render_robustness(evaluations: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the part on corruptions, of the last evaluation that looked at them."""
     looked = [each for each in evaluations if each["robustness"]]
     if not looked:
         return []
-    rows = [(name, percent(share)) for name, share in looked[-1]["robustness"].items()]
-    return [f"## Under corruptions, {looked[-1]['source']}", table(("what", "accuracy"), rows)]
+    rows = [(name, format_percent(share)) for name, share in looked[-1]["robustness"].items()]
+    return [
+        f"## Under corruptions, {looked[-1]['source']}",
+        render_table(("what", "accuracy"), rows),
+    ]
 
 
-def seeds(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def render_runs(summaries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the part on several runs; none for a single one."""
     if len(summaries) < 2:  # noqa: PLR2004 - one has no spread
         return []
     shares = [summary["accuracy"] for summary in summaries.values()]
-    middle, deviation = spread(shares)
-    rows = [(name, percent(share)) for name, share in zip(summaries, shares, strict=True)]
+    middle, deviation = compute_spread(shares)
+    rows = [(name, format_percent(share)) for name, share in zip(summaries, shares, strict=True)]
     deviate = f"standard deviation {100 * deviation:.2f} points"
     return [
         "## Several runs",
-        table(("run", "validation accuracy"), rows),
-        f"Mean {percent(middle)}, {deviate}, {len(shares)} runs.",
+        render_table(("run", "validation accuracy"), rows),
+        f"Mean {format_percent(middle)}, {deviate}, {len(shares)} runs.",
     ]
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """Return a share from 0 to 1 for people."""
     return f"{100 * share:.2f} %"

@@ -1,4 +1,4 @@
-"""The classifier: a network, what it must know of its data, and its five verbs."""
+"""ImageClassifier: a network with what it must know of its data; train, predict, save, load."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .calibration import temperature
-from .data import ImageSet, gather
+from .calibration import fit_temperature
+from .choices import DEFAULT_NETWORK, modernise_network
+from .data import ImageSet, load_into_memory
 from .errors import DataError, RunError
-from .files import written_whole
-from .networks import DEFAULT, Mirrored, Network, named, run_dry
+from .files import atomic_write
+from .networks import FlipTTA, Network, find_network, run_dry
 from .recipe import Clock, Epoch, Fit, Recipe, Step
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ class Normalised(nn.Module):
         mean = (histogram * values).sum(1) / total
         variance = (histogram * (values - mean[:, None]) ** 2).sum(1) / total
         self.mean.copy_(mean.view(1, -1, 1, 1))
-        # Below one grey value there is no contrast to speak of, and a blank channel has none.
+        # Below one grey value there is no contrast to speak of; a uniform channel has none.
         self.deviation.copy_(variance.sqrt().clamp(min=1.0).view(1, -1, 1, 1))
 
 
@@ -87,7 +88,7 @@ class ImageClassifier:
 
     `channels` and `classes` are fixed; `size` is (height, width) or one number for both, and None
     takes it from the first image of the training set. `network` is a name from
-    `networks.NETWORKS`, or a function (channels, classes) -> module of your own, which may hold
+    `choices.NETWORKS`, or a function (channels, classes) -> module of your own, which may hold
     lazy layers. Equal seeds give equal fresh weights, and equal batches. It computes on `device`;
     images come and answers go on the CPU.
 
@@ -100,17 +101,18 @@ class ImageClassifier:
         classes: int,
         *,
         size: int | Size | None = None,
-        network: str | Network = DEFAULT,
+        network: str | Network = DEFAULT_NETWORK,
         seed: int = 0,
         device: str | torch.device = "cpu",
     ) -> None:
-        self.channels, self.classes, self.network, self.seed = channels, classes, network, seed
+        self.channels, self.classes, self.seed = channels, classes, seed
+        self.network = modernise_network(network) if isinstance(network, str) else network
         self.device = torch.device(device)
         self.names = tuple(str(label) for label in range(classes))
         self.background = 0
         self.data = ""
         self._fit: Fit | None = None
-        self._left: dict[str, Any] | None = None
+        self._unfinished: dict[str, Any] | None = None
         self._built: tuple[Normalised, Size] | None = None
         if size is not None:
             self._build((size, size) if isinstance(size, int) else size)
@@ -128,14 +130,14 @@ class ImageClassifier:
     @property
     def underway(self) -> bool:
         """Whether a training has begun, here or before it was saved, and not come to its end."""
-        return self._fit is not None or self._left is not None
+        return self._fit is not None or self._unfinished is not None
 
     @property
     def epochs(self) -> int:
         """Return how many epochs of the training that is underway are done."""
         if self._fit:
-            return self._fit.place.epoch - 1
-        return int(self._left["place"]["epoch"]) - 1 if self._left else 0
+            return self._fit.state.epoch - 1
+        return int(self._unfinished["place"]["epoch"]) - 1 if self._unfinished else 0
 
     def train(
         self,
@@ -148,12 +150,12 @@ class ImageClassifier:
     ) -> History:
         """Learn for `budget` seconds, or until the recipe's passes are done.
 
-        The data sets are as `data.gather` takes them, None for no validation; every call starts
-        the schedule anew, from the weights that are there. Raises DataError if they do not fit the
-        classifier, RunError if the loss is no number any more.
+        The data sets are as `data.load_into_memory` takes them, None for no validation; every call
+        starts the schedule anew, from the weights that are there. Raises DataError if they do not
+        fit the classifier, RunError if the loss is no number any more.
         """
-        told = self.steps(train_set, validation_set, budget, recipe=recipe, clock=clock)
-        return History(tuple(event for event in told if isinstance(event, Epoch)))
+        events = self.steps(train_set, validation_set, budget, recipe=recipe, clock=clock)
+        return History(tuple(event for event in events if isinstance(event, Epoch)))
 
     def steps(
         self,
@@ -170,24 +172,21 @@ class ImageClassifier:
         What is saved after any of these events can be loaded and taken up again with `resume`,
         the same data, budget and recipe: on as many threads the weights are the same bits.
         """
-        training = gather(train_set, channels=self.channels, classes=self.classes)
-        if self._built is None:
-            self._build((training.images.shape[2], training.images.shape[3]))
-        training = self._fitting(training)
-        validation = None if validation_set is None else self._fitting(validation_set)
+        training = self._load(train_set, build=True)
+        validation = None if validation_set is None else self._load(validation_set)
         fit = Fit(self.model, training, recipe or Recipe(), budget=budget, seed=self.seed)
         if resume:
-            fit.restore(self._left_over(training))
+            fit.load_state_dict(self._take_unfinished(training))
         else:
-            self._learn_about(training)
+            self._describe(training)
             self.model.temperature.fill_(1.0)
-        return self._told(fit, validation, clock)
+        return self._run(fit, validation, clock)
 
     def evaluate(self, data: Dataset[Any]) -> float:
         """Return the share of the images, 0 to 1, whose most probable class is their label."""
-        fitting = self._fitting(data)
-        found = self.predict(fitting.images).argmax(1)
-        return (found == fitting.labels).double().mean().item()
+        images = self._load(data)
+        found = self.predict(images.images).argmax(1)
+        return (found == images.labels).double().mean().item()
 
     def predict(self, images: Tensor) -> Tensor:
         """Return the probabilities, float32 [N, classes], of images uint8 [N, C, H, W]."""
@@ -211,22 +210,23 @@ class ImageClassifier:
 
         The images should be such as were not learned. No label changes.
         """
-        fitting = self._fitting(validation_set)
-        raw = self.logits(fitting.images) * self.model.temperature.item()
-        found = temperature(raw, fitting.labels)
+        images = self._load(validation_set)
+        raw = self.logits(images.images) * self.model.temperature.item()
+        found = fit_temperature(raw, images.labels)
         self.model.temperature.fill_(found)
         return found
 
-    def mirrored(self) -> Self:
-        """Return one with the same weights that looks at the mirror image of each image, too.
+    def with_tta(self) -> Self:
+        """Return one with the same weights that averages over each image and its mirror image.
 
-        It is more often right, and half as fast; its probabilities are to be calibrated anew. To
-        load what it saves, give `load` the function (channels, classes) -> `networks.Mirrored`.
+        Test-time augmentation: it is more often right, and half as fast; its probabilities are to
+        be calibrated anew. To load what it saves, give `load` the function (channels, classes) ->
+        `networks.FlipTTA`.
         """
         both = copy.deepcopy(self)
-        make = named(self.network) if isinstance(self.network, str) else self.network
-        both.network = lambda channels, classes: Mirrored(make(channels, classes))
-        both.model.network = Mirrored(both.model.network)
+        make = find_network(self.network) if isinstance(self.network, str) else self.network
+        both.network = lambda channels, classes: FlipTTA(make(channels, classes))
+        both.model.network = FlipTTA(both.model.network)
         return both
 
     def save(self, path: Path | str) -> None:
@@ -242,9 +242,9 @@ class ImageClassifier:
             "background": self.background,
             "data": self.data,
             "weights": self.model.state_dict(),
-            "underway": self._fit.state() if self._fit else self._left,
+            "underway": self._fit.state_dict() if self._fit else self._unfinished,
         }
-        with written_whole(Path(path)) as partial:
+        with atomic_write(Path(path)) as partial:
             torch.save(content, partial)
 
     @classmethod
@@ -259,22 +259,22 @@ class ImageClassifier:
 
         Nothing in the file is executed. Raises RunError if it is not such a file.
         """
-        content = _content(Path(path))
-        named = network or content["network"]
-        if named is None:
+        content = _read_checkpoint(Path(path))
+        chosen = network or content["network"]
+        if chosen is None:
             raise RunError(f"{path} holds a network of your own: load(path, network=…) needs it")
         classifier = cls(
             content["channels"],
             content["classes"],
             size=tuple(content["size"]),
-            network=named,
+            network=chosen,
             seed=content["seed"],
             device=device,
         )
         classifier.model.load_state_dict(content["weights"])
         classifier.names = tuple(content["names"])
         classifier.background, classifier.data = content["background"], content["data"]
-        classifier._left = content["underway"]
+        classifier._unfinished = content["underway"]
         return classifier
 
     def _require(self) -> tuple[Normalised, Size]:
@@ -283,7 +283,7 @@ class ImageClassifier:
         return self._built
 
     def _build(self, size: Size) -> None:
-        make = named(self.network) if isinstance(self.network, str) else self.network
+        make = find_network(self.network) if isinstance(self.network, str) else self.network
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             model = Normalised(make(self.channels, self.classes), self.channels)
@@ -292,40 +292,43 @@ class ImageClassifier:
             )
         self._built = model.to(memory_format=torch.channels_last).to(self.device), size
 
-    def _fitting(self, data: Dataset[Any]) -> ImageSet:
-        gathered = gather(data, channels=self.channels, classes=self.classes)
-        if gathered.images.shape[2:] != self.size:
-            height, width = gathered.images.shape[2:]
+    def _load(self, data: Dataset[Any], *, build: bool = False) -> ImageSet:
+        """Return the data in memory; with `build`, a classifier without a size takes theirs."""
+        images = load_into_memory(data, channels=self.channels, classes=self.classes)
+        height, width = images.images.shape[2:]
+        if build and self._built is None:
+            self._build((height, width))
+        if (height, width) != self.size:
             raise DataError(
                 f"the images are {height}x{width}, but the classifier takes "
                 f"{self.size[0]}x{self.size[1]}: resize them"
             )
-        return gathered
+        return images
 
-    def _told(self, fit: Fit, validation: ImageSet | None, clock: Clock) -> Iterator[Step | Epoch]:
-        self._fit, self._left = fit, None
+    def _run(self, fit: Fit, validation: ImageSet | None, clock: Clock) -> Iterator[Step | Epoch]:
+        self._fit, self._unfinished = fit, None
         yield from fit.events(lambda: self.evaluate(validation) if validation else None, clock)
         self._fit = None
 
-    def _left_over(self, training: ImageSet) -> dict[str, Any]:
-        if self._left is None:
+    def _take_unfinished(self, training: ImageSet) -> dict[str, Any]:
+        if self._unfinished is None:
             raise RunError(
                 "there is nothing to resume: the training came to its end, or never began"
             )
         if training.digest() != self.data:
             raise DataError("these are not the images that the training began with: start anew")
-        return self._left
+        return self._unfinished
 
-    def _learn_about(self, training: ImageSet) -> None:
+    def _describe(self, training: ImageSet) -> None:
         self.model.measure(training.images)
         if len(training.names) == self.classes:
             self.names = training.names
         self.background, self.data = training.background(), training.digest()
 
 
-def _materialise(model: nn.Module, blank: Tensor, classes: int) -> None:
+def _materialise(model: nn.Module, zeros: Tensor, classes: int) -> None:
     """Let lazy layers learn their shapes."""
-    logits = run_dry(model, blank)
+    logits = run_dry(model, zeros)
     if tuple(logits.shape) != (1, classes):
         raise DataError(
             f"the network must return logits [N, {classes}], not {['N', *logits.shape[1:]]}"
@@ -334,7 +337,7 @@ def _materialise(model: nn.Module, blank: Tensor, classes: int) -> None:
     assert not any(is_lazy(part) for part in parts), "a lazy layer was not run"  # noqa: S101
 
 
-def _content(path: Path) -> dict[str, Any]:
+def _read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What cameras, senders and printers do to images; each uint8 [N, C, H, W] in and out.
+"""Corruptions, as cameras, senders and printers make them; each uint8 [N, C, H, W] in and out.
 
 After Hendrycks and Dietterich, Benchmarking Neural Network Robustness, ICLR 2019, at strengths that
 leave a garment of 28 x 28 pixels recognisable to a person. A size in pixels is of 28 and grows with
@@ -18,7 +18,7 @@ Corruption = Callable[[Tensor, float, torch.Generator], Tensor]
 """(images float32 [N, C, H, W], background, randomness) -> images, which may leave 0 to 255."""
 
 
-def corrupted(name: str, images: Tensor, background: int, seed: int = 0) -> Tensor:
+def corrupt(name: str, images: Tensor, background: int, seed: int = 0) -> Tensor:
     """Return the images under one of CORRUPTIONS; equal seeds give equal images."""
     generator = torch.Generator().manual_seed(seed)
     found = CORRUPTIONS[name](images.float(), float(background), generator)
@@ -64,13 +64,13 @@ def rotation(images: Tensor, background: float, generator: torch.Generator) -> T
     angle = pi / 12
     turn = torch.tensor([[cos(angle), 0.0, 0.0], [0.0, cos(angle), 0.0]])
     skew = torch.tensor([[0.0, -sin(angle), 0.0], [sin(angle), 0.0, 0.0]])
-    return _mapped(images, turn + side[:, None, None] * skew, background)
+    return _resample(images, turn + side[:, None, None] * skew, background)
 
 
 def smaller(images: Tensor, background: float, _: torch.Generator) -> Tensor:
     """Shrink to two thirds, on the background."""
     scale = torch.tensor([[1.5, 0.0, 0.0], [0.0, 1.5, 0.0]])
-    return _mapped(images, scale.expand(len(images), 2, 3), background)
+    return _resample(images, scale.expand(len(images), 2, 3), background)
 
 
 def occlusion(images: Tensor, background: float, generator: torch.Generator) -> Tensor:
@@ -78,13 +78,13 @@ def occlusion(images: Tensor, background: float, generator: torch.Generator) -> 
     covered = torch.ones(len(images), 1, *images.shape[2:], dtype=torch.bool)
     for axis, length in ((2, images.shape[2]), (3, images.shape[3])):
         start = torch.randint(length - length // 3 + 1, (len(images), 1), generator=generator)
-        places = torch.arange(length)
-        inside = (places >= start) & (places < start + length // 3)
+        pixels = torch.arange(length)
+        inside = (pixels >= start) & (pixels < start + length // 3)
         covered &= inside.view(len(images), 1, *((-1, 1) if axis == 2 else (1, -1)))  # noqa: PLR2004 - rows
     return torch.where(covered, background, images)
 
 
-def _mapped(images: Tensor, matrices: Tensor, background: float) -> Tensor:
+def _resample(images: Tensor, matrices: Tensor, background: float) -> Tensor:
     """Read each image through a matrix [N, 2, 3], in units of half an image from its middle."""
     grid = functional.affine_grid(matrices, list(images.shape), align_corners=False)
     return background + functional.grid_sample(images - background, grid, align_corners=False)

@@ -1,7 +1,7 @@
-"""Images and labels -> uint8 tensors in memory.
+"""Data sets in memory: images and labels as uint8 and int64 tensors.
 
 A data set of this size fits in memory many times over, and slicing a tensor is hundreds of times
-faster than loading one image after the other: so everything is gathered once, then only sliced.
+faster than loading one image after the other: so everything is loaded once, then only sliced.
 """
 
 from __future__ import annotations
@@ -10,15 +10,10 @@ import gzip
 import hashlib
 import math
 import operator
-import os
-import socket
 import zlib
-from collections.abc import Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-from urllib.error import URLError
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,36 +23,14 @@ from torch.utils.data import Dataset
 
 from .errors import DataError
 
-FASHION_MNIST = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
-)
-"""The names of the classes, in the order of the labels."""
-
-SHA256: Mapping[str, str] = {
-    "train-images-idx3-ubyte": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
-"""Of the unpacked files: distributions pack them again, so the checksum of a .gz proves nothing."""
-
-DOWNLOAD_SILENCE = 30.0
-"""Seconds without a byte after which a download has failed."""
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SPLIT_SEED = 2017
-"""Fixed, so that every run is judged on the same held-out images."""
+"""Fixed, so that every run is evaluated on the same held-out images."""
 
-GROUND_WIDTH = 32
-"""Grey values around the most frequent one of a ground that belong to it: noise and shadow."""
+BACKGROUND_TOLERANCE = 32
+"""Grey values around the most frequent one that belong to the background: noise and shadow."""
 
 PIXEL_TOLERANCE = 0.01
 """How far 255 times a float may lie from a whole number and still be a pixel."""
@@ -107,7 +80,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def background(self) -> int:
         """Return the pixel value, 0 to 255, that lies around what the images show."""
-        return ground(border(self.images))
+        return estimate_background(border(self.images))
 
 
 def relabel(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
@@ -122,8 +95,8 @@ def relabel(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
         )
     if not images.names:
         return images
-    places = torch.tensor([names.index(name) for name in images.names])
-    return ImageSet(images.images, places[images.labels], names)
+    indices = torch.tensor([names.index(name) for name in images.names])
+    return ImageSet(images.images, indices[images.labels], names)
 
 
 def border(images: Tensor) -> Tensor:
@@ -132,42 +105,42 @@ def border(images: Tensor) -> Tensor:
     return torch.cat([rows.flatten(), columns.flatten()])
 
 
-def ground(pixels: Tensor) -> int:
-    """Return the value of border pixels, uint8 [N], that is most frequent, if they have a ground.
+def estimate_background(pixels: Tensor) -> int:
+    """Return the background, 0 to 255, of which these are the border pixels, uint8 [N].
 
-    They have one if half of them are about as bright. Otherwise, as with photographs of scenes,
-    no value stands out and their mean is returned.
+    It is their most frequent value if half of them are about as bright. Otherwise, as with
+    photographs of scenes, no value stands out and their mean is returned.
     """
     frequent = int(torch.bincount(pixels, minlength=256).argmax())
-    near = (pixels.int() - frequent).abs() <= GROUND_WIDTH
+    near = (pixels.int() - frequent).abs() <= BACKGROUND_TOLERANCE
     return frequent if 2 * int(near.sum()) >= len(pixels) else round(pixels.double().mean().item())
 
 
-def gather(dataset: Dataset[Any], *, channels: int, classes: int) -> ImageSet:
+def load_into_memory(dataset: Dataset[Any], *, channels: int, classes: int) -> ImageSet:
     """Take a map-style data set of (image, label) into memory.
 
     An image is a PIL image of mode L, RGB or RGBA, or a tensor or array [H, W] or [C, H, W] of
     uint8 pixels, or of floats that are pixels / 255 as torchvision's `ToTensor` makes them. A label
     is a whole number from 0 to classes - 1. Raises DataError naming the first sample that is not.
     """
-    gathered = in_memory(dataset)
-    if gathered.images.shape[1] != channels:
+    loaded = load_unchecked(dataset)
+    if loaded.images.shape[1] != channels:
         raise DataError(
-            f"the images have {gathered.images.shape[1]} channels, but the classifier takes "
+            f"the images have {loaded.images.shape[1]} channels, but the classifier takes "
             f"{channels}: convert them, and give arrays as [C, H, W]"
         )
-    wrong = (gathered.labels < 0) | (gathered.labels >= classes)
+    wrong = (loaded.labels < 0) | (loaded.labels >= classes)
     if wrong.any():
         at = int(wrong.nonzero()[0])
         raise DataError(
-            f"sample {at} has label {int(gathered.labels[at])}, but with {classes} classes "
+            f"sample {at} has label {int(loaded.labels[at])}, but with {classes} classes "
             f"labels go from 0 to {classes - 1}"
         )
-    return gathered
+    return loaded
 
 
-def in_memory(dataset: Dataset[Any]) -> ImageSet:
-    """Do what `gather` does, whatever the channels and the labels are."""
+def load_unchecked(dataset: Dataset[Any]) -> ImageSet:
+    """Do what `load_into_memory` does, whatever the channels and the labels are."""
     if isinstance(dataset, ImageSet):
         return dataset
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
@@ -175,13 +148,13 @@ def in_memory(dataset: Dataset[Any]) -> ImageSet:
     images: list[Tensor] = []
     labels: list[int] = []
     for index in range(len(dataset)):
-        image, label = _sample(dataset, index)
+        image, label = _load_sample(dataset, index)
         images.append(image)
         labels.append(label)
         if image.shape != images[0].shape:
             raise DataError(
-                f"sample {index} is {_by(image)} but sample 0 is {_by(images[0])}: "
-                "bring all images to one size"
+                f"sample {index} is {_format_shape(image)} but sample 0 is "
+                f"{_format_shape(images[0])}: bring all images to one size"
             )
     if not images:
         raise DataError("the data set is empty: give it at least one image")
@@ -189,11 +162,11 @@ def in_memory(dataset: Dataset[Any]) -> ImageSet:
     return ImageSet(torch.stack(images), torch.tensor(labels, dtype=torch.int64), names)
 
 
-def _sample(dataset: Dataset[Any], index: int) -> tuple[Tensor, int]:
+def _load_sample(dataset: Dataset[Any], index: int) -> tuple[Tensor, int]:
     sample = dataset[index]
     try:
         image, label = sample
-        return _pixels(image), operator.index(label)
+        return _to_pixels(image), operator.index(label)
     except DataError as error:
         raise DataError(f"sample {index}: {error}") from None
     except (TypeError, ValueError) as error:
@@ -202,14 +175,14 @@ def _sample(dataset: Dataset[Any], index: int) -> tuple[Tensor, int]:
         ) from error
 
 
-def _by(image: Tensor) -> str:
+def _format_shape(image: Tensor) -> str:
     return "x".join(str(length) for length in image.shape)
 
 
-def _pixels(image: object) -> Tensor:
+def _to_pixels(image: object) -> Tensor:
     """Return one image as uint8 [C, H, W]."""
     if isinstance(image, Image.Image):
-        return _pixels_of_pil(image)
+        return _from_pil(image)
     if isinstance(image, np.ndarray):
         # A copy: torch takes neither an array that is read-only nor one that is turned round.
         image = torch.from_numpy(np.array(image, order="C"))
@@ -219,7 +192,7 @@ def _pixels(image: object) -> Tensor:
     if pixels.ndim not in {2, 3}:
         raise DataError(f"an image must be [H, W] or [C, H, W], but this is {list(pixels.shape)}")
     if pixels.is_floating_point():
-        pixels = _whole(pixels)
+        pixels = _round_pixels(pixels)
     if pixels.dtype != torch.uint8:
         raise DataError(
             f"pixels must be uint8, or floats from 0 to 1, but these are {pixels.dtype}"
@@ -227,14 +200,14 @@ def _pixels(image: object) -> Tensor:
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels  # noqa: PLR2004 - H, W
 
 
-def _pixels_of_pil(image: Image.Image) -> Tensor:
+def _from_pil(image: Image.Image) -> Tensor:
     if image.mode not in {"L", "RGB", "RGBA"}:
         raise DataError(f"a PIL image of mode {image.mode} is ambiguous: convert it to L or RGB")
     height_width_channels = torch.from_numpy(np.array(image)).reshape(*image.size[::-1], -1)
     return height_width_channels.permute(2, 0, 1).contiguous()
 
 
-def _whole(floats: Tensor) -> Tensor:
+def _round_pixels(floats: Tensor) -> Tensor:
     """Return pixels / 255 as the uint8 pixels they came from."""
     scaled = floats.double() * 255
     pixels = scaled.round()
@@ -254,14 +227,14 @@ def split(
 
     Of every class at least one. The 60,000 images of Fashion-MNIST become 55,000 and 5,000.
     """
-    places = held_out(whole.labels, share=share, seed=seed)
+    indices = choose_held_out(whole.labels, share=share, seed=seed)
     kept = torch.ones(len(whole), dtype=torch.bool)
-    kept[places] = False
-    return whole.select(kept.nonzero().flatten()), whole.select(places)
+    kept[indices] = False
+    return whole.select(kept.nonzero().flatten()), whole.select(indices)
 
 
-def held_out(labels: Tensor, *, share: float = 1 / 12, seed: int = SPLIT_SEED) -> Tensor:
-    """Return the places of the validation images, int64, in ascending order."""
+def choose_held_out(labels: Tensor, *, share: float = 1 / 12, seed: int = SPLIT_SEED) -> Tensor:
+    """Return the indices of the validation images, int64, in ascending order."""
     generator = torch.Generator().manual_seed(seed)
     chosen = []
     for label in sorted(set(labels.tolist())):
@@ -271,35 +244,9 @@ def held_out(labels: Tensor, *, share: float = 1 / 12, seed: int = SPLIT_SEED) -
     return torch.cat(chosen).sort().values
 
 
-def hash_of(places: Tensor) -> str:
-    """Return the SHA-256 of places, int64 little-endian, in hexadecimal."""
-    return hashlib.sha256(places.numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def data_folder(given: Path | None = None) -> Path:
-    """Return the folder of the data: as given, else $DATA_DIR, else `data`."""
-    return given or Path(os.environ.get("DATA_DIR") or "data")
-
-
-def fashion_mnist(folder: Path, *, train: bool) -> ImageSet:
-    """Read one part of Fashion-MNIST; raises DataError if a file is missing or corrupt."""
-    part = "train" if train else "t10k"
-    images = read_idx(_verified(folder, f"{part}-images-idx3-ubyte"))
-    labels = read_idx(_verified(folder, f"{part}-labels-idx1-ubyte"))
-    return ImageSet(images.unsqueeze(1), labels.to(torch.int64), FASHION_MNIST)
-
-
-def obtain(folder: Path) -> None:
-    """Have the four files verified in `folder`, downloading them if one is missing."""
-    if not all(_path(folder, name).is_file() for name in SHA256):
-        _download(folder)
-    verify(folder)
-
-
-def verify(folder: Path) -> None:
-    """Raise DataError unless the four files are there and whole."""
-    for name in SHA256:
-        _verified(folder, name)
+def hash_indices(indices: Tensor) -> str:
+    """Return the SHA-256 of indices, int64 little-endian, in hexadecimal."""
+    return hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def read_idx(path: Path) -> Tensor:
@@ -321,44 +268,3 @@ def read_idx(path: Path) -> Tensor:
             f"{path} holds {len(content) - start} bytes for {shape}: it is damaged, fetch it again"
         )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).reshape(shape)
-
-
-def _path(folder: Path, name: str) -> Path:
-    return folder / "FashionMNIST" / "raw" / name
-
-
-def _verified(folder: Path, name: str) -> Path:
-    path = _path(folder, name)
-    try:
-        with path.open("rb") as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: `make setup` fetches it") from None
-    if content != SHA256[name]:
-        raise DataError(f"{path} is corrupt: `rm {path}` and `make setup`")
-    return path
-
-
-def _download(folder: Path) -> None:
-    # Slow to import, and needed only here.
-    from torchvision.datasets import FashionMNIST  # noqa: PLC0415
-
-    try:
-        with _silence_limited_to(DOWNLOAD_SILENCE):
-            FashionMNIST(str(folder), download=True)
-    except (URLError, RuntimeError, OSError) as error:
-        raise DataError(
-            f"Fashion-MNIST could not be downloaded ({error}): "
-            "set DATA_DIR to a folder that holds FashionMNIST/raw"
-        ) from error
-
-
-@contextmanager
-def _silence_limited_to(seconds: float) -> Iterator[None]:
-    # torchvision passes no time-out, so the only place to set one is the default.
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
-    try:
-        yield
-    finally:
-        socket.setdefaulttimeout(before)

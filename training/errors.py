@@ -1,4 +1,4 @@
-"""What can go wrong, as a tree; every message is one sentence with its fix.
+"""Errors of this package, as a tree; every message is one sentence with its fix.
 
 TrainingError
 ├── DataError      the images or the labels cannot be used as they are

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .calibration import Quality, quality
-from .corruptions import CORRUPTIONS, corrupted
+from .calibration import Quality, measure_quality
+from .corruptions import CORRUPTIONS, corrupt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,27 +39,27 @@ class Evaluation:
     confusion: list[list[int]]
 
 
-def judge(classifier: ImageClassifier, images: ImageSet) -> Evaluation:
+def evaluate(classifier: ImageClassifier, images: ImageSet) -> Evaluation:
     """Evaluate a classifier on images of its own size, labels and channels."""
     logits, labels = classifier.logits(images.images), images.labels
     temperature = classifier.model.temperature.item()
-    matrix = confusion(labels, logits.argmax(1), classifier.classes)
+    matrix = count_confusion(labels, logits.argmax(1), classifier.classes)
     right = int(matrix.diag().sum())
     return Evaluation(
         images=len(images),
         accuracy=right / len(images),
         interval=wilson(right, len(images)),
         temperature=temperature,
-        uncalibrated=quality((logits * temperature).softmax(1), labels),
-        calibrated=quality(logits.softmax(1), labels),
+        uncalibrated=measure_quality((logits * temperature).softmax(1), labels),
+        calibrated=measure_quality(logits.softmax(1), labels),
         confusion=matrix.tolist(),
     )
 
 
-def robustness(classifier: ImageClassifier, images: ImageSet) -> dict[str, float]:
+def measure_robustness(classifier: ImageClassifier, images: ImageSet) -> dict[str, float]:
     """Return the accuracy under each corruption, and of the negatives."""
     changed = {
-        name: corrupted(name, images.images, classifier.background) for name in CORRUPTIONS
+        name: corrupt(name, images.images, classifier.background) for name in CORRUPTIONS
     } | {"negative": 255 - images.images}
     return {
         name: (classifier.predict(each).argmax(1) == images.labels).double().mean().item()
@@ -90,6 +90,6 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     return max(0.0, (centre - reach) / (1 + weight)), min(1.0, (centre + reach) / (1 + weight))
 
 
-def confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
+def count_confusion(labels: Tensor, found: Tensor, classes: int) -> Tensor:
     """Return how often each label (row) was taken for each class (column), int64."""
     return torch.bincount(labels * classes + found, minlength=classes**2).view(classes, classes)

@@ -1,4 +1,4 @@
-"""A trained classifier -> model.pt, model.json, index_to_name.json.
+"""Export of a trained classifier: model.pt, model.json, index_to_name.json.
 
 model.pt is a frozen TorchScript module: uint8 [N, C, H, W] in, probabilities float32 [N, classes]
 out. Normalisation, temperature and softmax are inside, so whoever serves it knows no mean and no
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from .classifier import BATCH, ImageClassifier
 from .errors import ExportError
-from .files import written_whole
+from .files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,13 +106,13 @@ def export(
             "index_to_name.json": _json(names),
         }
         for name, content in contents.items():
-            files.enter_context(written_whole(folder / name)).write_bytes(content)
+            files.enter_context(atomic_write(folder / name)).write_bytes(content)
 
 
 def freeze(classifier: ImageClassifier) -> bytes:
     """Return the serving module as a TorchScript file, with norms folded where they can be."""
     content = io.BytesIO()
-    with _torchscript_is_deprecated():
+    with _ignore_deprecation():
         try:
             scripted = torch.jit.script(Serving(copy.deepcopy(classifier.model).cpu()).eval())
         except (RuntimeError, ValueError, torch.jit.frontend.FrontendError) as error:
@@ -124,15 +124,15 @@ def freeze(classifier: ImageClassifier) -> bytes:
     return content.getvalue()
 
 
-def loaded(module: bytes) -> Any:  # noqa: ANN401 - torch's module has no types
+def load_module(module: bytes) -> Any:  # noqa: ANN401 - torch's module has no types
     """Return the module of such a file, as a server loads it."""
-    with _torchscript_is_deprecated():
+    with _ignore_deprecation():
         return torch.jit.load(io.BytesIO(module), map_location="cpu")  # type: ignore[no-untyped-call] # torch's
 
 
 def prove(classifier: ImageClassifier, module: bytes, images: Tensor) -> None:
     """Raise ExportError unless the module, loaded from its bytes, answers as the classifier."""
-    served = loaded(module)
+    served = load_module(module)
     for size in (*PROOF_BATCHES, BATCH):
         # All of the images once, in the size that is quickest; a few in every other one.
         part = images if size == BATCH else images[: 2 * size + 1]
@@ -149,7 +149,7 @@ def _compare(expected: Tensor, found: Tensor, size: int) -> None:
         raise ExportError(
             f"in batches of {size} the exported module differs from the trained one by {apart:.1e} "
             f"(at most {TOLERANCE:.0e} is allowed) and changes {changed} labels: nothing was "
-            "written; a layer that behaves by chance or by batch is the usual cause"
+            "written; a layer that behaves at random or by batch is the usual cause"
         )
 
 
@@ -158,7 +158,7 @@ def _json(content: dict[str, Any]) -> bytes:
 
 
 @contextmanager
-def _torchscript_is_deprecated() -> Iterator[None]:
+def _ignore_deprecation() -> Iterator[None]:
     # It is, and it is also the only form that TorchServe loads without our code beside it.
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", FutureWarning)

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there."""
+"""Atomic writes: files that are either whole or not there."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Hand out a path to write to, which takes the place of `path` when all went well."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -25,12 +25,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 def write_json(path: Path, content: object) -> None:
     """Write a JSON file for people and programs: indented, in UTF-8."""
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
-def point(link: Path, target: str) -> None:
+def symlink_atomically(link: Path, target: str) -> None:
     """Let the symbolic link `link` lead to `target`, without a moment in which it leads nowhere."""
-    with written_whole(link) as partial:
+    with atomic_write(link) as partial:
         partial.unlink(missing_ok=True)
         partial.symlink_to(target)

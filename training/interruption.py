@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM -> a wish to stop, which the training asks about between two steps."""
+"""Interruption by SIGINT or SIGTERM: a note that the training reads between two steps."""
 
 from __future__ import annotations
 

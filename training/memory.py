@@ -1,4 +1,4 @@
-"""Memory that one step frees is there for the next one."""
+"""Settings of the C library's allocator: memory that one step frees is there for the next one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ LARGEST_THRESHOLD = 4 * 1024 * 1024 * ctypes.sizeof(ctypes.c_long)
 NEVER = 2**31 - 1
 
 
-def keep_freed() -> bool:
+def tune_malloc() -> bool:
     """Let this process keep the large blocks that it frees; return whether it can be told to.
 
     A training step asks for the same blocks of some megabytes again and again. glibc maps each anew

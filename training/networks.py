@@ -1,6 +1,6 @@
-"""The architectures: anything that takes float32 [N, C, H, W] and returns logits [N, classes].
+"""Networks: modules that take float32 [N, C, H, W] and return logits [N, classes].
 
-All but the tutorial's end in a global pooling: they take images of any size from 8 x 8 on, and no
+All but the baseline end in a global pooling: they take images of any size from 8 x 8 on, and no
 layer waits for its first batch to learn its shape.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from .choices import NETWORKS, modernise_network
 from .errors import DataError
 
 Network = Callable[[int, int], nn.Module]
@@ -21,7 +22,10 @@ class Block(nn.Sequential):
     """[N, inputs, H, W] -> [N, outputs, H // 2, W // 2]; pools early, where it saves the most."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(*_halved(inputs, outputs), *_normed(_convolution(outputs, outputs)))
+        super().__init__(
+            *_make_halving_layer(inputs, outputs),
+            *_make_normalised(_make_convolution(outputs, outputs)),
+        )
 
 
 class Stage(nn.Module):
@@ -32,10 +36,10 @@ class Stage(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.first = nn.Sequential(*_halved(inputs, outputs))
+        self.first = nn.Sequential(*_make_halving_layer(inputs, outputs))
         self.rest = nn.Sequential(
-            *_normed(_convolution(outputs, outputs)),
-            _convolution(outputs, outputs),
+            *_make_normalised(_make_convolution(outputs, outputs)),
+            _make_convolution(outputs, outputs),
             nn.BatchNorm2d(outputs),
         )
 
@@ -81,7 +85,7 @@ def residual(first: int, second: int, third: int) -> Network:
     """
 
     def build(channels: int, classes: int) -> nn.Module:
-        stem = _normed(_convolution(channels, first // 2))
+        stem = _make_normalised(_make_convolution(channels, first // 2))
         stages = Stage(first // 2, first), Stage(first, second), Stage(second, third)
         return Pooled(nn.Sequential(*stem, *stages), third, classes)
 
@@ -96,13 +100,13 @@ def stride(first: int, second: int, third: int) -> Network:
 
     def build(channels: int, classes: int) -> nn.Module:
         return nn.Sequential(
-            *_normed(nn.Conv2d(channels, first, 4, stride=2, padding=1, bias=False)),
-            *_normed(_convolution(first, second)),
+            *_make_normalised(nn.Conv2d(channels, first, 4, stride=2, padding=1, bias=False)),
+            *_make_normalised(_make_convolution(first, second)),
             nn.MaxPool2d(2),
-            *_normed(_convolution(second, second)),
+            *_make_normalised(_make_convolution(second, second)),
             nn.MaxPool2d(2),
-            *_normed(_convolution(second, third)),
-            *_normed(_convolution(third, third)),
+            *_make_normalised(_make_convolution(second, third)),
+            *_make_normalised(_make_convolution(third, third)),
             nn.AdaptiveMaxPool2d(1),
             nn.Flatten(),
             nn.Linear(third, classes),
@@ -111,29 +115,29 @@ def stride(first: int, second: int, third: int) -> Network:
     return build
 
 
-def _convolution(inputs: int, outputs: int) -> nn.Conv2d:
+def _make_convolution(inputs: int, outputs: int) -> nn.Conv2d:
     return nn.Conv2d(inputs, outputs, 3, padding=1, bias=False)
 
 
-def _halved(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
-    convolution, norm, cut = _normed(_convolution(inputs, outputs))
+def _make_halving_layer(inputs: int, outputs: int) -> tuple[nn.Module, ...]:
+    convolution, norm, cut = _make_normalised(_make_convolution(inputs, outputs))
     return convolution, nn.MaxPool2d(2), norm, cut
 
 
-def _normed(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
+def _make_normalised(convolution: nn.Conv2d) -> tuple[nn.Module, nn.Module, nn.Module]:
     norm = nn.BatchNorm2d(convolution.out_channels)
     return convolution, norm, nn.ReLU(inplace=True)
 
 
-def run_dry(network: nn.Module, blank: Tensor) -> Tensor:
-    """Return the logits of blank images; eval keeps the blank out of the running statistics.
+def run_dry(network: nn.Module, zeros: Tensor) -> Tensor:
+    """Return the logits of images of zeros; eval keeps them out of the running statistics.
 
     Raises DataError if the network cannot take images of that size.
     """
-    height, width = blank.shape[2:]
+    height, width = zeros.shape[2:]
     with torch.no_grad():
         try:
-            logits: Tensor = network.eval()(blank)
+            logits: Tensor = network.eval()(zeros)
         except RuntimeError as error:
             raise DataError(
                 f"the network cannot take images of {height}x{width}: make them larger, or "
@@ -142,8 +146,8 @@ def run_dry(network: nn.Module, blank: Tensor) -> Tensor:
     return logits
 
 
-def tutorial(channels: int, classes: int) -> nn.Module:
-    """Return what most tutorials build for these data, to be compared with."""
+def baseline(channels: int, classes: int) -> nn.Module:
+    """Return two convolutions and two linear layers, as tutorials build them: the baseline."""
     return nn.Sequential(
         nn.Conv2d(channels, 32, 3, padding=1),
         nn.ReLU(),
@@ -158,10 +162,10 @@ def tutorial(channels: int, classes: int) -> nn.Module:
     )
 
 
-class Mirrored(nn.Module):
-    """The mean of a network's logits for an image and for its mirror image, at twice the cost.
+class FlipTTA(nn.Module):
+    """Test-time augmentation: the mean of a network's logits for an image and its mirror image.
 
-    For images whose mirror image is of the same class.
+    It costs twice as much. For images whose mirror image is of the same class.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -174,29 +178,25 @@ class Mirrored(nn.Module):
         return logits / 2
 
 
-TUTORIAL = "tutorial"
-
-NETWORKS: Mapping[str, Network] = {
-    "P(16,48,96)": pyramid(16, 48, 96),
-    "P(24,64,128)": pyramid(24, 64, 128),
-    "P(32,96,192)": pyramid(32, 96, 192),
-    "R(24,64,128)": residual(24, 64, 128),
-    "R(48,96,192)": residual(48, 96, 192),
-    "S2(32,64,128)": stride(32, 64, 128),
-    TUTORIAL: tutorial,
+FAMILIES: Mapping[str, Callable[..., Network]] = {
+    "pyramid": pyramid,
+    "residual": residual,
+    "stride": stride,
+    "baseline": lambda: baseline,
 }
-"""By the name that a checkpoint keeps."""
+"""The first word of a network's name; the numbers behind it are the widths."""
 
-LADDER = ("R(48,96,192)", "R(24,64,128)", "P(24,64,128)", "P(16,48,96)")
+BY_COST = (
+    *("residual-48-96-192", "residual-24-64-128"),
+    *("pyramid-24-64-128", "pyramid-16-48-96"),
+)
 """The costliest first; costlier ones pay off with longer budgets (docs/decisions/017)."""
 
 
-def named(name: str) -> Network:
-    """Return the network of this name; raises DataError if there is none."""
-    if name not in NETWORKS:
+def find_network(name: str) -> Network:
+    """Return the network of this name, or of this older name; raises DataError if there is none."""
+    known = modernise_network(name)
+    if known not in NETWORKS:
         raise DataError(f"there is no network {name!r}: take one of {', '.join(NETWORKS)}")
-    return NETWORKS[name]
-
-
-DEFAULT = "P(16,48,96)"
-"""As quick to serve as the tutorial's, and far better: `python -m training frontier`."""
+    family, *widths = known.split("-")
+    return FAMILIES[family](*map(int, widths))

@@ -1,15 +1,25 @@
-"""The command line: verbs, flags, and what their values may be."""
+"""The command line: verbs, flags, and what their values may be. Nothing here imports torch."""
 
 from __future__ import annotations
 
 import argparse
 import re
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .networks import DEFAULT, NETWORKS
-from .recipe import PRECISIONS
-from .runs import LATEST
-from .sources import FASHION_MNIST
+from .choices import (
+    DEFAULT_NETWORK,
+    FASHION_MNIST,
+    LATEST,
+    NETWORKS,
+    OLD_NETWORKS,
+    PRECISIONS,
+    modernise_network,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 EXAMPLES = """\
 examples:
@@ -29,7 +39,7 @@ exit codes: 0 done; 1 it failed, and one sentence says why; 2 wrong usage; 130, 
 by SIGINT, SIGTERM
 """
 
-PLANNED = (
+RUN_CHOICES = (
     *("run", "min_accuracy", "seed", "budget", "epochs", "network"),
     *("precision", "data", "size", "balance", "flip"),
 )
@@ -38,7 +48,7 @@ PLANNED = (
 SECONDS = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Return the parser; it sets `verb` to the name of the command."""
     made = argparse.ArgumentParser(
         prog="python -m training",
@@ -48,11 +58,11 @@ def parser() -> argparse.ArgumentParser:
     )
     verbs = made.add_subparsers(title="commands", metavar="COMMAND", required=True, dest="verb")
     for name, (add_flags, what) in VERBS.items():
-        add_flags(verbs.add_parser(name, parents=[_common()], help=what))
+        add_flags(verbs.add_parser(name, parents=[_make_common_flags()], help=what))
     return made
 
 
-def _common() -> argparse.ArgumentParser:
+def _make_common_flags() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--data-dir",
@@ -67,13 +77,13 @@ def _common() -> argparse.ArgumentParser:
     return common
 
 
-def _data(flags: argparse.ArgumentParser) -> None:
+def _add_data_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--no-download", action="store_true", help="fail if a file is missing, fetch nothing"
     )
 
 
-def _train(flags: argparse.ArgumentParser) -> None:
+def _add_train_flags(flags: argparse.ArgumentParser) -> None:
     before = flags.add_mutually_exclusive_group()
     before.add_argument(
         "--resume", metavar="RUN", help="go on with a run that was interrupted, as it began"
@@ -113,7 +123,10 @@ def _add_length(flags: argparse.ArgumentParser) -> None:
         help="passes instead of time: equal seeds and threads then give equal bits",
     )
     flags.add_argument(
-        "--network", choices=NETWORKS, help="default: what suits the budget on this machine"
+        "--network",
+        type=network,
+        choices=NETWORKS,
+        help="default: what suits the budget on this machine",
     )
     flags.add_argument(
         "--precision",
@@ -142,9 +155,9 @@ def _add_own_data(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def _evaluate(flags: argparse.ArgumentParser) -> None:
-    _run(flags)
-    _add_mirrored(flags)
+def _add_evaluate_flags(flags: argparse.ArgumentParser) -> None:
+    _add_run(flags)
+    _add_tta(flags)
     flags.add_argument(
         "--data", metavar="SOURCE", help="other images (default: the test images of its own data)"
     )
@@ -161,17 +174,40 @@ def _add_device(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_mirrored(flags: argparse.ArgumentParser) -> None:
-    flags.add_argument(
-        "--mirrored",
+class _OldFlag(argparse.Action):
+    """An older name of a switch: it works, and says once on stderr what to write now."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse's
+        namespace: argparse.Namespace,
+        values: str | Sequence[object] | None,  # noqa: ARG002 - argparse's
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, True)
+        _warn_of_old_name(str(option_string), f"--{self.dest}")
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    sys.stderr.write(f"warning: {old} is an older name: write {new}\n")
+
+
+def _add_tta(flags: argparse.ArgumentParser) -> None:
+    names = flags.add_mutually_exclusive_group()
+    names.add_argument(
+        "--tta",
         action="store_true",
-        help="answer by each image and its mirror image: more accurate, half as fast",
+        help="test-time augmentation: average over each image and its mirror image; more accurate, "
+        "half as fast",
+    )
+    names.add_argument(
+        "--mirrored", dest="tta", nargs=0, action=_OldFlag, help="the older name of --tta"
     )
 
 
-def _export(flags: argparse.ArgumentParser) -> None:
-    _run(flags)
-    _add_mirrored(flags)
+def _add_export_flags(flags: argparse.ArgumentParser) -> None:
+    _add_run(flags)
+    _add_tta(flags)
     flags.add_argument(
         "--output",
         type=Path,
@@ -183,11 +219,11 @@ def _export(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--version", default="1.0", help="of the model (default: 1.0)")
 
 
-def _run(flags: argparse.ArgumentParser) -> None:
+def _add_run(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--run", default=LATEST, metavar="NAME", help=f"default: {LATEST}")
 
 
-def _report(flags: argparse.ArgumentParser) -> None:
+def _add_report_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "runs",
         nargs="*",
@@ -197,26 +233,28 @@ def _report(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def _ablate(flags: argparse.ArgumentParser) -> None:
-    _study(flags)
+def _add_ablate_flags(flags: argparse.ArgumentParser) -> None:
+    _add_frontier_flags(flags)
     flags.add_argument("--seeds", type=positive, default=3, metavar="N", help="default: 3")
-    flags.add_argument("--network", choices=NETWORKS, help=f"default: {DEFAULT}")
+    flags.add_argument(
+        "--network", type=network, choices=NETWORKS, help=f"default: {DEFAULT_NETWORK}"
+    )
 
 
-def _study(flags: argparse.ArgumentParser) -> None:
+def _add_frontier_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument(
         "--budget", type=duration, metavar="TIME", help="of each training (default: 30s)"
     )
 
 
 VERBS = {
-    "data": (_data, "verify or fetch the data set"),
-    "train": (_train, "train and keep a run"),
-    "evaluate": (_evaluate, "score a run on the test images"),
-    "export": (_export, "write the files of the archive"),
-    "ablate": (_ablate, "print what each ingredient of the recipe is worth"),
-    "frontier": (_study, "print size, accuracy and speed of every network"),
-    "report": (_report, "write the MODEL_CARD.md of a run, with pictures"),
+    "data": (_add_data_flags, "verify or fetch the data set"),
+    "train": (_add_train_flags, "train and keep a run"),
+    "evaluate": (_add_evaluate_flags, "score a run on the test images"),
+    "export": (_add_export_flags, "write the files of the archive"),
+    "ablate": (_add_ablate_flags, "print what each ingredient of the recipe is worth"),
+    "frontier": (_add_frontier_flags, "print size, accuracy and speed of every network"),
+    "report": (_add_report_flags, "write the MODEL_CARD.md of a run, with pictures"),
 }
 
 
@@ -244,6 +282,13 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on: write 1 or more")
     return int(text)
+
+
+def network(text: str) -> str:
+    """Return the present name of a network, and say so on stderr if an older one was written."""
+    if text in OLD_NETWORKS:
+        _warn_of_old_name(f"--network {text}", modernise_network(text))
+    return modernise_network(text)
 
 
 def size(text: str) -> tuple[int, int]:

@@ -1,7 +1,7 @@
-"""How weights are found: batches, augmentation, schedule, steps.
+"""The recipe of a training: batches, augmentation, schedule, steps.
 
-Every random number belongs to a place, "the order of epoch 3", and is drawn from the seed and that
-place alone. So a training that was interrupted goes on with the bits of one that was not.
+Every random number has a purpose, such as "the order of epoch 3", and is drawn from the seed and
+that purpose alone. So a training that was interrupted goes on with the bits of one that was not.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from .choices import PRECISIONS
 from .errors import DataError, RunError
 
 if TYPE_CHECKING:
@@ -26,11 +27,8 @@ CPU = torch.device("cpu")
 Clock = Callable[[], float]
 """Seconds, from any start, never backwards."""
 
-ERASE = ((55, 0.75), (35, 0.5))
-"""`Recipe.erase` from so many passes on."""
-
-PRECISIONS = ("float32", "bfloat16")
-"""`Recipe.precision` is one of these."""
+CUTOUT_BY_PASSES = ((55, 0.75), (35, 0.5))
+"""`Recipe.cutout` from so many passes on."""
 
 FEWEST_BATCHES, SMALLEST_BATCH = 8, 16
 """An epoch has so many batches, if that leaves each so many images: one step teaches little."""
@@ -41,20 +39,20 @@ class Recipe:
     """What is chosen once, on the validation images; rates are for batches of 256."""
 
     batch: int = 256
-    peak: float = 0.01
+    max_lr: float = 0.01
     """The highest learning rate of AdamW."""
     warm_up: float | None = 0.2
     """The share of the training in which the learning rate rises; None: it stays where it is."""
     weight_decay: float = 0.05
-    smoothing: float = 0.0
-    """Of the labels: what it does to the confidence, no temperature mends (docs/decisions/014)."""
-    shift: int = 1
+    label_smoothing: float = 0.0
+    """0 to 1. No temperature mends what it does to the confidence (docs/decisions/014)."""
+    translation: int = 1
     """Pixels by which an image is moved at most, up, down and sideways."""
     flip: bool = True
     """Whether the mirror image of a class is of the same class."""
-    erase: float = 0.0
-    """The longest sides of the rectangle that is blanked in an image, as a share of the image's:
-    0.5 blanks a sixteenth of it on average. `erasing` says when it pays off."""
+    cutout: float = 0.0
+    """The longest sides of the rectangle that is cut out of an image, as a share of the image's:
+    0.5 cuts out a sixteenth of it on average. `choose_cutout` says when it pays off."""
     balance: bool = False
     """Whether all classes count the same in the loss, however many images each has."""
     precision: str = "float32"
@@ -95,16 +93,16 @@ class Epoch:
     images_per_second: float
 
 
-def erasing(passes: float) -> float:
-    """Return the `Recipe.erase` for so many passes: in many, images are learned by heart.
+def choose_cutout(passes: float) -> float:
+    """Return the `Recipe.cutout` for so many passes: in many, images are learned by heart.
 
     DeVries and Taylor, Cutout, arXiv 1708.04552; in a short training it only takes away.
     """
-    return next((share for least, share in ERASE if passes >= least), 0.0)
+    return next((share for least, share in CUTOUT_BY_PASSES if passes >= least), 0.0)
 
 
 def one_cycle(progress: float, warm_up: float | None) -> float:
-    """Return the share of the peak learning rate: a line up to 1 at `warm_up`, a line down to 0.
+    """Return the share of the highest learning rate: a line up to 1 at `warm_up`, a line down to 0.
 
     Without a warm-up it is 1 throughout.
 
@@ -115,9 +113,12 @@ def one_cycle(progress: float, warm_up: float | None) -> float:
     return max(0.0, min(progress / warm_up, (1 - progress) / (1 - warm_up)))
 
 
-def chance(seed: int, *place: object) -> torch.Generator:
-    """Return the random numbers of one place in the training with this seed."""
-    digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=4).digest()
+def rng_for(seed: int, *purpose: object) -> torch.Generator:
+    """Return the random numbers for one purpose in the training with this seed.
+
+    A purpose never changes its words: checkpoints of older trees go on with the same numbers.
+    """
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
@@ -134,67 +135,70 @@ def forward(network: nn.Module, images: Tensor, precision: str) -> Tensor:
 
 
 class Augmentation:
-    """Mirrors, shifts and blanks whole batches of uint8 images, with the background's value.
+    """Flip, translation and cutout of whole batches of uint8 images.
 
-    Each image is mirrored in every second epoch, not by chance, so that both sides are seen
-    equally often even in a short training (arXiv 2404.00498, "alternating flip"). The rectangle
-    that is blanked has sides of any length up to the recipe's share, nothing among them, and lies
-    anywhere inside: cutout (arXiv 1708.04552) with the sides of random erasing (1708.04896). The
-    images lie on `device`, the random numbers are those of the CPU everywhere.
+    Each image is flipped in every second epoch, not at random, so that both sides are seen equally
+    often even in a short training (arXiv 2404.00498, "alternating flip"). What moves in at the edge
+    and what fills a cutout is the background. The rectangle of a cutout has sides of any length up
+    to the recipe's share, nothing among them, and lies anywhere inside: cutout (arXiv 1708.04552)
+    with the sides of random erasing (1708.04896). The images lie on `device`, the random numbers
+    are those of the CPU everywhere.
     """
 
     def __init__(
         self, data: ImageSet, recipe: Recipe, seed: int, device: torch.device = CPU
     ) -> None:
-        self._shift, self._flip, self._erase = recipe.shift, recipe.flip, recipe.erase
+        self._translation, self._flip, self._cutout = recipe.translation, recipe.flip, recipe.cutout
         self._seed, self._background = seed, data.background()
         self._size = data.images.shape[-2:]
         self._padded = functional.pad(
-            data.images, (recipe.shift,) * 4, value=float(self._background)
+            data.images, (recipe.translation,) * 4, value=float(self._background)
         ).to(device)
-        self._side = torch.randint(2, (len(data),), generator=chance(seed, "side"))
+        self._starts_flipped = torch.randint(2, (len(data),), generator=rng_for(seed, "side"))
 
     def __call__(self, indices: Tensor, epoch: int, step: int) -> Tensor:
         """Return the images [N, C, H, W] at `indices` as they are seen in this epoch and step."""
-        generator = chance(self._seed, "shift", step)
-        rows, columns = (self._window(len(indices), length, generator) for length in self._size)
+        generator = rng_for(self._seed, "shift", step)
+        rows, columns = (
+            self._choose_window(len(indices), length, generator) for length in self._size
+        )
         if self._flip:
-            mirrored = (self._side[indices] + epoch) % 2 == 1
-            columns = torch.where(mirrored[:, None], columns.flip(1), columns)
-        places = indices[:, None, None], rows[:, :, None], columns[:, None, :]
-        image, row, column = (place.to(self._padded.device) for place in places)
-        shifted = self._padded[image, :, row, column].permute(0, 3, 1, 2)
-        return self._blanked(shifted, step) if self._erase else shifted
+            flipped = (self._starts_flipped[indices] + epoch) % 2 == 1
+            columns = torch.where(flipped[:, None], columns.flip(1), columns)
+        axes = indices[:, None, None], rows[:, :, None], columns[:, None, :]
+        image, row, column = (axis.to(self._padded.device) for axis in axes)
+        translated = self._padded[image, :, row, column].permute(0, 3, 1, 2)
+        return self._cut_out(translated, step) if self._cutout else translated
 
-    def _window(self, images: int, length: int, generator: torch.Generator) -> Tensor:
-        """Return the places [N, length] to read along one axis of the padded images."""
-        start = torch.randint(2 * self._shift + 1, (images, 1), generator=generator)
+    def _choose_window(self, images: int, length: int, generator: torch.Generator) -> Tensor:
+        """Return the indices [N, length] to read along one axis of the padded images."""
+        start = torch.randint(2 * self._translation + 1, (images, 1), generator=generator)
         return start + torch.arange(length)
 
-    def _blanked(self, images: Tensor, step: int) -> Tensor:
+    def _cut_out(self, images: Tensor, step: int) -> Tensor:
         """Return the images [N, C, H, W] with a rectangle of background in each."""
-        generator = chance(self._seed, "erase", step)
-        rows, columns = (self._span(len(images), length, generator) for length in self._size)
+        generator = rng_for(self._seed, "erase", step)
+        rows, columns = (self._choose_span(len(images), length, generator) for length in self._size)
         rectangle = rows[:, None, :, None] & columns[:, None, None, :]
         return images.masked_fill(rectangle.to(images.device), self._background)
 
-    def _span(self, images: int, length: int, generator: torch.Generator) -> Tensor:
-        """Return which places [N, length] of one axis the rectangles cover."""
+    def _choose_span(self, images: int, length: int, generator: torch.Generator) -> Tensor:
+        """Return which pixels [N, length] of one axis the rectangles cover, as booleans."""
         share, where = torch.rand(2, images, 1, generator=generator)
-        span = (share * (int(self._erase * length) + 1)).int()
+        span = (share * (int(self._cutout * length) + 1)).int()
         start = (where * (length - span + 1)).int()
-        places = torch.arange(length)
-        covered: Tensor = (start <= places) & (places < start + span)
+        pixels = torch.arange(length)
+        covered: Tensor = (start <= pixels) & (pixels < start + span)
         return covered
 
 
-def batches(images: int, batch: int) -> int:
+def count_batches(images: int, batch: int) -> int:
     """Return into how many batches so many images are cut; small sets learn in smaller ones."""
     return max(-(-images // batch), min(FEWEST_BATCHES, images // SMALLEST_BATCH))
 
 
 @dataclass(slots=True)
-class Place:
+class TrainingState:
     """Where a training stands, between two steps; `seconds` are those spent on it so far.
 
     The last four are of the present epoch: batches and images learned, sums over these images.
@@ -217,7 +221,7 @@ class Place:
 
 
 class Fit:
-    """One training of a model, in place. It can stop after any event, and go on from its `state`.
+    """One training of a model, in state. It can stop after any event, and go on from its state.
 
     The learning rate follows the larger of two shares, that of the steps and that of the time, so
     it always reaches zero at the end, however fast the machine is and whatever else it does.
@@ -227,63 +231,66 @@ class Fit:
     def __init__(
         self, model: nn.Module, training: ImageSet, recipe: Recipe, *, budget: float, seed: int
     ) -> None:
-        self.place = Place()
+        self.state = TrainingState()
         self._model, self._size, self._recipe = model, len(training), recipe
         self._budget, self._seed = budget, seed
-        self._learn = Learner(model, training, recipe, seed)
-        self._batches = batches(self._size, recipe.batch)
+        self._train_step = TrainStep(model, training, recipe, seed)
+        self._batches = count_batches(self._size, recipe.batch)
 
-    def state(self) -> dict[str, Any]:
-        """Return what `restore` needs beside the weights of the model."""
-        return {"place": asdict(self.place), "optimiser": self._learn.optimiser.state_dict()}
+    def state_dict(self) -> dict[str, Any]:
+        """Return what `load_state_dict` needs beside the weights of the model.
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Stand where another training stood; the model must have the weights of that place."""
-        self.place = Place(**state["place"])
-        self._learn.optimiser.load_state_dict(state["optimiser"])
+        Its keys are a part of the format of a checkpoint.
+        """
+        return {"place": asdict(self.state), "optimiser": self._train_step.optimiser.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another training stopped; the model must have the weights of that moment."""
+        self.state = TrainingState(**state["place"])
+        self._train_step.optimiser.load_state_dict(state["optimiser"])
 
     def events(self, validate: Callable[[], float | None], clock: Clock) -> Iterator[Step | Epoch]:
         """Train until the budget or the passes are spent, telling every step and every epoch."""
-        start = clock() - self.place.seconds
+        start = clock() - self.state.seconds
         while True:
-            before, begun = self.place.images, clock()
+            before, begun = self.state.images, clock()
             yield from self._steps(start, clock)
-            if not self.place.images:
+            if not self.state.images:
                 return
-            speed = (self.place.images - before) / max(clock() - begun, 1e-9)
+            speed = (self.state.images - before) / max(clock() - begun, 1e-9)
             accuracy = validate()
-            self.place.seconds = clock() - start
-            told = _epoch(self.place, accuracy, speed)
-            self.place = Place(told.number + 1, told.steps, told.seconds)
-            yield told
+            self.state.seconds = clock() - start
+            epoch = _summarise_epoch(self.state, accuracy, speed)
+            self.state = TrainingState(epoch.number + 1, epoch.steps, epoch.seconds)
+            yield epoch
 
     def _steps(self, start: float, clock: Clock) -> Iterator[Step]:
         """Learn what is left of this epoch, as far as the budget goes."""
         self._model.train()
-        place = self.place
-        order = torch.randperm(self._size, generator=chance(self._seed, "order", place.epoch))
+        state = self.state
+        order = torch.randperm(self._size, generator=rng_for(self._seed, "order", state.epoch))
         # Parts of equal size: a last batch of one image has no variance to normalise by.
-        for indices in order.tensor_split(self._batches)[place.batches :]:
-            place.seconds = clock() - start
+        for indices in order.tensor_split(self._batches)[state.batches :]:
+            state.seconds = clock() - start
             progress = max(
-                place.steps / (self._batches * self._recipe.epochs), place.seconds / self._budget
+                state.steps / (self._batches * self._recipe.epochs), state.seconds / self._budget
             )
-            if place.steps and progress >= 1:
+            if state.steps and progress >= 1:
                 return
-            step = self._learn(place.steps + 1, progress, indices, place.epoch)
-            place.add(step)
+            step = self._train_step(state.steps + 1, progress, indices, state.epoch)
+            state.add(step)
             yield step
 
 
-class Learner:
+class TrainStep:
     """Model, optimiser and augmentation: one call is one step."""
 
     def __init__(self, model: nn.Module, data: ImageSet, recipe: Recipe, seed: int) -> None:
         self._model, self._recipe = model, recipe
         self._device = next(model.parameters()).device
-        self._augmented = Augmentation(data, recipe, seed, self._device)
+        self._augment = Augmentation(data, recipe, seed, self._device)
         self._labels = data.labels
-        self._weights = _weights(data.labels) if recipe.balance else torch.ones(len(data))
+        self._weights = _weigh_images(data.labels) if recipe.balance else torch.ones(len(data))
         self.optimiser = torch.optim.AdamW(
             model.parameters(), lr=0.0, weight_decay=recipe.weight_decay
         )
@@ -293,21 +300,21 @@ class Learner:
 
         Raises RunError, before it changes a weight, when the loss is no number.
         """
-        rate = self._recipe.peak * one_cycle(progress, self._recipe.warm_up)
+        rate = self._recipe.max_lr * one_cycle(progress, self._recipe.warm_up)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         labels = self._labels[indices].to(self._device)
         weights = self._weights[indices].to(self._device)
-        images = self._augmented(indices, epoch, number)
+        images = self._augment(indices, epoch, number)
         logits = forward(self._model, images, self._recipe.precision)
         losses = functional.cross_entropy(
-            logits, labels, label_smoothing=self._recipe.smoothing, reduction="none"
+            logits, labels, label_smoothing=self._recipe.label_smoothing, reduction="none"
         )
         loss = (losses * weights).sum() / weights.sum()
         if not math.isfinite(loss.item()):
             raise RunError(
                 f"the loss became {loss.item()} in step {number}, at a learning rate of "
-                f"{rate:.2g}: choose a smaller Recipe.peak"
+                f"{rate:.2g}: choose a smaller Recipe.max_lr"
             )
         self.optimiser.zero_grad()
         torch.autograd.backward(loss)
@@ -316,18 +323,20 @@ class Learner:
         return Step(number, progress, rate, len(indices), loss.item(), accuracy)
 
 
-def _weights(labels: Tensor) -> Tensor:
+def _weigh_images(labels: Tensor) -> Tensor:
     """Return the weight of each image, float32 [N]: those of every class have the same sum."""
     return (1 / torch.bincount(labels).clamp(min=1).float())[labels]
 
 
-def _epoch(place: Place, validation_accuracy: float | None, speed: float) -> Epoch:
+def _summarise_epoch(
+    state: TrainingState, validation_accuracy: float | None, speed: float
+) -> Epoch:
     return Epoch(
-        number=place.epoch,
-        steps=place.steps,
-        seconds=place.seconds,
-        loss=place.loss / place.images,
-        accuracy=place.right / place.images,
+        number=state.epoch,
+        steps=state.steps,
+        seconds=state.seconds,
+        loss=state.loss / state.images,
+        accuracy=state.right / state.images,
         validation_accuracy=validation_accuracy,
         images_per_second=speed,
     )

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from matplotlib.figure import Figure
 
-from .calibration import reliability
-from .files import written_whole
+from .calibration import measure_reliability
+from .files import atomic_write
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ ROWS, COLUMNS = 4, 6
 """Of the grid of mistakes."""
 
 
-def sentences(found: Evaluation, robustness: Mapping[str, float]) -> str:
+def render_evaluation(found: Evaluation, robustness: Mapping[str, float]) -> str:
     """Return an evaluation for people."""
     low, high = found.interval
     before, after = found.uncalibrated, found.calibrated
@@ -50,8 +50,8 @@ def draw_curves(epochs: Sequence[Epoch], path: Path) -> None:
     left.plot(seconds, [epoch.loss for epoch in epochs], marker="o")
     left.set(title="loss, augmented training images", xlabel="seconds")
     right.plot(seconds, [100 * e.accuracy for e in epochs], marker="o", label="augmented training")
-    judged = [(e.seconds, 100 * e.validation_accuracy) for e in epochs if e.validation_accuracy]
-    right.plot(*zip(*judged, strict=True), marker="o", label="validation") if judged else None
+    validated = [(e.seconds, 100 * e.validation_accuracy) for e in epochs if e.validation_accuracy]
+    right.plot(*zip(*validated, strict=True), marker="o", label="validation") if validated else None
     right.set(title="accuracy, %", xlabel="seconds")
     right.legend()
     _save(figure, path)
@@ -74,7 +74,7 @@ def draw_confusion(counts: list[list[int]], names: Sequence[str], path: Path) ->
 
 def draw_reliability(probabilities: Tensor, labels: Tensor, path: Path) -> None:
     """Draw the accuracy over the confidence, in bins of equally many images."""
-    confidence, accuracy, _ = reliability(probabilities, labels)
+    confidence, accuracy, _ = measure_reliability(probabilities, labels)
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="as sure as right")
@@ -104,5 +104,5 @@ def draw_mistakes(
 
 
 def _save(figure: Figure, path: Path) -> None:
-    with written_whole(path) as partial:
+    with atomic_write(path) as partial:
         figure.savefig(partial, format="png", dpi=120)

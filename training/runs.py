@@ -1,4 +1,4 @@
-"""The directory of one training: what was asked, how it went, what came out.
+"""Runs: the directory of one training, with what was asked, how it went, what came out.
 
     config.json      every choice, the hash of the split, and the machine
     metrics.jsonl    one line an epoch, written as it happens
@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from .choices import LATEST, OLD_RECIPE_KEYS, modernise_network
 from .classifier import ImageClassifier
 from .errors import RunError
-from .files import point, write_json, written_whole
+from .files import atomic_write, symlink_atomically, write_json
 from .recipe import Epoch, Recipe
 
 if TYPE_CHECKING:
@@ -31,16 +33,15 @@ if TYPE_CHECKING:
     from .sources import Size
 
 RUNS = Path("runs")
-LATEST = "latest"
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class RunConfig:
     """Every choice of a training, so that config.json is enough to do it again.
 
     `budget` is in seconds; None: as many epochs as the recipe says, whatever the time.
-    `min_accuracy` is a share from 0 to 1. `final_of` names the run whose choices were judged on
-    validation images; this one learns these too.
+    `min_accuracy` is a share from 0 to 1. `final_of` names the run whose choices were evaluated
+    on validation images; this one learns these too.
     """
 
     source: str
@@ -53,9 +54,9 @@ class Plan:
     final_of: str | None = None
 
     @classmethod
-    def of(cls, config: dict[str, Any]) -> Self:
-        """Read what `asdict` made, from JSON."""
-        kept = {field.name: config[field.name] for field in fields(cls)}
+    def from_json(cls, content: dict[str, Any]) -> Self:
+        """Read what `asdict` made, from config.json; raises KeyError or TypeError."""
+        kept = {field.name: content[field.name] for field in fields(cls)}
         size = tuple(kept["size"]) if kept["size"] else None
         return cls(**kept | {"size": size, "recipe": Recipe(**kept["recipe"])})
 
@@ -71,12 +72,12 @@ class Run:
         """Where its files lie."""
         return RUNS / self.name
 
-    def itself(self) -> Run:
+    def resolve(self) -> Run:
         """Return the run that a link such as runs/latest leads to; otherwise this one."""
         return Run(self.folder.resolve().name)
 
-    def begin(self, plan: Plan, around: dict[str, Any]) -> None:
-        """Make the directory and write config.json: the plan, and what is `around` it.
+    def begin(self, config: RunConfig, circumstances: dict[str, Any]) -> None:
+        """Make the directory and write config.json: the choices, and their circumstances.
 
         Raises RunError if there is such a run, so that none is lost.
         """
@@ -88,16 +89,16 @@ class Run:
             raise RunError(
                 f"there is a run {self.folder} already: name another, or rm -r it"
             ) from None
-        write_json(self.folder / "config.json", asdict(plan) | around)
+        write_json(self.folder / "config.json", asdict(config) | circumstances)
 
-    def config(self) -> dict[str, Any]:
-        """Read config.json; raises RunError if there is no such run."""
-        return self._json("config.json", "so there is no such run: `make train`")
+    def config_json(self) -> dict[str, Any]:
+        """Read config.json, in the words of this tree; raises RunError if there is no such run."""
+        return modernise(self._json("config.json", "so there is no such run: `make train`"))
 
-    def plan(self) -> Plan:
-        """Read the plan; raises RunError if there is no such run."""
+    def config(self) -> RunConfig:
+        """Read the choices; raises RunError if there is no such run."""
         try:
-            return Plan.of(self.config())
+            return RunConfig.from_json(self.config_json())
         except (KeyError, TypeError) as error:
             raise RunError(f"{self.folder} is of another version ({error}): train again") from error
 
@@ -115,7 +116,7 @@ class Run:
     def rewind(self, epochs: int) -> None:
         """Forget the lines of later epochs: the process was killed before it kept their weights."""
         kept = self.epochs()[:epochs]
-        with written_whole(self.folder / "metrics.jsonl") as partial:
+        with atomic_write(self.folder / "metrics.jsonl") as partial:
             partial.write_text("".join(json.dumps(asdict(epoch)) + "\n" for epoch in kept), "utf-8")
 
     def keep(self, classifier: ImageClassifier) -> Path:
@@ -155,4 +156,20 @@ class Run:
 
     def publish(self) -> None:
         """Let runs/latest lead here."""
-        point(RUNS / LATEST, self.name)
+        symlink_atomically(RUNS / LATEST, self.name)
+
+
+def modernise(content: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a config.json with present names for those of older trees."""
+    renamed: dict[str, Any] = {}
+    if "recipe" in content:
+        recipe = content["recipe"].items()
+        renamed["recipe"] = {OLD_RECIPE_KEYS.get(key, key): value for key, value in recipe}
+    if "network" in content:
+        renamed["network"] = modernise_network(content["network"])
+    return content | renamed
+
+
+def format_now() -> str:
+    """Return the present time as the files of a run hold it, in UTC."""
+    return datetime.now(UTC).isoformat(timespec="seconds")

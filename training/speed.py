@@ -1,16 +1,18 @@
-"""How fast this machine is, and which network suits a budget on it."""
+"""Speed: that of this machine in training, of a network when served, and what suits a budget."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.flop_counter import FlopCounterMode
 
-from .networks import LADDER, named, run_dry
-from .recipe import CPU, PRECISIONS, Clock, forward
+from .choices import PRECISIONS
+from .networks import BY_COST, find_network, run_dry
+from .recipe import CPU, Clock, forward
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,36 +20,29 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int]
 """Of an image: channels, height, width."""
 
-YARDSTICK = "S2(32,64,128)"
-"""What a machine's speed is told by."""
+BENCHMARK_NETWORK = "stride-32-64-128"
+"""What the speed of a machine is measured with."""
 
 BATCH = 256
 OPERATIONS = 6
 """Operations of a training step for each multiplication of a forward pass: two, once forward and
 twice backward."""
 
-ENOUGH = 20
+MIN_PASSES = 20
 """Passes over its images that a budget must hold: with fewer, a larger network loses what its size
 gains, and it costs more to serve."""
 
 
-def macs(network: nn.Module, shape: Shape) -> int:
+def count_macs(network: nn.Module, shape: Shape) -> int:
     """Return the multiplications of one image [C, H, W] in convolutions and linear layers."""
-    counted = []
-
-    def count(layer: nn.Module, _: Any, out: Tensor) -> None:  # noqa: ANN401 - torch's hook
-        weight = layer.get_parameter("weight")
-        counted.append(weight[0].numel() * out[0].numel())
-
-    layers = [each for each in network.modules() if isinstance(each, (nn.Conv2d, nn.Linear))]
-    hooks = [layer.register_forward_hook(count) for layer in layers]
-    run_dry(network, torch.zeros(1, *shape))
-    for hook in hooks:
-        hook.remove()
-    return sum(counted)
+    with FlopCounterMode(display=False) as counter:
+        run_dry(network, torch.zeros(1, *shape))
+    # The counter takes a multiplication and its addition for two operations. Its first use imports
+    # what the optimiser of every training imports, too: seconds that a training spends anyway.
+    return int(counter.get_total_flops()) // 2
 
 
-def worthwhile(device: torch.device) -> tuple[str, ...]:
+def list_fast_precisions(device: torch.device) -> tuple[str, ...]:
     """Return the precisions that may be the fastest, and are worth a second each.
 
     Without AVX-512 one step in bfloat16 can take many seconds (pytorch issue 183815).
@@ -56,51 +51,63 @@ def worthwhile(device: torch.device) -> tuple[str, ...]:
     return ("float32",) if slow else PRECISIONS
 
 
-def speed(
+def measure_speed(
     precision: str,
     device: torch.device = CPU,
     *,
     seconds: float = 1.0,
     clock: Clock = time.perf_counter,
 ) -> float:
-    """Return the GF/s at which this machine trains the yardstick, measured for so long."""
+    """Return the GF/s at which this machine trains BENCHMARK_NETWORK.
+
+    It is measured for so many seconds, after one step that is not counted.
+    """
     shape = (1, 28, 28)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        network = named(YARDSTICK)(1, 10).to(memory_format=torch.channels_last)
+        network = find_network(BENCHMARK_NETWORK)(1, 10).to(memory_format=torch.channels_last)
         images = torch.randn(BATCH, *shape).to(device)
         labels = torch.randint(10, (BATCH,)).to(device)
-    per_image = OPERATIONS * macs(network, shape)
+    per_image = OPERATIONS * count_macs(network, shape)
     network.to(device).train()
-    _learn(network, images, labels, precision)
+    _train_step(network, images, labels, precision)
     start, steps = clock(), 0
     while clock() - start < seconds or not steps:
-        _learn(network, images, labels, precision)
+        _train_step(network, images, labels, precision)
         steps += 1
     return steps * BATCH * per_image / (clock() - start) / 1e9
 
 
-def _learn(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
+def _train_step(network: nn.Module, images: Tensor, labels: Tensor, precision: str) -> None:
     network.zero_grad()
     loss = functional.cross_entropy(forward(network, images, precision), labels)
     torch.autograd.backward(loss)
     loss.item()  # a GPU is done only when somebody asks it for a number
 
 
-def passes(budget: float, images: int, shape: Shape, gflops: float, network: str) -> float:
+def estimate_passes(budget: float, images: int, shape: Shape, gflops: float, network: str) -> float:
     """Return how often, roughly, a network sees all images in so many seconds."""
-    operations = OPERATIONS * macs(named(network)(shape[0], 10), shape) * images
+    operations = OPERATIONS * count_macs(find_network(network)(shape[0], 10), shape) * images
     return budget * gflops * 1e9 / operations
 
 
-def suited(budget: float, images: int, shape: Shape, gflops: float) -> str:
+def choose_network(budget: float, images: int, shape: Shape, gflops: float) -> str:
     """Return the costliest network that has passes enough in the budget, or the cheapest."""
-    fitting = (name for name in LADDER if passes(budget, images, shape, gflops, name) >= ENOUGH)
-    return next(fitting, LADDER[-1])
+    fitting = (
+        name
+        for name in BY_COST
+        if estimate_passes(budget, images, shape, gflops, name) >= MIN_PASSES
+    )
+    return next(fitting, BY_COST[-1])
 
 
-def served(module: Callable[[Tensor], Tensor], images: Tensor, seconds: float = 1.0) -> float:
-    """Return how many images/s the module answers in batches like this one, on torch's threads."""
+def measure_throughput(
+    module: Callable[[Tensor], Tensor], images: Tensor, seconds: float = 1.0
+) -> float:
+    """Return how many images/s the module answers in batches like this one, on torch's threads.
+
+    It is measured for so many seconds.
+    """
     with torch.inference_mode():
         for _ in range(4):  # TorchScript compiles on the first runs of a shape
             module(images)

@@ -1,4 +1,4 @@
-"""What an ingredient is worth, and which network is the best for its speed: two tables.
+"""Studies: what each ingredient of the recipe is worth, and each network for its speed.
 
 All accuracies are of the validation images.
 """
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from .card import percent, table
+from .card import format_percent, render_table
+from .choices import BASELINE, NETWORKS
 from .classifier import ImageClassifier
-from .export import freeze, loaded
-from .networks import NETWORKS, TUTORIAL
+from .export import freeze, load_module
 from .recipe import Recipe
-from .speed import macs, served
+from .speed import count_macs, measure_throughput
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,26 +27,33 @@ if TYPE_CHECKING:
 BATCHES = (64, 1)
 """Of the served module: what the connectors send, and a lone request."""
 
-FAST = 0.9
-"""Times the speed of the tutorial's network: what the archive may cost for its accuracy."""
+MIN_RELATIVE_SPEED = 0.9
+"""Times the speed of the baseline: what the archive may cost for its accuracy."""
 
 VARIANTS: Mapping[str, Callable[[Recipe], Recipe]] = {
     "the recipe": lambda recipe: recipe,
     "without flip": lambda recipe: replace(recipe, flip=False),
-    "without shift": lambda recipe: replace(recipe, shift=0),
-    "shift by 2": lambda recipe: replace(recipe, shift=2),
-    "smoothed labels, by a tenth": lambda recipe: replace(recipe, smoothing=0.1),
+    "without translation": lambda recipe: replace(recipe, translation=0),
+    "translation by 2": lambda recipe: replace(recipe, translation=2),
+    "label smoothing of 0.1": lambda recipe: replace(recipe, label_smoothing=0.1),
     "without weight decay": lambda recipe: replace(recipe, weight_decay=0.0),
     "a short warm-up": lambda recipe: replace(recipe, warm_up=0.05),
-    "blanked parts": lambda recipe: replace(recipe, erase=0.5),
+    "cutout": lambda recipe: replace(recipe, cutout=0.5),
     "in bfloat16": lambda recipe: replace(recipe, precision="bfloat16"),
 }
 """One change each."""
 
-PLAIN = Recipe(
-    batch=64, peak=0.001, warm_up=None, weight_decay=0.0, smoothing=0.0, shift=0, flip=False
+BASELINE_RECIPE = Recipe(
+    batch=64,
+    max_lr=0.001,
+    warm_up=None,
+    weight_decay=0.0,
+    label_smoothing=0.0,
+    translation=0,
+    flip=False,
 )
-"""As tutorials train: Adam with the rate of its authors, batches of 64, the images as they are."""
+"""How the baseline is trained, as tutorials do: Adam with the rate of its authors, batches of 64,
+the images as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +71,16 @@ class Ingredient:
     def row(self) -> tuple[str, ...]:
         """For people."""
         deviation = f"{100 * self.deviation:.2f}"
-        return self.name, percent(self.mean), deviation, ", ".join(map(percent, self.accuracies))
+        return (
+            self.name,
+            format_percent(self.mean),
+            deviation,
+            ", ".join(map(format_percent, self.accuracies)),
+        )
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TrainedNetwork:
     """A network that was trained for the frontier; its accuracy is a share from 0 to 1."""
 
     name: str
@@ -77,10 +89,10 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class NetworkResult:
     """A network: multiplications of one image, images/s of the exported module by batch size.
 
-    `relative`: its images/s in batches of 64, in those of the tutorial's network. Both are medians
+    `relative`: its images/s in batches of 64, in those of the baseline. Both are medians
     over rounds in which the networks take turns, so that a slow moment of the machine meets all.
     """
 
@@ -93,7 +105,7 @@ class Point:
 
     HEAD: ClassVar = (
         *("network", "parameters", "MACs", "accuracy"),
-        *("images/s in batches of 64", "images/s one by one", "times the tutorial's, by 64"),
+        *("images/s in batches of 64", "images/s one by one", "times the baseline's, by 64"),
     )
 
     @property
@@ -101,15 +113,15 @@ class Point:
         """For people."""
         size = f"{self.parameters:,}", f"{self.macs / 1e6:.1f} M"
         speed = (f"{self.per_second[batch]:,.0f}" for batch in BATCHES)
-        return self.name, *size, percent(self.accuracy), *speed, f"{self.relative:.2f}"
+        return self.name, *size, format_percent(self.accuracy), *speed, f"{self.relative:.2f}"
 
 
-def table_of(found: Sequence[Ingredient] | Sequence[Point]) -> str:
+def render_results(found: Sequence[Ingredient] | Sequence[NetworkResult]) -> str:
     """Return a table of Markdown."""
-    return table(found[0].HEAD, (each.row for each in found))
+    return render_table(found[0].HEAD, (each.row for each in found))
 
 
-def ablation(
+def run_ablation(
     training: ImageSet,
     validation: ImageSet,
     recipe: Recipe,
@@ -121,63 +133,70 @@ def ablation(
     """Train every variant with every seed, for `budget` seconds each."""
     for name, change in VARIANTS.items():
         found = tuple(
-            _trained(training, validation, change(recipe), network, budget, seed)[1]
+            _train(training, validation, change(recipe), network, budget, seed)[1]
             for seed in range(seeds)
         )
         spread = stdev(found) if seeds > 1 else math.nan
         yield Ingredient(name, found, mean(found), spread)
 
 
-def entries(
+def train_networks(
     training: ImageSet, validation: ImageSet, recipe: Recipe, *, budget: float
-) -> Iterator[Entry]:
-    """Train every network for `budget` seconds.
-
-    The tutorial's is trained as tutorials do.
-    """
-    plain = replace(PLAIN, epochs=recipe.epochs, balance=recipe.balance)
+) -> Iterator[TrainedNetwork]:
+    """Train every network for `budget` seconds, the baseline by BASELINE_RECIPE."""
+    plain = replace(BASELINE_RECIPE, epochs=recipe.epochs, balance=recipe.balance)
     for name in NETWORKS:
-        chosen = plain if name == TUTORIAL else recipe
-        yield Entry(name, *_trained(training, validation, chosen, name, budget, seed=0))
+        chosen = plain if name == BASELINE else recipe
+        yield TrainedNetwork(name, *_train(training, validation, chosen, name, budget, seed=0))
 
 
-def frontier(entered: Sequence[Entry], *, rounds: int = 9, seconds: float = 0.3) -> list[Point]:
-    """Serve the entries, the tutorial's network among them, in turns; so long in each round."""
-    modules = {entry.name: loaded(freeze(entry.classifier)) for entry in entered}
-    classifier = entered[0].classifier
+def measure_frontier(
+    trained: Sequence[TrainedNetwork], *, rounds: int = 9, seconds: float = 0.3
+) -> list[NetworkResult]:
+    """Measure the networks, the baseline among them, in turns.
+
+    Each is served for so many seconds in every round.
+    """
+    modules = {entry.name: load_module(freeze(entry.classifier)) for entry in trained}
+    classifier = trained[0].classifier
     shape = (classifier.channels, *classifier.size)
     images = {batch: torch.zeros(batch, *shape, dtype=torch.uint8) for batch in BATCHES}
-    told = [
+    speeds_by_round = [
         {
-            (name, batch): served(module, images[batch], seconds)
+            (name, batch): measure_throughput(module, images[batch], seconds)
             for batch in BATCHES
             for name, module in modules.items()
         }
         for _ in range(rounds)
     ]
     return [
-        Point(
+        NetworkResult(
             name=entry.name,
             parameters=sum(weights.numel() for weights in entry.classifier.model.parameters()),
-            macs=macs(entry.classifier.model.network, shape),
+            macs=count_macs(entry.classifier.model.network, shape),
             accuracy=entry.accuracy,
             per_second={
-                batch: median(speeds[entry.name, batch] for speeds in told) for batch in BATCHES
+                batch: median(speeds[entry.name, batch] for speeds in speeds_by_round)
+                for batch in BATCHES
             },
             relative=median(
-                speeds[entry.name, BATCHES[0]] / speeds[TUTORIAL, BATCHES[0]] for speeds in told
+                speeds[entry.name, BATCHES[0]] / speeds[BASELINE, BATCHES[0]]
+                for speeds in speeds_by_round
             ),
         )
-        for entry in entered
+        for entry in trained
     ]
 
 
-def best(points: Sequence[Point]) -> Point:
-    """Return the most accurate network that is served about as fast as the tutorial's."""
-    return max((each for each in points if each.relative >= FAST), key=lambda each: each.accuracy)
+def choose_best(results: Sequence[NetworkResult]) -> NetworkResult:
+    """Return the most accurate network that is served about as fast as the baseline."""
+    return max(
+        (each for each in results if each.relative >= MIN_RELATIVE_SPEED),
+        key=lambda each: each.accuracy,
+    )
 
 
-def _trained(
+def _train(
     training: ImageSet,
     validation: ImageSet,
     recipe: Recipe,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from training import data
+from training import fashion_mnist
 from training.data import ImageSet
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+    torch.set_flush_denormal(False)  # the commands set it, and it is of the whole process
 
 
 @contextmanager
@@ -75,5 +76,5 @@ def small_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             path = folder / "FashionMNIST" / "raw" / name
             write_idx(path, values)
             digests[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(data, "SHA256", digests)
+    monkeypatch.setattr(fashion_mnist, "SHA256", digests)
     return folder

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.calibration import Quality, quality, reliability, temperature
+from training.calibration import Quality, fit_temperature, measure_quality, measure_reliability
 
 
 def believed(number: int, heat: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -18,17 +18,19 @@ def believed(number: int, heat: float) -> tuple[torch.Tensor, torch.Tensor]:
 def test_the_temperature_undoes_too_much_and_too_little_confidence(heat: float) -> None:
     logits, labels = believed(20_000, heat)
 
-    found = temperature(logits, labels)
+    found = fit_temperature(logits, labels)
 
     assert found == pytest.approx(heat, rel=0.05)
-    assert quality((logits / found).softmax(1), labels).ece < 0.015
+    assert measure_quality((logits / found).softmax(1), labels).ece < 0.015
 
 
 def test_no_other_temperature_is_better() -> None:
     logits, labels = believed(500, 3.0)
-    best = temperature(logits, labels)
+    best = fit_temperature(logits, labels)
 
-    at = [quality((logits / (best * by)).softmax(1), labels).nll for by in (0.98, 1.0, 1.02)]
+    at = [
+        measure_quality((logits / (best * by)).softmax(1), labels).nll for by in (0.98, 1.0, 1.02)
+    ]
 
     assert at[1] < min(at[0], at[2])
 
@@ -36,14 +38,14 @@ def test_no_other_temperature_is_better() -> None:
 def test_a_set_without_a_mistake_has_a_temperature_too() -> None:
     logits = 3 * torch.eye(4)
 
-    assert temperature(logits, torch.arange(4)) == pytest.approx(1 / 20)
+    assert fit_temperature(logits, torch.arange(4)) == pytest.approx(1 / 20)
 
 
 def test_the_three_measures_of_a_sure_prophet() -> None:
     labels = torch.tensor([0, 1, 1, 1])
 
-    right = quality(torch.eye(2)[labels], labels)
-    wrong = quality(torch.eye(2)[1 - labels], labels)
+    right = measure_quality(torch.eye(2)[labels], labels)
+    wrong = measure_quality(torch.eye(2)[1 - labels], labels)
 
     assert right == Quality(0.0, 0.0, 0.0)
     assert (wrong.ece, wrong.brier) == (1.0, 2.0)
@@ -53,7 +55,7 @@ def test_the_three_measures_of_a_sure_prophet() -> None:
 def test_the_three_measures_by_hand() -> None:
     probabilities = torch.tensor([[0.8, 0.2], [0.6, 0.4]], dtype=torch.float64)
 
-    found = quality(probabilities, torch.tensor([0, 1]))
+    found = measure_quality(probabilities, torch.tensor([0, 1]))
 
     assert found.ece == pytest.approx((0.2 + 0.6) / 2)
     assert found.nll == pytest.approx((0.22314 + 0.91629) / 2, abs=1e-5)
@@ -63,7 +65,7 @@ def test_the_three_measures_by_hand() -> None:
 def test_bins_hold_equally_many_images_and_rise_in_confidence() -> None:
     logits, labels = believed(1_000, 1.0)
 
-    confidence, accuracy, sizes = reliability(logits.softmax(1), labels)
+    confidence, accuracy, sizes = measure_reliability(logits.softmax(1), labels)
 
     assert sizes.sum() == 1_000
     assert set(sizes.tolist()) == {66.0, 67.0}

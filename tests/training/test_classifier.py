@@ -11,12 +11,13 @@ from torch.nn.parameter import is_lazy
 from torch.utils.data import TensorDataset
 
 from training import ImageClassifier
-from training.calibration import quality
+from training.calibration import measure_quality
+from training.choices import PRECISIONS
 from training.classifier import Normalised
 from training.data import ImageSet
 from training.errors import DataError, RunError
-from training.networks import Mirrored
-from training.recipe import PRECISIONS, Epoch, Recipe, Step
+from training.networks import FlipTTA
+from training.recipe import Epoch, Recipe, Step
 
 from .conftest import answers_of, stripes
 
@@ -184,8 +185,8 @@ def test_calibrated_it_is_more_honest_and_answers_the_same() -> None:
 
     assert 1.0 < found < 20.0
     assert torch.allclose(classifier.logits(images.images) * found, before, rtol=1e-4, atol=1e-5)
-    honest = quality(classifier.predict(images.images), wrong)
-    assert honest.nll < quality(before.softmax(1), wrong).nll
+    honest = measure_quality(classifier.predict(images.images), wrong)
+    assert honest.nll < measure_quality(before.softmax(1), wrong).nll
     assert classifier.calibrate(doubtful) == pytest.approx(found, rel=1e-4)
 
 
@@ -240,10 +241,10 @@ def test_with_mirror_images_both_sides_are_answered_alike(tmp_path: Path) -> Non
     classifier, images = trained(), stripes(9).images
     left, right = classifier.logits(images), classifier.logits(images.flip(3))
 
-    both = classifier.mirrored()
+    both = classifier.with_tta()
     both.save(tmp_path / "checkpoint.pt")
     loaded = ImageClassifier.load(
-        tmp_path / "checkpoint.pt", network=lambda *what: Mirrored(tiny(*what))
+        tmp_path / "checkpoint.pt", network=lambda *what: FlipTTA(tiny(*what))
     )
 
     assert torch.allclose(both.logits(images), (left + right) / 2, atol=1e-5)
@@ -326,7 +327,7 @@ def test_a_network_with_another_number_of_outputs_is_refused() -> None:
 
 
 def test_an_unknown_network_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(DataError, match=r"no network 'resnet': take one of P\(16,48,96\)"):
+    with pytest.raises(DataError, match=r"no network 'resnet': take one of pyramid-16-48-96"):
         ImageClassifier(1, 3, size=12, network="resnet")
 
 

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
-from training import ImageClassifier, study
-from training import __main__ as program
+from training import ImageClassifier, commands, configure, study, train_command
 from training.__main__ import main
-from training.card import spread
+from training.card import compute_spread
+from training.choices import FASHION_MNIST, NETWORKS, PRECISIONS
 from training.corruptions import CORRUPTIONS
-from training.data import data_folder, split
-from training.evaluation import confusion, wilson
-from training.export import loaded
-from training.networks import NETWORKS
+from training.data import split
+from training.evaluation import count_confusion, wilson
+from training.export import load_module
+from training.fashion_mnist import data_folder
 from training.options import duration, percentage, size
 from training.progress import Progress
-from training.recipe import PRECISIONS, Epoch, Recipe, Step
+from training.recipe import Epoch, Recipe, Step
 from training.runs import Run
-from training.sources import FASHION_MNIST, Form, training_images, unseen_images
+from training.sources import ImageSpec, load_training_images, load_unseen_images
 from training.study import VARIANTS
 
 from .conftest import stripes
@@ -43,14 +43,15 @@ def workplace(small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     """Stand in an empty folder with the small data set, and learn in a moment."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DATA_DIR", str(small_data))
-    monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=2))
-    monkeypatch.setattr(program, "MIN_ACCURACY", 0.0)
-    monkeypatch.setattr(program, "speed", machine(float32=1e-6, bfloat16=0.0))
+    monkeypatch.setattr(configure, "Recipe", lambda: Recipe(batch=64, epochs=2))
+    monkeypatch.setattr(commands, "Recipe", lambda: Recipe(batch=64, epochs=2))
+    monkeypatch.setattr(configure, "MIN_ACCURACY", 0.0)
+    monkeypatch.setattr(configure, "measure_speed", machine(float32=1e-6, bfloat16=0.0))
     return tmp_path
 
 
 def machine(**speeds: float) -> Callable[[str, torch.device], float]:
-    """Stand for `speed.speed` on a machine of so many GF/s in each precision."""
+    """Stand for `speed.measure_speed` on a machine of so many GF/s in each precision."""
     return lambda precision, _device: speeds[precision]
 
 
@@ -143,8 +144,8 @@ def test_interrupted_it_leaves_a_run_that_goes_on_to_the_same_bits(
     code: int,
     after: int,
 ) -> None:
-    assert train("--epochs", "2", "--network", "P(24,64,128)") == 0
-    again = ["--min-accuracy", "0", "--epochs", "2", "--network", "P(24,64,128)"]
+    assert train("--epochs", "2", "--network", "pyramid-24-64-128") == 0
+    again = ["--min-accuracy", "0", "--epochs", "2", "--network", "pyramid-24-64-128"]
     handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
     with monkeypatch.context() as patched:
         patched.setattr(ImageClassifier, "steps", signalled(number, after))
@@ -208,7 +209,7 @@ def test_a_final_run_learns_all_images_and_is_as_good_as_the_one_before(workplac
     classifier = Run("latest").classifier()
     assert classifier.data == stripes(240, classes=10).digest() != first["data"]
     assert classifier.model.temperature.item() == pytest.approx(first["temperature"])
-    assert Run("latest").plan().seed == 5
+    assert Run("latest").config().seed == 5
     assert all(epoch.validation_accuracy is None for epoch in Run("latest").epochs())
 
 
@@ -277,17 +278,22 @@ def test_the_report_of_a_final_run_judges_the_one_before(
 @pytest.mark.parametrize(
     ("flags", "told", "network", "precision"),
     [
-        ([], f"{SLOW} and {QUICK}: R(48,96,192) in bfloat16", "R(48,96,192)", "bfloat16"),
         (
-            ["--network", "S2(32,64,128)"],
-            f"{SLOW} and {QUICK}: S2(32,64,128) in bfloat16",
-            "S2(32,64,128)",
+            [],
+            f"{SLOW} and {QUICK}: residual-48-96-192 in bfloat16",
+            "residual-48-96-192",
+            "bfloat16",
+        ),
+        (
+            ["--network", "stride-32-64-128"],
+            f"{SLOW} and {QUICK}: stride-32-64-128 in bfloat16",
+            "stride-32-64-128",
             "bfloat16",
         ),
         (
             ["--precision", "float32"],
-            f"{SLOW}: P(16,48,96) in float32",
-            "P(16,48,96)",
+            f"{SLOW}: pyramid-16-48-96 in float32",
+            "pyramid-16-48-96",
             "float32",
         ),
     ],
@@ -300,15 +306,15 @@ def test_network_and_precision_follow_the_speed_of_the_machine_unless_they_are_n
     network: str,
     precision: str,
 ) -> None:
-    monkeypatch.setattr(program, "worthwhile", lambda _device: PRECISIONS)
-    monkeypatch.setattr(program, "speed", machine(float32=1e-6, bfloat16=96.0))
+    monkeypatch.setattr(configure, "list_fast_precisions", lambda _device: PRECISIONS)
+    monkeypatch.setattr(configure, "measure_speed", machine(float32=1e-6, bfloat16=96.0))
 
     assert train(*flags) == 0
 
     said = capsys.readouterr().err
-    assert said.count(f"this machine trains S2(32,64,128) {told} for this budget\n") == 1
-    plan = Run("first").plan()
-    assert (plan.network, plan.recipe.precision) == (network, precision)
+    assert said.count(f"this machine trains stride-32-64-128 {told} for this budget\n") == 1
+    config = Run("first").config()
+    assert (config.network, config.recipe.precision) == (network, precision)
 
 
 @pytest.mark.usefixtures("workplace")
@@ -316,24 +322,24 @@ def test_network_and_precision_follow_the_speed_of_the_machine_unless_they_are_n
 def test_where_bfloat16_is_slow_nothing_is_multiplied_in_it(
     monkeypatch: pytest.MonkeyPatch, worthwhile: tuple[str, ...], bfloat16: float
 ) -> None:
-    monkeypatch.setattr(program, "worthwhile", lambda _device: worthwhile)
-    monkeypatch.setattr(program, "speed", machine(float32=80.0, bfloat16=bfloat16))
+    monkeypatch.setattr(configure, "list_fast_precisions", lambda _device: worthwhile)
+    monkeypatch.setattr(configure, "measure_speed", machine(float32=80.0, bfloat16=bfloat16))
 
     assert train() == 0
 
-    assert Run("first").plan().recipe.precision == "float32"
+    assert Run("first").config().recipe.precision == "float32"
 
 
 @pytest.mark.usefixtures("workplace")
 def test_a_training_of_so_many_passes_does_not_depend_on_the_speed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(program, "speed", machine())  # whoever measures fails
+    monkeypatch.setattr(configure, "measure_speed", machine())  # whoever measures fails
 
     assert train("--epochs", "1") == 0
     assert main(["train", "--run", "second", "--epochs", "1", "--precision", "bfloat16"]) == 0
 
-    found = [Run(name).plan().recipe.precision for name in ("first", "second")]
+    found = [Run(name).config().recipe.precision for name in ("first", "second")]
     assert found == ["float32", "bfloat16"]
 
 
@@ -342,25 +348,25 @@ def test_a_training_of_so_many_passes_does_not_depend_on_the_speed(
 def test_images_are_blanked_in_part_where_they_are_seen_often(
     monkeypatch: pytest.MonkeyPatch, epochs: int, share: float
 ) -> None:
-    monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64))
-    monkeypatch.setattr(program, "passes", lambda *_: float(epochs))
+    monkeypatch.setattr(configure, "Recipe", lambda: Recipe(batch=64))
+    monkeypatch.setattr(configure, "estimate_passes", lambda *_: float(epochs))
 
     assert train("--budget=1s") == 0
     assert main(["train", "--run", "second", f"--epochs={epochs}"]) == 0
 
-    assert [Run(name).plan().recipe.erase for name in ("first", "second")] == [share, share]
+    assert [Run(name).config().recipe.cutout for name in ("first", "second")] == [share, share]
 
 
 @pytest.mark.usefixtures("workplace")
 def test_a_training_that_ends_before_its_budget_is_blanked_by_its_passes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(program, "Recipe", lambda: Recipe(batch=64, epochs=35))
-    monkeypatch.setattr(program, "passes", lambda *_: 1e6)
+    monkeypatch.setattr(configure, "Recipe", lambda: Recipe(batch=64, epochs=35))
+    monkeypatch.setattr(configure, "estimate_passes", lambda *_: 1e6)
 
     assert train("--budget=1s") == 0
 
-    assert Run("first").plan().recipe.erase == 0.5
+    assert Run("first").config().recipe.cutout == 0.5
 
 
 @pytest.mark.usefixtures("workplace")
@@ -384,7 +390,9 @@ def test_the_ablation_changes_one_thing_at_a_time(capsys: pytest.CaptureFixture[
 def test_the_frontier_has_a_row_for_each_network_and_names_the_best(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "served", lambda _module, images, _seconds: 1000.0 * len(images))
+    monkeypatch.setattr(
+        study, "measure_throughput", lambda _module, images, _seconds: 1000.0 * len(images)
+    )
 
     assert main(["frontier", "--threads", "1"]) == 0
 
@@ -394,29 +402,33 @@ def test_the_frontier_has_a_row_for_each_network_and_names_the_best(
     assert all(row.endswith("| 64,000 | 1,000 | 1.00 |") for row in rows)
     told = (line.removesuffix(" %").split(": ") for line in said.err.splitlines())
     accuracies = {name: float(accuracy) for name, accuracy in told}
-    name = best.removeprefix("the best at 0.9 times the tutorial's speed or more: ")
+    name = best.removeprefix("the best at 0.9 times the baseline's speed or more: ")
     assert accuracies[name] == max(accuracies.values())
 
 
 def test_networks_are_compared_within_a_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    entered = [
-        study.Entry(name, ImageClassifier(1, 2, size=9, network=name), accuracy)
-        for name, accuracy in {"tutorial": 0.90, "P(16,48,96)": 0.91, "P(24,64,128)": 0.93}.items()
+    trained = [
+        study.TrainedNetwork(name, ImageClassifier(1, 2, size=9, network=name), accuracy)
+        for name, accuracy in {
+            "baseline": 0.90,
+            "pyramid-16-48-96": 0.91,
+            "pyramid-24-64-128": 0.93,
+        }.items()
     ]
     # In batches of 64 and one by one, network after network; the second round is twice as slow.
     first = [100.0, 90.0, 60.0, 10.0, 9.0, 6.0]
     rounds = iter(first + [speed / 2 for speed in first] + [40.0, 40.0, 40.0, 4.0, 4.0, 4.0])
-    monkeypatch.setattr(study, "served", lambda *_: next(rounds))
+    monkeypatch.setattr(study, "measure_throughput", lambda *_: next(rounds))
 
-    found = study.frontier(entered, rounds=3)
+    found = study.measure_frontier(trained, rounds=3)
 
-    assert [point.relative for point in found] == pytest.approx([1.0, 0.9, 0.6])
-    assert [dict(point.per_second) for point in found] == [
+    assert [each.relative for each in found] == pytest.approx([1.0, 0.9, 0.6])
+    assert [dict(each.per_second) for each in found] == [
         {64: 50.0, 1: 5.0},
         {64: 45.0, 1: 4.5},
         {64: 40.0, 1: 4.0},
     ]
-    assert study.best(found).name == "P(16,48,96)"
+    assert study.choose_best(found).name == "pyramid-16-48-96"
 
 
 @pytest.mark.usefixtures("workplace")
@@ -435,7 +447,7 @@ def test_interrupted_before_the_first_step_it_leaves_with_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(program, "training_images", interrupt)
+    monkeypatch.setattr(train_command, "load_training_images", interrupt)
 
     assert train() == 130
     assert capsys.readouterr().err == "interrupted: nothing was kept\n"
@@ -480,25 +492,25 @@ def test_mirror_images_are_looked_at_too_if_asked(
 ) -> None:
     train()
     assert main(["train", "--final", "first"]) == 0
-    _, held = split(training_images(FASHION_MNIST, data_folder(None)))
-    judged = Run("first").classifier().mirrored()
+    _, held = split(load_training_images(FASHION_MNIST, data_folder(None)))
+    judged = Run("first").classifier().with_tta()
     temperature = judged.calibrate(held)
     capsys.readouterr()
 
-    assert main(["evaluate", "--run", run, "--mirrored", "--json"]) == 0
+    assert main(["evaluate", "--run", run, "--tta", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert main(["evaluate", "--run", run, "--mirrored"]) == 0
+    assert main(["evaluate", "--run", run, "--tta"]) == 0
     sentence = capsys.readouterr().out
-    assert main(["export", "--run", run, "--mirrored"]) == 0
+    assert main(["export", "--run", run, "--tta"]) == 0
 
-    test = unseen_images(FASHION_MNIST, data_folder(None), Form(None)).images
+    test = load_unseen_images(FASHION_MNIST, data_folder(None), ImageSpec(None)).images
     both = Run(run).classifier()
     both.model.temperature.fill_(temperature)
     logits = (both.logits(test) + both.logits(test.flip(3))) / 2
-    served = loaded(Path("build/archive/model.pt").read_bytes())
+    served = load_module(Path("build/archive/model.pt").read_bytes())
     assert torch.allclose(served(test), logits.softmax(1), atol=1e-5)
     assert result["temperature"] == pytest.approx(temperature)
-    assert result["mirrored"] is True
+    assert result["tta"] is True
     assert sentence.startswith(f"{run} with mirror images: ")
     described = json.loads(Path("build/archive/model.json").read_text())
     assert described["accuracy"] == judged.evaluate(held)
@@ -512,7 +524,7 @@ def test_where_mirror_images_are_of_other_classes_they_are_refused(
 ) -> None:
     train("--no-flip")
 
-    assert main(["export", "--mirrored"]) == 1
+    assert main(["export", "--tta"]) == 1
     assert "runs/first learned with --no-flip" in capsys.readouterr().err
 
 
@@ -663,7 +675,12 @@ def test_where_nobody_watches_an_epoch_is_one_plain_line() -> None:
     )
 
 
-def test_on_a_terminal_there_is_a_bar_with_loss_accuracy_speed_and_time_left() -> None:
+def test_on_a_terminal_there_is_a_bar_with_loss_accuracy_speed_and_time_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -681,8 +698,8 @@ def test_on_a_terminal_there_is_a_bar_with_loss_accuracy_speed_and_time_left() -
 
 
 def test_the_spread_of_several_runs_is_that_of_a_sample() -> None:
-    assert spread([0.9, 0.92, 0.94]) == pytest.approx((0.92, 0.02))
-    assert spread([0.9]) == (0.9, 0.0)
+    assert compute_spread([0.9, 0.92, 0.94]) == pytest.approx((0.92, 0.02))
+    assert compute_spread([0.9]) == (0.9, 0.0)
 
 
 def test_a_training_without_validation_has_a_line_too() -> None:
@@ -701,6 +718,6 @@ def test_the_interval_is_wilsons() -> None:
 
 
 def test_the_confusion_counts_labels_in_rows_and_predictions_in_columns() -> None:
-    matrix = confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3)
+    matrix = count_confusion(torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), 3)
 
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 0]]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.corruptions import CORRUPTIONS, corrupted
+from training.corruptions import CORRUPTIONS, corrupt
 
 from .conftest import stripes
 
@@ -14,12 +14,12 @@ def test_each_changes_the_images_and_nothing_about_their_form(name: str, channel
     images = stripes(20, channels=channels, size=28).images
     before = images.clone()
 
-    found = corrupted(name, images, 0)
+    found = corrupt(name, images, 0)
 
     assert (found.shape, found.dtype) == (images.shape, torch.uint8)
     assert torch.equal(images, before)
     assert all((found[at] != images[at]).any() for at in range(20))
-    assert torch.equal(found, corrupted(name, images, 0))
+    assert torch.equal(found, corrupt(name, images, 0))
 
 
 def test_there_are_eight() -> None:
@@ -34,14 +34,14 @@ def dot(height: int, width: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["rotation", "smaller", "occlusion"])
 def test_what_moves_in_is_the_background(name: str) -> None:
-    found = corrupted(name, dot(28, 20), 40)
+    found = corrupt(name, dot(28, 20), 40)
 
     assert (found[:, :, [0, -1]][..., [0, -1]] == 40).all()
     assert found.float().mean() < dot(28, 20).float().mean() + 1
 
 
 def test_a_third_of_height_and_width_is_covered_anywhere() -> None:
-    found = corrupted("occlusion", torch.full((500, 3, 30, 12), 9, dtype=torch.uint8), 250)
+    found = corrupt("occlusion", torch.full((500, 3, 30, 12), 9, dtype=torch.uint8), 250)
 
     covered = found == 250
     assert set(covered.flatten(2).sum(2).flatten().tolist()) == {10 * 4}
@@ -49,8 +49,8 @@ def test_a_third_of_height_and_width_is_covered_anywhere() -> None:
 
 
 def test_brighter_and_paler_by_the_stated_amount() -> None:
-    found = corrupted("brightness", dot(28, 28), 40)
-    pale = corrupted("low contrast", dot(28, 28), 40)
+    found = corrupt("brightness", dot(28, 28), 40)
+    pale = corrupt("low contrast", dot(28, 28), 40)
 
     assert set(found.flatten().tolist()) == {91, 251}
     assert int(pale.amax() - pale.amin()) in {53, 54}

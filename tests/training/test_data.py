@@ -10,15 +10,11 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset, TensorDataset
 
-from training import data
 from training.data import (
     ImageSet,
-    data_folder,
-    fashion_mnist,
-    gather,
-    hash_of,
-    held_out,
-    obtain,
+    choose_held_out,
+    hash_indices,
+    load_into_memory,
     read_idx,
     split,
 )
@@ -67,40 +63,40 @@ COLOUR = torch.arange(60, dtype=torch.uint8).reshape(3, 4, 5)
 def test_every_usual_form_of_an_image_gives_the_same_pixels(
     image: object, expected: torch.Tensor
 ) -> None:
-    gathered = gather(Samples((image, 1)), channels=len(expected), classes=2)
+    loaded = load_into_memory(Samples((image, 1)), channels=len(expected), classes=2)
 
-    assert gathered.images.dtype == torch.uint8
-    assert torch.equal(gathered.images, expected[None])
-    assert gathered.labels.tolist() == [1]
+    assert loaded.images.dtype == torch.uint8
+    assert torch.equal(loaded.images, expected[None])
+    assert loaded.labels.tolist() == [1]
 
 
 def test_every_grey_value_survives_the_way_through_floats() -> None:
     every = torch.arange(256, dtype=torch.uint8).reshape(16, 16)
 
-    gathered = gather(Samples((every.float() / 255, 0)), channels=1, classes=1)
+    loaded = load_into_memory(Samples((every.float() / 255, 0)), channels=1, classes=1)
 
-    assert torch.equal(gathered.images[0, 0], every)
+    assert torch.equal(loaded.images[0, 0], every)
 
 
 @pytest.mark.parametrize("label", [1, np.int64(1), torch.tensor(1), torch.tensor([1])])
 def test_every_whole_number_is_a_label(label: object) -> None:
-    assert gather(Samples((GREY, label)), channels=1, classes=2).labels.tolist() == [1]
+    assert load_into_memory(Samples((GREY, label)), channels=1, classes=2).labels.tolist() == [1]
 
 
 def test_a_tensor_data_set_works_as_it_is() -> None:
     images = stripes(6)
 
-    gathered = gather(TensorDataset(images.images, images.labels), channels=1, classes=3)
+    loaded = load_into_memory(TensorDataset(images.images, images.labels), channels=1, classes=3)
 
-    assert torch.equal(gathered.images, images.images)
-    assert torch.equal(gathered.labels, images.labels)
+    assert torch.equal(loaded.images, images.images)
+    assert torch.equal(loaded.labels, images.labels)
 
 
 def test_the_names_of_a_torchvision_data_set_are_kept() -> None:
     named = Samples((GREY, 0))
     named.classes = ["shoe"]  # type: ignore[attr-defined] # as torchvision's data sets have it
 
-    assert gather(named, channels=1, classes=1).names == ("shoe",)
+    assert load_into_memory(named, channels=1, classes=1).names == ("shoe",)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +123,7 @@ def test_the_names_of_a_torchvision_data_set_are_kept() -> None:
 )
 def test_unusable_data_is_refused_in_one_sentence(samples: list[Any], sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
-        gather(Samples(*samples), channels=1, classes=3)
+        load_into_memory(Samples(*samples), channels=1, classes=3)
 
 
 def test_a_stream_is_refused() -> None:
@@ -136,7 +132,7 @@ def test_a_stream_is_refused() -> None:
             return iter([(GREY, 0)])
 
     with pytest.raises(DataError, match="must be map-style"):
-        gather(Stream(), channels=1, classes=3)
+        load_into_memory(Stream(), channels=1, classes=3)
 
 
 @pytest.mark.parametrize(
@@ -198,33 +194,6 @@ def test_the_background_is_what_the_borders_have_most() -> None:
     assert ImageSet(images, torch.zeros(2, dtype=torch.int64)).background() == 250
 
 
-def test_fashion_mnist_is_read_from_idx_files(small_data: Path) -> None:
-    expected = stripes(60, classes=10)
-
-    test = fashion_mnist(small_data, train=False)
-
-    assert torch.equal(test.images, expected.images)
-    assert torch.equal(test.labels, expected.labels)
-    assert test.names[9] == "Ankle boot"
-
-
-def test_a_corrupt_file_is_named_with_the_fix(small_data: Path) -> None:
-    path = small_data / "FashionMNIST" / "raw" / "t10k-images-idx3-ubyte"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-
-    with pytest.raises(DataError, match=f"{path} is corrupt: `rm {path}` and `make setup`"):
-        fashion_mnist(small_data, train=False)
-    with pytest.raises(DataError, match="is corrupt"):
-        obtain(small_data)
-
-
-def test_a_missing_file_is_named_with_the_fix(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="train-images-idx3-ubyte is missing: `make setup`"):
-        fashion_mnist(tmp_path, train=True)
-
-
 def test_what_is_no_idx_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "idx").write_bytes(b"\x1f\x8b\x08 this is gzip")
 
@@ -237,39 +206,6 @@ def test_idx_keeps_shape_and_values(tmp_path: Path) -> None:
     write_idx(tmp_path / "idx", values)
 
     assert torch.equal(read_idx(tmp_path / "idx"), values)
-
-
-def test_missing_files_are_downloaded(
-    small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    empty = tmp_path / "empty"
-    monkeypatch.setattr(data, "_download", small_data.rename)
-
-    obtain(empty)
-
-    assert len(fashion_mnist(empty, train=True)) == 240
-
-
-def test_a_download_that_fails_says_what_else_can_be_done(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreachable(*_: object, **__: object) -> None:
-        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
-
-    monkeypatch.setattr("torchvision.datasets.FashionMNIST", unreachable)
-
-    with pytest.raises(DataError, match=r"could not be downloaded .* set DATA_DIR"):
-        obtain(tmp_path)
-
-
-def test_the_folder_is_as_given_else_from_the_environment_else_data(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("DATA_DIR", raising=False)
-    assert str(data_folder()) == "data"
-    monkeypatch.setenv("DATA_DIR", "elsewhere")
-    assert str(data_folder()) == "elsewhere"
-    assert data_folder(tmp_path) == tmp_path
 
 
 def test_without_a_ground_the_background_is_the_mean_of_the_borders() -> None:
@@ -288,10 +224,10 @@ def test_of_a_class_of_two_one_is_held_out() -> None:
 def test_the_hash_of_the_split_sees_every_place() -> None:
     labels = stripes(360).labels
 
-    assert hash_of(held_out(labels)) == hash_of(held_out(labels))
-    assert hash_of(held_out(labels)) != hash_of(held_out(labels, seed=1))
+    assert hash_indices(choose_held_out(labels)) == hash_indices(choose_held_out(labels))
+    assert hash_indices(choose_held_out(labels)) != hash_indices(choose_held_out(labels, seed=1))
     assert (
-        hash_of(torch.tensor([1, 2]))
+        hash_indices(torch.tensor([1, 2]))
         == hashlib.sha256(b"\1" + bytes(7) + b"\2" + bytes(7)).hexdigest()
     )
 

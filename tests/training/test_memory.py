@@ -9,7 +9,7 @@ import pytest
 
 KEPT = """
 import ctypes, torch
-from training.memory import keep_freed
+from training.memory import tune_malloc
 
 class Heap(ctypes.Structure):
     names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
@@ -18,7 +18,7 @@ class Heap(ctypes.Structure):
 mallinfo = ctypes.CDLL(None).mallinfo2
 mallinfo.restype = Heap
 
-assert keep_freed()
+assert tune_malloc()
 for _ in range(3):
     blocks = [torch.ones(4 * 2**20) for _ in range(8)]
     del blocks

@@ -11,7 +11,7 @@ from PIL import Image
 
 from training.data import ImageSet, relabel
 from training.errors import DataError
-from training.sources import Form, any_images, training_images, unseen_images
+from training.sources import ImageSpec, load_any_images, load_training_images, load_unseen_images
 
 from .conftest import stripes, write_idx
 
@@ -22,7 +22,7 @@ RNG = np.random.default_rng(3)
 
 
 def picture(height: int, width: int, *channels: int) -> Image.Image:
-    """Make noise on a ground of 20."""
+    """Make noise on a background of 20."""
     pixels = np.full((height, width, *channels), 20, np.uint8)
     edge = min(height, width) // 4
     inside = pixels[edge:-edge, edge:-edge]
@@ -44,7 +44,7 @@ def test_a_folder_gives_each_class_the_name_of_its_sub_folder(tmp_path: Path) ->
     (tmp_path / ".DS_Store").write_bytes(b"not ours")
     (tmp_path / "rose" / ".hidden").write_bytes(b"not ours")
 
-    images = training_images(source, tmp_path)
+    images = load_training_images(source, tmp_path)
 
     assert images.names == ("rose", "tulip")
     assert images.labels.tolist() == [0, 0, 1, 1, 1]
@@ -54,8 +54,8 @@ def test_a_folder_gives_each_class_the_name_of_its_sub_folder(tmp_path: Path) ->
 
 def test_a_folder_of_grey_images_is_grey_and_one_in_colour_makes_all_rgb(tmp_path: Path) -> None:
     grey = [picture(9, 9) for _ in range(2)]
-    only_grey = training_images(folder(tmp_path / "a", x=grey, y=grey), tmp_path)
-    mixed = training_images(folder(tmp_path / "b", x=grey, y=[picture(9, 9, 3)] * 2), tmp_path)
+    only_grey = load_training_images(folder(tmp_path / "a", x=grey, y=grey), tmp_path)
+    mixed = load_training_images(folder(tmp_path / "b", x=grey, y=[picture(9, 9, 3)] * 2), tmp_path)
 
     assert (only_grey.images.shape[1], mixed.images.shape[1]) == (1, 3)
 
@@ -64,8 +64,8 @@ def test_images_of_many_sizes_need_one_named(tmp_path: Path) -> None:
     source = folder(tmp_path, x=[picture(9, 9)] * 2, y=[picture(9, 9), picture(9, 12)])
 
     with pytest.raises(DataError, match=r"y/1.png is 9x12 but .*x/0.png is 9x9: .* with --size"):
-        training_images(source, tmp_path)
-    assert training_images(source, tmp_path, Form((8, 10))).images.shape == (4, 1, 8, 10)
+        load_training_images(source, tmp_path)
+    assert load_training_images(source, tmp_path, ImageSpec((8, 10))).images.shape == (4, 1, 8, 10)
 
 
 def holes() -> Image.Image:
@@ -107,9 +107,9 @@ def test_what_is_learned_from_a_file_are_the_pixels_that_the_handler_makes_of_it
         for number in range(2):
             exif = image.getexif() if suffix == "jpg" else Image.Exif()
             image.save(tmp_path / name / f"{number}.{suffix}", exif=exif)
-    form = Form((16, 24), channels, background=100)
+    spec = ImageSpec((16, 24), channels, background=100)
 
-    learned = training_images(f"folder:{tmp_path}", tmp_path, form)
+    learned = load_training_images(f"folder:{tmp_path}", tmp_path, spec)
 
     mode = {1: "L", 3: "RGB"}[channels]
     model = fmnist_images.Model("m", "1", mode, (24, 16), (100,) * channels, ("x", "y"))
@@ -122,7 +122,7 @@ def test_what_surrounds_a_resized_image_is_the_ground_of_all(tmp_path: Path) -> 
     high, wide = Image.new("L", (10, 30), 20), Image.new("L", (30, 10), 20)
     source = folder(tmp_path, x=[high] * 2, y=[wide] * 2)
 
-    images = training_images(source, tmp_path, Form((12, 12)))
+    images = load_training_images(source, tmp_path, ImageSpec((12, 12)))
 
     assert (images.images[:, 0, 0, 0] == 20).all()
     assert images.background() == 20
@@ -133,19 +133,19 @@ def test_a_folder_may_hold_test_images_of_its_own(tmp_path: Path) -> None:
     folder(tmp_path / "test", y=[picture(9, 9)])
     source = f"folder:{tmp_path}"
 
-    test = relabel(unseen_images(source, tmp_path), ("x", "y"))
+    test = relabel(load_unseen_images(source, tmp_path), ("x", "y"))
 
-    assert len(training_images(source, tmp_path)) == 6
+    assert len(load_training_images(source, tmp_path)) == 6
     assert test.labels.tolist() == [1]
-    assert len(any_images(source, tmp_path)) == 1
+    assert len(load_any_images(source, tmp_path)) == 1
 
 
 def test_without_test_images_they_must_be_named(tmp_path: Path) -> None:
     source = folder(tmp_path, x=[picture(9, 9)] * 2, y=[picture(9, 9)] * 2)
 
     with pytest.raises(DataError, match="has no test images of its own: name some with --data"):
-        unseen_images(source, tmp_path)
-    assert len(any_images(source, tmp_path)) == 4
+        load_unseen_images(source, tmp_path)
+    assert len(load_any_images(source, tmp_path)) == 4
 
 
 def idx(folder: Path, images: ImageSet, prefix: str = "train") -> str:
@@ -161,7 +161,7 @@ def test_idx_files_are_read_with_the_names_beside_them(tmp_path: Path, channels:
     source = idx(tmp_path, expected)
     (tmp_path / "classes.txt").write_text("one\ntwo\n three \n\n")
 
-    images = training_images(source, tmp_path)
+    images = load_training_images(source, tmp_path)
 
     assert torch.equal(images.images, expected.images)
     assert torch.equal(images.labels, expected.labels)
@@ -175,8 +175,8 @@ def test_idx_files_may_be_packed_and_have_test_images_of_their_own(tmp_path: Pat
         (tmp_path / f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes()))
         file.unlink()
 
-    assert training_images(source, tmp_path).names == ("0", "1", "2")
-    assert torch.equal(unseen_images(source, tmp_path).images, stripes(6).images)
+    assert load_training_images(source, tmp_path).names == ("0", "1", "2")
+    assert torch.equal(load_unseen_images(source, tmp_path).images, stripes(6).images)
 
 
 def module(path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str) -> None:
@@ -202,7 +202,7 @@ def test_a_data_set_of_a_module_is_taken_as_it_is_or_called_for(
     )
 
     ready, made, kind = (
-        training_images(f"own_flowers:{name}", tmp_path) for name in ("ready", "make", "Kind")
+        load_training_images(f"own_flowers:{name}", tmp_path) for name in ("ready", "make", "Kind")
     )
 
     assert ready.images.shape == made.images.shape == kind.images.shape == (4, 3, 8, 9)
@@ -226,13 +226,13 @@ def test_a_source_that_is_none_is_named_with_the_fix(
     tmp_path: Path, source: str, sentence: str
 ) -> None:
     with pytest.raises(DataError, match=sentence):
-        training_images(source, tmp_path)
+        load_training_images(source, tmp_path)
 
 
 def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     with pytest.raises(DataError, match="holds no images: give it a sub-folder"):
-        training_images(f"folder:{tmp_path}", tmp_path)
+        load_training_images(f"folder:{tmp_path}", tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"no image", b""])
@@ -241,7 +241,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "y" / "notes.txt").write_bytes(content)
 
     with pytest.raises(DataError, match=r"y/notes.txt is no image: remove it"):
-        training_images(source, tmp_path)
+        load_training_images(source, tmp_path)
 
 
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
@@ -250,7 +250,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "y" / "1.png").write_bytes(whole[:300])
 
     with pytest.raises(DataError, match=r"y/1.png is damaged .*: remove it"):
-        training_images(source, tmp_path)
+        load_training_images(source, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_labels_that_nobody_can_learn_are_refused(
     monkeypatch.setattr("json.given", given, raising=False)
 
     with pytest.raises(DataError, match=sentence):
-        training_images("json:given", tmp_path)
+        load_training_images("json:given", tmp_path)
 
 
 def test_channels_that_the_handler_does_not_serve_are_refused(
@@ -283,7 +283,7 @@ def test_channels_that_the_handler_does_not_serve_are_refused(
     monkeypatch.setattr("json.given", stripes(6, channels=4), raising=False)
 
     with pytest.raises(DataError, match="4 channels: make them grey"):
-        training_images("json:given", tmp_path)
+        load_training_images("json:given", tmp_path)
 
 
 def test_test_images_get_the_labels_that_their_classes_had_in_training() -> None:

@@ -7,10 +7,18 @@ import torch
 from torch import nn
 
 from training import ImageClassifier
+from training.choices import NETWORKS
 from training.errors import DataError
-from training.export import freeze, loaded
-from training.networks import NETWORKS, named
-from training.speed import macs, passes, served, speed, suited, worthwhile
+from training.export import freeze, load_module
+from training.networks import find_network
+from training.speed import (
+    choose_network,
+    count_macs,
+    estimate_passes,
+    list_fast_precisions,
+    measure_speed,
+    measure_throughput,
+)
 
 from .conftest import answers_of
 
@@ -22,11 +30,11 @@ def test_multiplications_are_counted_where_they_happen() -> None:
         torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(8 * 16, 5)
     )
 
-    assert macs(network, (3, 4, 4)) == 3 * 9 * 8 * 16 + 8 * 16 * 5
+    assert count_macs(network, (3, 4, 4)) == 3 * 9 * 8 * 16 + 8 * 16 * 5
 
 
 def test_the_tutorials_network_is_the_usual_one() -> None:
-    classifier = ImageClassifier(1, 10, size=28, network="tutorial")
+    classifier = ImageClassifier(1, 10, size=28, network="baseline")
 
     shapes = [tuple(weights.shape) for weights in classifier.model.network.parameters()]
     assert [shape for shape in shapes if len(shape) > 1] == [
@@ -39,17 +47,17 @@ def test_the_tutorials_network_is_the_usual_one() -> None:
 
 def test_the_speed_is_operations_over_seconds() -> None:
     ticks = count()
-    found = speed("float32", seconds=4.0, clock=lambda: float(next(ticks)))
+    found = measure_speed("float32", seconds=4.0, clock=lambda: float(next(ticks)))
 
     # The clock is looked at once before, once for each step, and once more at the end.
     steps, seconds = 3, 5
-    operations = 6 * macs(named("S2(32,64,128)")(*MNIST[:1], 10), MNIST) * 256
+    operations = 6 * count_macs(find_network("stride-32-64-128")(*MNIST[:1], 10), MNIST) * 256
     assert found == pytest.approx(steps * operations / seconds / 1e9)
 
 
 def test_the_speed_of_a_precision_is_measured_in_it() -> None:
     with answers_of(nn.Conv2d) as made:
-        assert speed("bfloat16", seconds=0.0) > 0
+        assert measure_speed("bfloat16", seconds=0.0) > 0
 
     assert {kind for learned, kind in made if learned} == {torch.bfloat16}
 
@@ -67,18 +75,18 @@ def test_bfloat16_is_not_even_measured_where_a_step_may_take_many_seconds(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
 
-    assert worthwhile(torch.device(device)) == precisions
+    assert list_fast_precisions(torch.device(device)) == precisions
 
 
 def test_images_that_are_too_small_for_a_network_are_named() -> None:
     with pytest.raises(DataError, match="cannot take images of 4x4: make them larger"):
-        suited(180.0, 100, (1, 4, 4), 80.0)
+        choose_network(180.0, 100, (1, 4, 4), 80.0)
 
 
 def test_passes_are_the_time_over_that_of_one() -> None:
-    operations = 6 * macs(named("P(16,48,96)")(1, 10), MNIST) * 55_000
+    operations = 6 * count_macs(find_network("pyramid-16-48-96")(1, 10), MNIST) * 55_000
 
-    found = passes(180.0, 55_000, MNIST, 160.0, "P(16,48,96)")
+    found = estimate_passes(180.0, 55_000, MNIST, 160.0, "pyramid-16-48-96")
 
     assert found == pytest.approx(180.0 * 160e9 / operations)
 
@@ -87,20 +95,20 @@ def test_passes_are_the_time_over_that_of_one() -> None:
 def test_more_time_is_given_to_a_larger_network(gflops: float) -> None:
     budgets = (60.0, 180.0, 900.0, 3600.0)
 
-    assert [suited(budget, 55_000, MNIST, gflops) for budget in budgets] == [
-        "P(16,48,96)",
-        "P(16,48,96)",
-        "R(24,64,128)",
-        "R(48,96,192)",
+    assert [choose_network(budget, 55_000, MNIST, gflops) for budget in budgets] == [
+        "pyramid-16-48-96",
+        "pyramid-16-48-96",
+        "residual-24-64-128",
+        "residual-48-96-192",
     ]
 
 
 def test_a_slow_machine_and_large_images_get_a_small_network() -> None:
-    assert suited(900.0, 55_000, MNIST, 80.0) == "P(24,64,128)"
-    assert suited(3600.0, 55_000, MNIST, 80.0) == "R(24,64,128)"
-    assert suited(3600.0, 55_000, MNIST, 10.0) == "P(16,48,96)"
-    assert suited(3600.0, 55_000, (3, 112, 112), 80.0) == "P(16,48,96)"
-    assert suited(3600.0, 1_000, (3, 112, 112), 80.0) == "R(48,96,192)"
+    assert choose_network(900.0, 55_000, MNIST, 80.0) == "pyramid-24-64-128"
+    assert choose_network(3600.0, 55_000, MNIST, 80.0) == "residual-24-64-128"
+    assert choose_network(3600.0, 55_000, MNIST, 10.0) == "pyramid-16-48-96"
+    assert choose_network(3600.0, 55_000, (3, 112, 112), 80.0) == "pyramid-16-48-96"
+    assert choose_network(3600.0, 1_000, (3, 112, 112), 80.0) == "residual-48-96-192"
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -108,4 +116,4 @@ def test_every_network_can_be_served(name: str) -> None:
     classifier = ImageClassifier(3, 4, size=(9, 13), network=name)
 
     images = torch.zeros(2, 3, 9, 13, dtype=torch.uint8)
-    assert served(loaded(freeze(classifier)), images, seconds=0.0) > 0
+    assert measure_throughput(load_module(freeze(classifier)), images, seconds=0.0) > 0
