@@ -4,10 +4,16 @@ SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
 BROKER ?= kafka
-CHAOS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub,tools.chaos --duration $(LENGTH))
-CONTROLS = $(if $(filter pubsub,$(BROKER)),tools.chaos.pubsub.controls,tools.chaos.controls tools.chaos.link tools.chaos.reload)
+CASE ?= kills
+CHAOS = $(BIN)/python -m tests.chaos
+CHAOS_FLAGS = --broker $(BROKER) $(if $(LENGTH),$(if $(filter soak,$(CASE)),--length,--duration) $(LENGTH)) \
+  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
 # What decides alone, without a service: every branch of it is tested.
-PURE := connectors.records connectors.codec connectors.relay connectors.loop fmnist_images fmnist_wire
+PURE := connectors.records connectors.codec connectors.relay connectors.loop connectors.text \
+  connectors.inference.dialect connectors.inference.torchserve fmnist_images fmnist_wire
+
+LOCK = $(BIN)/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
+  --no-emit-index-url --custom-compile-command "make lock" --quiet
 
 .PHONY: help
 help: ## say what the targets do
@@ -59,46 +65,56 @@ test: setup maven archive ## format, lint, types and all tests, with real servic
 	$(BIN)/mypy
 	$(BIN)/python -m pytest $(PURE:%=--cov=%) --cov-branch --cov-report=term-missing --cov-fail-under=100
 
-chaos: LENGTH ?= 1200
+.PHONY: check
+check: setup ## format, lint, types and the fast tests: no server, no service
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not system"
+	@echo "check: left out: the tests that start servers (marked system); make test runs all"
+
 .PHONY: chaos
-chaos: setup maven model_store/fmnist.mar ## kills, zombies, broken servers; BROKER=kafka, pubsub LENGTH=1200 SEED=…
-	$(BIN)/python -m $(CHAOS) $(if $(SEED),--seed $(SEED))
+chaos: setup maven model_store/fmnist.mar ## faults under load; CASE=kills, outage, … (tests.chaos --help) BROKER=kafka, pubsub LENGTH=1200 SEED=… RATE=…
+	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: chaos-controls
 chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
-	$(foreach each,$(CONTROLS),$(BIN)/python -m $(each) &&) true
+	$(CHAOS) controls --broker $(BROKER)
+	$(if $(filter kafka,$(BROKER)),$(CHAOS) link && $(CHAOS) reload)
+
+.PHONY: outage
+outage: CASE := outage
+outage: setup maven model_store/fmnist.mar ## TorchServe away for a minute under load; RATE=240
+	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
+
+.PHONY: killer
+killer: CASE := killer
+killer: setup maven archive ## an image that kills the worker, in a full pack
+	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
+
+.PHONY: soak
+soak: CASE := soak
+soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600
+	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: bench
 bench: setup maven model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
-	$(BIN)/python -m tools.bench $(BROKER)
-
-.PHONY: outage
-outage: setup maven model_store/fmnist.mar ## TorchServe away for a minute under load; RATE=240
-	$(BIN)/python -m tools.chaos.outage $(if $(RATE),--rate $(RATE))
-
-.PHONY: killer
-killer: setup maven archive ## an image that kills the worker, in a full pack
-	$(BIN)/python -m tools.chaos.killer
-
-soak: LENGTH ?= 600
-.PHONY: soak
-soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600
-	$(BIN)/python -m tools.chaos.soak --length $(LENGTH)
+	$(BIN)/python -m tests.bench $(BROKER)
 
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
-	$(BIN)/python -m tools.mutants
+	$(BIN)/python -m tests.mutants
 
 .PHONY: format
-format: setup ## format the code and mend what the linter can mend
+format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
 .PHONY: lock
-lock: setup ## pin the dependencies of pyproject.toml anew, with hashes, in requirements.txt
-	$(BIN)/uv pip compile pyproject.toml --all-extras --generate-hashes --universal \
-	  --python-version 3.11 --no-emit-index-url --custom-compile-command "make lock" \
-	  --upgrade --output-file requirements.txt
+lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one file for all, one for each connector
+	$(LOCK) --all-extras --upgrade --output-file requirements.txt
+	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
+	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
 
 .PHONY: clean
 clean: ## remove what was made, but for the environment, the data and the runs

@@ -2,7 +2,7 @@
 
     ConnectorError
     ├── Rewound   begin again: what was handed out is void and will come again
-    └── Stop      time will not mend it: end with this exit code
+    └── Stop      time will not cure it: end with this exit code
 
 Anything else is unexpected and is not caught: the process ends with 70, its supervisor
 starts it again, and the transaction protects the data.
@@ -38,9 +38,3 @@ class Stop(ConnectorError):
     def __init__(self, why: str, code: Exit) -> None:
         super().__init__(why)
         self.code = code
-
-
-class Advice(str):
-    """Found by a check that did not fail: one sentence with the fix for what could be better."""
-
-    __slots__ = ()

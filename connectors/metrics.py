@@ -1,4 +1,4 @@
-"""What a machine may ask a running daemon: /metrics, /livez and /readyz.
+"""HTTP endpoints for Prometheus and for probes: /metrics, /livez and /readyz.
 
 The loop's thread leaves whole values, which it replaces and never changes; the server's thread
 reads them. Relay and loop know nothing of it.
@@ -41,20 +41,20 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from .records import Broker, Record, Settled
-    from .relay import Relay, Tally
+    from .relay import Relay, Stats
 
-PATIENCE = 5.0
+CONNECTION_TIMEOUT = 5.0
 """Seconds that a connection may be silent; the server takes one at a time."""
 
-LATELY, TROUBLED = 30.0, 5.0
-"""Seconds for which the service's answer counts: a good one, and none."""
+GOOD_ANSWER_LIFETIME, BAD_ANSWER_LIFETIME = 30.0, 5.0
+"""Seconds for which /readyz believes the service's last answer: a good one, and none."""
 
-PACKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 RECORD_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 
 
-class Metered:
+class InstrumentedBroker:
     """A Broker that is watched: what it handed out, when that was committed, how long it took.
 
     `clock`: monotonic seconds; `wall`: seconds since the epoch, as `Record.time` is of it.
@@ -76,7 +76,7 @@ class Metered:
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
         """See `Broker.poll`."""
-        with self._forgetting():
+        with self._forgetting_on_rewind():
             records = self._broker.poll(limit, timeout)
         for record in records:
             self._held.setdefault(record.lane, OrderedDict())[record.id] = record.time
@@ -86,15 +86,15 @@ class Metered:
     def commit(self, settled: Sequence[Settled]) -> None:
         """See `Broker.commit`."""
         began = self._clock()
-        with self._forgetting():
+        with self._forgetting_on_rewind():
             self._broker.commit(settled)
         self.commit_seconds.observe(self._clock() - began)
         now = self._wall()
         for one in settled:
-            self._let_go(one, now)
+            self._forget_record(one, now)
         self._note_oldest()
 
-    def _let_go(self, one: Settled, now: float) -> None:
+    def _forget_record(self, one: Settled, now: float) -> None:
         record = one.record
         self._moved.add(record.lane)
         self._held[record.lane].pop(record.id)
@@ -104,8 +104,8 @@ class Metered:
             self.record_seconds.observe(max(0.0, now - record.time / 1000))
 
     @contextmanager
-    def _forgetting(self) -> Iterator[None]:
-        """What was handed out is void when the broker says so."""
+    def _forgetting_on_rewind(self) -> Iterator[None]:
+        """Forget what was handed out when the broker says that it is void."""
         try:
             yield
         except Rewound:
@@ -116,8 +116,16 @@ class Metered:
     def _note_oldest(self) -> None:
         self.oldest = {lane: next(iter(held.values())) for lane, held in self._held.items()}
 
-    def moved(self) -> Collection[Hashable | None]:
-        """The lanes of what was committed since this was asked last."""
+    def lag(self) -> Mapping[Hashable, int] | None:
+        """See `Broker.lag`."""
+        return self._broker.lag()
+
+    def joined(self) -> bool:
+        """See `Broker.joined`."""
+        return self._broker.joined()
+
+    def take_moved(self) -> Collection[Hashable | None]:
+        """Return the lanes of what was committed since this was asked last."""
         moved, self._moved = self._moved, set()
         return moved
 
@@ -134,8 +142,8 @@ def _histogram(name: str, buckets: Sequence[float], what: str) -> Histogram:
 class Health:
     """Whether the daemon does its work. `clock`: monotonic seconds.
 
-    The loop's thread calls `lap`, another one asks. `ask` asks the service, and returns what is
-    wrong with it, if anything.
+    The loop's thread calls `note_iteration`, another one asks. `ask` asks the service, and returns
+    what is wrong with it, if anything.
     """
 
     def __init__(
@@ -153,14 +161,14 @@ class Health:
         self._ask = ask
         self._stuck_after = stuck_after
         self._stalled_after = stalled_after
-        self._lapped = clock()
+        self._ran_at = clock()
         self._joined = False
         self._moved: Mapping[Hashable, float] = {}  # when a lane last had no reason to complain
         self._settled = 0
         self._answered = -inf
         self._trouble: str | None = None
 
-    def lap(
+    def note_iteration(
         self,
         lag: Mapping[Hashable, int] | None,
         moved: Collection[Hashable | None],
@@ -169,37 +177,39 @@ class Health:
     ) -> None:
         """The loop goes round. `moved`: the lanes in which something was committed meanwhile."""
         now = self._clock()
-        excused = not joined or self._relay.tally.busy_since is not None
+        excused = not joined or self._relay.stats.busy_since is not None
         self._moved = {
             lane: now if excused or not behind or lane in moved else self._moved.get(lane, now)
             for lane, behind in (lag or {}).items()
         }
-        self.lag, self._joined, self._lapped = lag, joined, now
+        self.lag, self._joined, self._ran_at = lag, joined, now
 
-    def stuck(self) -> str | None:
-        """Why it must be started anew, if it must."""
+    def describe_stall(self) -> str | None:
+        """Say why the daemon must be started anew, if it must."""
         now = self._clock()
-        if now - self._lapped >= self._stuck_after:
-            return f"no lap for {now - self._lapped:.0f} s"
+        if now - self._ran_at >= self._stuck_after:
+            return f"the main loop has not run for {now - self._ran_at:.0f} s"
         still = [str(lane) for lane, at in self._moved.items() if now - at >= self._stalled_after]
         return f"no progress in {', '.join(still)} in spite of its lag" if still else None
 
-    def waiting(self) -> str | None:
-        """Why no record would get its result now, if none would."""
-        tally = self._relay.tally
+    def describe_unreadiness(self) -> str | None:
+        """Say why no record would get its result now, if none would."""
+        stats = self._relay.stats
         if not self._joined:
             return "the group has not given out its partitions"
-        if tally.busy_since is not None:
-            return f"the service serves nobody: {tally.busy_detail}"
-        return None if self._was_answered(tally) else self._trouble
+        if stats.busy_since is not None:
+            return f"the service serves nobody: {stats.busy_detail}"
+        return None if self._was_answered(stats) else self._trouble
 
-    def _was_answered(self, tally: Tally) -> bool:
+    def _was_answered(self, stats: Stats) -> bool:
         """By the traffic; or else by a question of our own, once in a while."""
         now = self._clock()
-        settled = tally.predicted + tally.rejected.total()
+        settled = stats.predicted + stats.rejected.total()
         if settled != self._settled:
             self._settled, self._answered, self._trouble = settled, now, None
-        elif now - self._answered >= (TROUBLED if self._trouble else LATELY):
+        elif now - self._answered >= (
+            BAD_ANSWER_LIFETIME if self._trouble else GOOD_ANSWER_LIFETIME
+        ):
             self._trouble, self._answered = self._ask(), now
         return self._trouble is None
 
@@ -211,26 +221,26 @@ class RelayCollector(Collector):
         self,
         relay: Relay,
         health: Health,
-        metered: Metered,
+        broker: InstrumentedBroker,
         clock: Callable[[], float],
         wall: Callable[[], float],
     ) -> None:
         self._relay = relay
         self._health = health
-        self._metered = metered
+        self._broker = broker
         self._clock = clock
         self._wall = wall
 
     def collect(self) -> Iterator[Metric]:
-        """The families in the order of a record's way."""
-        tally = self._relay.tally
-        yield from self._behind(self._health.lag or {})
-        yield from self._now(tally)
-        yield from _since_the_start(tally)
-        yield from self._metered.record_seconds.collect()
-        yield from self._metered.commit_seconds.collect()
+        """Give the families in the order of a record's way."""
+        stats = self._relay.stats
+        yield from self._lag_families(self._health.lag or {})
+        yield from self._gauges(stats)
+        yield from _totals(stats)
+        yield from self._broker.record_seconds.collect()
+        yield from self._broker.commit_seconds.collect()
 
-    def _behind(self, lag: Mapping[Hashable, int]) -> Iterator[Metric]:
+    def _lag_families(self, lag: Mapping[Hashable, int]) -> Iterator[Metric]:
         records = GaugeMetricFamily(
             "connector_lag_records", "Records that are not acknowledged.", labels=["lane"]
         )
@@ -239,29 +249,29 @@ class RelayCollector(Collector):
             "Age of the oldest record that was read and is not acknowledged.",
             labels=["lane"],
         )
-        oldest, now = self._metered.oldest, self._wall()
+        oldest, now = self._broker.oldest, self._wall()
         for lane, behind in lag.items():
             records.add_metric([str(lane)], behind)
             age = now - oldest[lane] / 1000 if lane in oldest else 0.0
             seconds.add_metric([str(lane)], max(0.0, age))
         yield from (records, seconds)
 
-    def _now(self, tally: Tally) -> Iterator[Metric]:
+    def _gauges(self, stats: Stats) -> Iterator[Metric]:
         now = self._clock()
-        yield _gauge("held_records", "Records read and not committed.", tally.held)
-        yield _gauge("held_bytes", "Bytes of their values.", tally.held_bytes)
-        yield _gauge("waiting_records", "Records that wait to be sent.", tally.waiting)
-        yield _gauge("suspects", "Requests that wait for a trial.", tally.suspects)
-        yield _gauge("out_requests", "Requests out, forgotten ones included.", tally.out)
+        yield _gauge("held_records", "Records read and not committed.", stats.held)
+        yield _gauge("held_bytes", "Bytes of their values.", stats.held_bytes)
+        yield _gauge("waiting_records", "Records that wait to be sent.", stats.waiting)
+        yield _gauge("suspects", "Requests that wait for a trial.", stats.quarantined)
+        yield _gauge("out_requests", "Requests out, forgotten ones included.", stats.out)
         yield _gauge(
             "oldest_unanswered_seconds",
             "Since the oldest record without an outcome was read.",
-            _age(tally.oldest_since, now),
+            _age(stats.oldest_since, now),
         )
         yield _gauge(
             "service_busy_seconds",
             "Since the service serves nobody.",
-            _age(tally.busy_since, now),
+            _age(stats.busy_since, now),
         )
 
 
@@ -273,16 +283,16 @@ def _gauge(name: str, what: str, value: float) -> Metric:
     return GaugeMetricFamily(f"connector_{name}", what, value=value)
 
 
-def _since_the_start(tally: Tally) -> Iterator[Metric]:
-    yield _counter("received_records", "Records read.", tally.received)
-    yield _counter("predictions", "Results committed.", tally.predicted)
-    yield _counters("dead_letters", "Dead letters committed.", "reason", Reason, tally.rejected)
-    yield _counter("skipped_records", "Records acknowledged without a trace.", tally.skipped)
-    yield _pack_sizes(tally.packs)
-    yield _counters("retries", "What came back without outcomes.", "class", Retry, tally.retries)
-    yield _counter("stale_answers", "Answers to what a rewind made void.", tally.stale)
-    yield _counter("rewinds", "Begun again from the last commit.", tally.rewound)
-    yield _counter("commits", "Commits.", tally.commits)
+def _totals(stats: Stats) -> Iterator[Metric]:
+    yield _counter("received_records", "Records read.", stats.received)
+    yield _counter("predictions", "Results committed.", stats.predicted)
+    yield _counters("dead_letters", "Dead letters committed.", "reason", Reason, stats.rejected)
+    yield _counter("skipped_records", "Records acknowledged without a trace.", stats.skipped)
+    yield _pack_sizes(stats.packs)
+    yield _counters("retries", "What came back without outcomes.", "class", Retry, stats.retries)
+    yield _counter("stale_answers", "Answers to what a rewind made void.", stats.stale)
+    yield _counter("rewinds", "Begun again from the last commit.", stats.rewound)
+    yield _counter("commits", "Commits.", stats.commits)
 
 
 def _counter(name: str, what: str, value: float) -> Metric:
@@ -300,8 +310,8 @@ def _counters(
 
 
 def _pack_sizes(packs: Mapping[int, int]) -> Metric:
-    counts = [sum(packs[size] for size in packs if size <= bound) for bound in (*PACKS, inf)]
-    bounds = [str(float(bound)) for bound in PACKS] + ["+Inf"]
+    counts = [sum(packs[size] for size in packs if size <= bound) for bound in (*PACK_SIZES, inf)]
+    bounds = [str(float(bound)) for bound in PACK_SIZES] + ["+Inf"]
     return HistogramMetricFamily(
         "connector_pack_size",
         "Images in a request.",
@@ -321,8 +331,8 @@ class Page(NamedTuple):
     body: bytes
 
 
-def pages(collector: RelayCollector, health: Health) -> Mapping[str, Callable[[], Page]]:
-    """What can be asked for, by path."""
+def make_pages(collector: RelayCollector, health: Health) -> Mapping[str, Callable[[], Page]]:
+    """Return what can be asked for, by path."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     ProcessCollector(registry=registry)
@@ -333,25 +343,25 @@ def pages(collector: RelayCollector, health: Health) -> Mapping[str, Callable[[]
 
     def livez() -> Page:
         nonlocal red
-        trouble = health.stuck()
+        trouble = health.describe_stall()
         if trouble and not red:
             faulthandler.dump_traceback(all_threads=True)
         red = trouble is not None
-        return _verdict(trouble)
+        return _probe_page(trouble)
 
     def readyz() -> Page:
-        return _verdict(health.waiting())
+        return _probe_page(health.describe_unreadiness())
 
     return {"/metrics": metrics, "/livez": livez, "/readyz": readyz}
 
 
-def _verdict(trouble: str | None) -> Page:
+def _probe_page(trouble: str | None) -> Page:
     status = 503 if trouble else 200
     return Page(status, "text/plain; charset=utf-8", f"{trouble or 'ok'}\n".encode())
 
 
 class _Server(TCPServer):
-    """One question at a time; who hangs up while he is answered is not worth a line."""
+    """Answers one question at a time; who hangs up while he is answered is not worth a line."""
 
     allow_reuse_address = True
 
@@ -365,14 +375,14 @@ class _Server(TCPServer):
 
 
 @contextmanager
-def served(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> Iterator[int]:
-    """A thread answers, one question at a time, until the end of the block; gives the port.
+def serve_pages(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> Iterator[int]:
+    """Answer in a thread, one question at a time, until the end of the block; gives the port.
 
     Raises Stop(2) when the port cannot be had.
     """
 
     class Handler(BaseHTTPRequestHandler):
-        timeout = PATIENCE  # of the connection
+        timeout = CONNECTION_TIMEOUT  # of the connection
 
         def do_GET(self) -> None:
             page = pages.get(self.path.partition("?")[0], _not_found)()
@@ -400,7 +410,7 @@ def served(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> 
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(PATIENCE)
+        thread.join(CONNECTION_TIMEOUT)
 
 
 def _not_found() -> Page:

@@ -1,8 +1,8 @@
-"""The nouns of the relay and the two protocols it lives between. Imports nothing of ours."""
+"""Nouns of the connectors, and the protocols between their rooms. Imports nothing of ours."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -96,7 +96,7 @@ class Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """Images that travel together; compared by identity, so a forgotten one is known by sight."""
+    """Images that travel together; compared by identity, so that a void one is recognised."""
 
     images: tuple[Image, ...]
 
@@ -126,40 +126,141 @@ Answer = Sequence[Prediction | Rejection] | Busy | Failed
 
 
 class Broker(Protocol):
-    """A source and a sink in one, because publish-and-acknowledge is one act."""
+    """A source and a sink in one, because publish-and-acknowledge is one act.
+
+    All methods are called by the thread of the loop, which opened it and closes it: a broker needs
+    no lock against its caller. Two errors cross this border (`connectors.errors`):
+
+        Rewound   All that was handed out and not acknowledged is void and will be handed out again
+                  by later polls, with the same ids. The loop empties the relay and goes on. It is
+                  raised when the broker can be polled again; two in a row are spaced by the
+                  broker's own back-off.
+        Stop      Time will not cure it: a topic is missing, access is refused, another daemon has
+                  fenced this one. The process ends with the code of the error.
+
+    Whatever else is raised is unexpected, and ends the process with 70.
+    """
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
         """Hand out at most `limit` records, waiting at most `timeout` seconds for the first.
 
-        With `limit` 0 it stays alive and takes nothing, not even from partitions assigned
-        inside this very call. Raises Rewound or Stop.
+        Called once an iteration, also when nothing is wanted: with `limit` 0 it stays alive
+        (heartbeats, rebalances) and takes nothing, not even from partitions assigned inside this
+        very call. Raises Rewound when what was handed out before is somebody else's by now, or
+        when the way to the broker broke; Stop for what only a person can mend.
         """
         ...
 
     def commit(self, settled: Sequence[Settled]) -> None:
         """Publish in the order given, then acknowledge: one act.
 
-        With transactions all or nothing. Without, acknowledge exactly what was published and
-        raise Rewound for the rest, which may come again with the same id.
+        Called with what the relay released, in the order of each lane. With transactions all of it
+        is done or nothing: Rewound says nothing. Without, acknowledge exactly what was published
+        and raise Rewound for the rest. Raises Stop when a topic takes not even the smallest form
+        of a dead letter, or when this daemon was fenced.
+        """
+        ...
+
+    def lag(self) -> Mapping[Hashable, int] | None:
+        """Return the records of each lane that are not acknowledged; None: the broker cannot say.
+
+        Called once an iteration; asks nobody, so it may be a little old. Raises nothing.
+        """
+        ...
+
+    def joined(self) -> bool:
+        """Say whether records can be handed out now: a member of the group, nothing to be mended.
+
+        Called once an iteration. Raises nothing.
         """
         ...
 
     def close(self) -> None:
-        """Give back what was never answered; commit nothing; return in bounded time."""
+        """Give back what was never answered; commit nothing; return in bounded time.
+
+        Called once, also after Stop. Raises nothing on purpose.
+        """
         ...
 
 
 class Client(Protocol):
-    """The way to the inference API."""
+    """The way to an inference server.
+
+    `send`, `collect` and `close` are called by the thread of the loop; the work is done in threads
+    of the client.
+    """
 
     def send(self, request: Request) -> None:
-        """Take the request along; never blocks, never raises."""
+        """Take the request along; never blocks, never raises.
+
+        Called with at most as many requests as the relay may have in flight.
+        """
         ...
 
     def collect(self, timeout: float) -> Sequence[tuple[Request, Answer]]:
-        """Return what was answered, waiting at most `timeout` seconds for the first."""
+        """Return what was answered, waiting at most `timeout` seconds for the first.
+
+        Each request comes back exactly once: with outcomes, Busy or Failed. Raises what went wrong
+        unexpectedly in a thread of the client.
+        """
         ...
 
     def close(self) -> None:
-        """Drop what is out; return in bounded time."""
+        """Drop what is in flight; return in bounded time. Called once."""
         ...
+
+
+class Publisher(Protocol):
+    """Puts images into one topic: the way of `send`. Called by the main thread.
+
+    Made by `open_publisher(settings)` of a broker's `endpoints`.
+    """
+
+    def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+        """Hand over one record; waits, in bounded time, while the buffer is full.
+
+        Raises Stop when the topic is missing or an earlier record could not be delivered.
+        """
+        ...
+
+    def flush(self) -> None:
+        """Return when all is acknowledged by the broker; raises Stop when it is not."""
+        ...
+
+    def close(self) -> None:
+        """Drop what is not acknowledged; return in bounded time."""
+        ...
+
+
+class Reader(Protocol):
+    """Reads committed records of one topic, outside any group: the way of `listen`.
+
+    Called by the main thread. Made by `open_reader(settings)` of a broker's `endpoints`, which
+    raises Stop when the topic is missing.
+    """
+
+    def read(self, timeout: float) -> Sequence[Record]:
+        """Return what has come, waiting at most `timeout` seconds for the first."""
+        ...
+
+    def close(self) -> None:
+        """Return in bounded time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ok:
+    """A check found nothing to be better; `text` says what it found."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A check did not fail, but something could be better; `text` is one sentence with the fix."""
+
+    text: str
+
+
+Check = tuple[str, Callable[[], Ok | Advice]]
+"""A name, and what makes the check; it raises Stop when a daemon could not work."""

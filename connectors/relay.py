@@ -1,10 +1,86 @@
-"""Every decision of the relay, and nothing else: told what happened, asked what to do.
+"""Decisions of the relay: what to send, whom to believe, what may be committed. Pure.
 
-Pure. Time is an argument, in monotonic seconds, and so is chance: `jitter(upper)` is a number
-of seconds in [0, upper]. The relay has one owner and no lock; other threads read `tally` only.
+Time is an argument, in monotonic seconds, and so is chance: `jitter(upper)` is a number of seconds
+in [0, upper]. The relay has one owner, the thread of the loop, and no lock; other threads read only
+`Relay.stats`, which is replaced as a whole and never changed.
 
-A record without an outcome is in exactly one place: it waits, it is out, it is a suspect, or it
-is in doubt. One with an outcome waits in its lane for its elders, then for the commit.
+The problem
+===========
+
+Records come in lanes (partitions, ordering keys), whose order must be kept. Images travel in packs,
+since a request has a price of its own beside that of its images. When a pack fails, the failure
+says nothing of one record: a worker may have died of any image in it, of an image in somebody
+else's request that TorchServe batched with it, or of nothing at all. Whoever blames the pack loses
+good records; whoever asks again for ever is stopped by one bad image. So the relay collects
+evidence.
+
+A record's way
+==============
+
+Each record that is held is in exactly one of these places:
+
+    received
+       |
+       v     a pack of many                answered
+    waiting ---------------> in flight ----------------> settled ----> committed, gone
+       ^                       |    |                       ^
+       |    Busy: to the head  |    | Failed                |
+       `-----------------------'    v                       |
+                               quarantined -----------------+  its trial was answered
+                                ^   |                       |
+             canary failed:     |   | a trial of it alone   |
+             to the back        |   v failed                |
+             canary answered:   |  awaiting canary ---------'  canary answered, last try:
+             to the front       `---'                           rejected
+
+The six rules
+=============
+
+1. Pack what has gathered. A free place in flight takes up to `pack` waiting records at once, from
+   any lane. There is no linger timer: at low load a record travels alone, at once; at high load
+   packs fill by themselves. A pack always takes its first image, then as many as fit in
+   `pack_bytes`. `capacity` is 0 while `window_bytes` of values are held.
+
+2. Lanes release in order. An outcome waits until all earlier records of its lane have one, so that
+   results keep the order of the input and a plain offset is a true commit. The window is one for
+   all lanes: a record that blocks its lane stops everybody in the end, so its time is bounded (rule
+   3) and always visible (`Stats.oldest_since`).
+
+3. A record is rejected only on evidence. The three kinds of answer are three kinds of evidence:
+   - *outcomes*: the service serves, and says itself what is wrong with an image;
+   - `Busy`: nobody is served now. Nothing counts against anybody: the whole relay backs off, and
+     the images return to the head of the queue;
+   - `Failed`: something that was asked about together could not be answered. Its two halves are
+     quarantined, or the record, if it was alone.
+   What is quarantined is tried one pack at a time with nothing else in flight, void requests
+   included: then no neighbour of ours can be to blame. A trial that fails is split in halves again,
+   in front of the rest. When a record fails alone, it may still have been the service. So a
+   *canary*, a request known to be good, goes out next, alone: the last image that was predicted, at
+   first a blank one.
+   - The canary is answered: the service is well, so the failure counts against the record. After
+     `tries` counts it is rejected, until then it is tried again, in front.
+   - The canary fails: it was the service. Nothing counts, and the record goes to the back.
+   - The canary meets Busy: it is sent again until it is heard.
+   A `final` failure of a record alone needs no canary: the server said that it will never answer.
+   Before each trial the relay waits a random time, doubled with each failure of the record: random,
+   or two relays that share a service and are in step would reject each other's good records;
+   growing, or they would meet for ever while a worker restarts. Meanwhile the others go on.
+
+4. A rejection is an outcome. It takes its place in the lane and goes to the dead-letter topic in
+   the same commit. Too many of them, in a row or as a ratio of the last ones, stop the daemon
+   *before* they are committed, so that it does not empty a topic into its dead letters
+   (`DeadLetterLimit`).
+
+5. A rewind empties the relay. Rebalance, aborted transaction, lost stream: all that was handed out
+   and not committed is void and will come again. What is in flight keeps its place until it is
+   answered, and its answer is ignored. Counts against records are lost; the canary and the
+   history of the limit are kept.
+
+6. Drain is a state, not a procedure: the capacity is 0, commits are due at once, and `done` is true
+   when nothing is held or the deadline has passed.
+
+Where it was tried to break: tests/connectors/test_relay.py, each rule; test_exhaustive.py, all
+orders of events of small worlds; test_simulation.py, random faults in virtual time.
 """
 
 from __future__ import annotations
@@ -31,44 +107,53 @@ from .records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterator, Sequence
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
     Jitter = Callable[[float], float]
 
 Arrival = tuple[Record, Image | Rejection | Skipped]
 """A record, and what decoding made of it: an image to ask about, or its outcome already."""
 
-Errand = Literal["pack", "trial", "witness"]
-"""Why a request is out: the traffic, a suspect alone, or an image known to be good."""
+Purpose = Literal["pack", "trial", "canary"]
+"""Why a request is out: the traffic, quarantined records alone, or a request known to be good."""
 
 Retry = Literal["busy", "failed", "trial", "witness"]
-"""What came back without outcomes: anything refused; the traffic, a trial or a witness failed."""
+"""What came back without outcomes: anything refused; the traffic, a trial or the canary failed.
+
+These are values of a label of `connector_retries_total`, which dashboards know: "witness" stays.
+"""
+
+_FAILURES: Mapping[Purpose, Retry] = {"pack": "failed", "trial": "trial", "canary": "witness"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
-    """The numbers behind the decisions; times are in seconds."""
+    """The numbers behind the decisions; times are in seconds.
 
-    pack: int = 64  # images in a request
+    What an operator can set has no default here: it is that of the setting (`verbs`).
+    """
+
+    pack: int  # images in a request
+    in_flight: int  # requests at once
+    window: int  # records held
+    window_bytes: int  # of values held; exceeded by at most what one poll returns
+    tries: int  # failures that reject a record, each beside a canary that was answered
+    commit_interval: float  # from the end of one commit to the next
+    max_consecutive_rejections: int  # that stop the daemon
+    max_rejection_ratio: float  # of the last `rejection_window` outcomes, likewise
+
     pack_bytes: int = 5_000_000  # of images in a request; TorchServe takes 6.5 MB of body
-    in_flight: int = 4  # requests out at once
-    window: int = 4096  # records held
-    window_bytes: int = 64 * 2**20  # of values held; exceeded by at most what one poll returns
-    tries: int = 3  # failures that condemn a record, each beside a witness that was answered
-    commit_interval: float = 0.1  # from the end of one commit to the next
     commit_rest: float = 3.0  # the same, in durations of the last commit
     busy_first: float = 0.05  # the longest wait after the first Busy; doubles
     busy_limit: float = 2.0
     trial_first: float = 2.0  # the longest wait for the first trial; doubles
     trial_limit: float = 60.0
-    dead_row: int = 100  # rejections in a row that stop the daemon
-    dead_share: float = 0.5  # of the last `dead_history` outcomes, likewise
-    dead_history: int = 1000
-    dead_least: int = 100  # rejections from which on the share counts
+    rejection_window: int = 1000
+    min_rejections: int = 100  # rejections from which on the ratio counts
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Tally:
+class Stats:
     """What a status line shows: counts since the start, and how things stood a moment ago.
 
     Never changed, only replaced, its counters too: any thread may read it at any time.
@@ -88,15 +173,15 @@ class Tally:
     held: int = 0
     held_bytes: int = 0
     waiting: int = 0
-    suspects: int = 0  # trials to come
-    out: int = 0  # requests, forgotten ones included
+    quarantined: int = 0  # trials to come
+    out: int = 0  # requests, void ones included
     oldest_since: float | None = None  # when the oldest record without an outcome came
     busy_since: float | None = None  # when the service began to serve nobody
     busy_detail: str = ""  # what it said last
 
 
 @dataclass(slots=True, eq=False)
-class Place:
+class Slot:
     """A record's place in its lane."""
 
     record: Record
@@ -108,30 +193,30 @@ class Place:
 class Pending:
     """A record without an outcome, and what speaks against it."""
 
-    place: Place
+    slot: Slot
     image: Image
     tries: int = 0  # failures that count against it
     failures: int = 0  # all of them, alone
     detail: str = ""  # of the last one
     status: int | None = None
 
-    def note(self, failed: Failed) -> None:
-        """It failed alone."""
+    def note_failure(self, failed: Failed) -> None:
+        """Take note that it failed alone."""
         self.failures += 1
         self.detail, self.status = failed.detail, failed.status
 
     def rejection(self, reason: Reason) -> Rejection:
-        """Condemn it by what was noted."""
+        """Make the outcome that says what was noted."""
         return Rejection(reason, self.detail, self.status, self.failures)
 
 
 Pack = tuple[Pending, ...]
 
 
-class Sent(NamedTuple):
-    """What is out, and for whose sake: a witness speaks about the one record of its pack."""
+class InFlight(NamedTuple):
+    """What a request is for, and whose: a canary speaks about the one record of its pack."""
 
-    errand: Errand
+    purpose: Purpose
     pack: Pack
 
 
@@ -141,39 +226,39 @@ def halves(pack: Pack) -> list[Pack]:
     return [half for half in (pack[:middle], pack[middle:]) if half]
 
 
-def doubled(first: float, limit: float, times: int) -> float:
+def double(first: float, limit: float, times: int) -> float:
     """Grow `first` twofold, `times` times, up to `limit`."""
     return min(limit, first * 2.0 ** min(times, 64))  # 2.0 ** 1024 would overflow
 
 
 class Lanes:
-    """Records in the order they came, until they and all their elders are committed."""
+    """Records in the order they came, until they and all before them are committed."""
 
     def __init__(self) -> None:
         self.ready: list[Settled] = []
         self.held = 0
         self.held_bytes = 0
-        self._lanes: dict[Hashable, deque[Place]] = {}
-        self._unanswered: OrderedDict[Place, None] = OrderedDict()
+        self._lanes: dict[Hashable, deque[Slot]] = {}
+        self._unanswered: OrderedDict[Slot, None] = OrderedDict()
 
-    def enter(self, record: Record, now: float) -> Place:
-        """Take a place behind everything of the same lane."""
-        place = Place(record, now)
+    def enter(self, record: Record, now: float) -> Slot:
+        """Take a slot behind everything of the same lane."""
+        slot = Slot(record, now)
         if record.lane is not None:
-            self._lanes.setdefault(record.lane, deque()).append(place)
-        self._unanswered[place] = None
+            self._lanes.setdefault(record.lane, deque()).append(slot)
+        self._unanswered[slot] = None
         self.held += 1
         self.held_bytes += len(record.value or b"")
-        return place
+        return slot
 
-    def settle(self, place: Place, outcome: Outcome) -> None:
-        """Give a place its outcome, and release what waited for it."""
-        place.outcome = outcome
-        del self._unanswered[place]
-        if place.record.lane is None:
-            self.ready.append(Settled(place.record, outcome))
+    def settle(self, slot: Slot, outcome: Outcome) -> None:
+        """Give a slot its outcome, and release what waited for it."""
+        slot.outcome = outcome
+        del self._unanswered[slot]
+        if slot.record.lane is None:
+            self.ready.append(Settled(slot.record, outcome))
         else:
-            self._release(place.record.lane)
+            self._release(slot.record.lane)
 
     def _release(self, key: Hashable) -> None:
         lane = self._lanes[key]
@@ -182,8 +267,8 @@ class Lanes:
         if not lane:
             del self._lanes[key]
 
-    def forget(self, committed: Sequence[Settled]) -> None:
-        """Let go of the first of what was ready."""
+    def remove(self, committed: Sequence[Settled]) -> None:
+        """Remove the first of what was ready."""
         del self.ready[: len(committed)]
         self.held -= len(committed)
         self.held_bytes -= sum(len(settled.record.value or b"") for settled in committed)
@@ -194,23 +279,23 @@ class Lanes:
         return oldest.since if oldest else None
 
 
-class History:
-    """The last outcomes; too many rejections among them stop the daemon. Skipped is none."""
+class DeadLetterLimit:
+    """Stops the daemon at too many rejections among the last outcomes; Skipped is none of them."""
 
-    def __init__(self, policy: Policy, last: Sequence[bool] = (), row: int = 0) -> None:
+    def __init__(self, policy: Policy, last: Sequence[bool] = (), consecutive: int = 0) -> None:
         self._policy = policy
-        self._last = deque(last, maxlen=policy.dead_history)  # True: rejected
+        self._last = deque(last, maxlen=policy.rejection_window)  # True: rejected
         self._rejected = sum(self._last)
-        self._row = row
+        self._consecutive = consecutive
 
-    def followed_by(self, batch: Sequence[Settled]) -> History:
+    def followed_by(self, batch: Sequence[Settled]) -> DeadLetterLimit:
         """Tell how it goes on with this batch; raises Stop when it must not."""
-        future = History(self._policy, self._last, self._row)
+        future = DeadLetterLimit(self._policy, self._last, self._consecutive)
         for settled in batch:
             if not isinstance(settled.outcome, Skipped):
                 future._add(rejected=isinstance(settled.outcome, Rejection))
             if isinstance(settled.outcome, Rejection):
-                future._judge(settled.record, settled.outcome)
+                future._check(settled.record, settled.outcome)
         return future
 
     def _add(self, *, rejected: bool) -> None:
@@ -218,13 +303,13 @@ class History:
             self._rejected -= self._last[0]
         self._last.append(rejected)
         self._rejected += rejected
-        self._row = self._row + 1 if rejected else 0
+        self._consecutive = self._consecutive + 1 if rejected else 0
 
-    def _judge(self, record: Record, last: Rejection) -> None:
+    def _check(self, record: Record, last: Rejection) -> None:
         policy, count = self._policy, len(self._last)
-        if self._row >= policy.dead_row:
-            many = f"{self._row} records in a row"
-        elif self._rejected >= max(policy.dead_least, policy.dead_share * count):
+        if self._consecutive >= policy.max_consecutive_rejections:
+            many = f"{self._consecutive} records in a row"
+        elif self._rejected >= max(policy.min_rejections, policy.max_rejection_ratio * count):
             many = f"{self._rejected} of {count} records"
         else:
             return
@@ -238,27 +323,27 @@ class Commits:
     def __init__(self, policy: Policy) -> None:
         self.due_at = -inf
         self._policy = policy
-        self._history = self._future = History(policy)
+        self._limit = self._future = DeadLetterLimit(policy)
         self._batch: list[Settled] = []
         self._began = -inf
 
     def begin(self, batch: Sequence[Settled], now: float) -> list[Settled]:
-        """Judge what is about to be committed; raises Stop at the limit of dead letters."""
-        self._future = self._history.followed_by(batch)
+        """Check what is about to be committed; raises Stop at the limit of dead letters."""
+        self._future = self._limit.followed_by(batch)
         self._batch = list(batch)
         self._began = now
         return self._batch
 
     def end(self, now: float) -> tuple[list[Settled], float]:
-        """Enter the batch into the history; return it, and how many seconds it took."""
+        """Note that the batch is committed; return it, and how many seconds that took."""
         batch, self._batch = self._batch, []
         seconds = now - self._began
-        self._history = self._future
+        self._limit = self._future
         self.due_at = now + max(self._policy.commit_interval, self._policy.commit_rest * seconds)
         return batch, seconds
 
 
-class Pause:
+class Backoff:
     """The wait of the whole relay while the service serves nobody."""
 
     def __init__(self, policy: Policy, jitter: Jitter) -> None:
@@ -269,7 +354,7 @@ class Pause:
         self._jitter = jitter
         self._rounds = 0
 
-    def lengthen(self, busy: Busy, now: float) -> None:
+    def extend(self, busy: Busy, now: float) -> None:
         """Wait, longer from round to round; all who are refused meanwhile are one round."""
         self.since = now if self.since is None else self.since
         self.detail = busy.detail
@@ -277,7 +362,7 @@ class Pause:
             self.until = max(self.until, now + busy.after)
         elif now >= self.until:
             policy = self._policy
-            upper = doubled(policy.busy_first, policy.busy_limit, self._rounds)
+            upper = double(policy.busy_first, policy.busy_limit, self._rounds)
             self.until = now + self._jitter(upper)
             self._rounds += 1
 
@@ -287,206 +372,205 @@ class Pause:
         self._rounds = 0
 
 
-class Trials:
-    """Suspects, to be tried one at a time with nothing else out.
+class Quarantine:
+    """Packs under suspicion, to be tried one at a time with nothing else in flight.
 
-    The wait before each trial is random, or two relays in step would condemn each other's
-    innocents. It grows, or they would meet for ever while a worker restarts.
+    See rule 3 at the head of this file, also for why the waits are random and grow.
     """
 
     def __init__(self, policy: Policy, jitter: Jitter) -> None:
-        self.suspects: deque[Pack] = deque()
-        self._doubted: Pack = ()  # failed alone, and no witness was heard yet
+        self.quarantined: deque[Pack] = deque()
+        self._awaiting_canary: Pack = ()  # failed alone, and no canary was answered yet
         self._policy = policy
         self._jitter = jitter
         self._gate = -inf
 
     def due_at(self) -> float:
-        """When something is to go out alone: a witness at once, a suspect after its wait."""
-        if self._doubted:
+        """When something is to go out alone: a canary at once, a pack after its wait."""
+        if self._awaiting_canary:
             return -inf
-        return self._gate if self.suspects else inf
+        return self._gate if self.quarantined else inf
 
-    def take(self) -> Sent:
+    def take(self) -> InFlight:
         """Hand over what is due."""
-        if self._doubted:
-            doubted, self._doubted = self._doubted, ()
-            return Sent("witness", doubted)
-        return Sent("trial", self.suspects.popleft())
+        if self._awaiting_canary:
+            awaiting_canary, self._awaiting_canary = self._awaiting_canary, ()
+            return InFlight("canary", awaiting_canary)
+        return InFlight("trial", self.quarantined.popleft())
 
-    def give_back(self, sent: Sent) -> None:
-        """Nobody was served: the same again."""
-        if sent.errand == "witness":
-            self._doubted = sent.pack
+    def give_back(self, flight: InFlight) -> None:
+        """Take back what met Busy: the same again."""
+        if flight.purpose == "canary":
+            self._awaiting_canary = flight.pack
         else:
-            self.suspects.appendleft(sent.pack)
+            self.quarantined.appendleft(flight.pack)
 
-    def accuse(self, pack: Pack, now: float) -> None:
-        """The traffic failed: its halves are suspects."""
-        self.suspects.extend(halves(pack))
+    def quarantine(self, pack: Pack, now: float) -> None:
+        """Take in the halves of a pack of the traffic that failed."""
+        self.quarantined.extend(halves(pack))
         if self._gate <= now:  # one that is still to come is as random; traffic must not delay it
             self._gate = now + self._jitter(self._policy.trial_first)
 
-    def fail(self, pack: Pack, failed: Failed, now: float) -> None:
-        """A trial failed: cut the pack, or ask a witness about the record."""
+    def split(self, pack: Pack, failed: Failed, now: float) -> None:
+        """Cut a pack whose trial failed; of a single record, ask for the canary."""
         if len(pack) > 1:
-            self.suspects.extendleft(reversed(halves(pack)))
+            self.quarantined.extendleft(reversed(halves(pack)))
             self._wait(now)
         else:
-            pack[0].note(failed)
-            self._doubted = pack
+            pack[0].note_failure(failed)
+            self._awaiting_canary = pack
 
-    def absolve(self, pack: Pack, now: float) -> None:
-        """The witness failed too, so it was the service: nothing counts, to the back."""
-        self.suspects.append(pack)
+    def requeue(self, pack: Pack, now: float) -> None:
+        """Put a record to the back: the canary failed too, so nothing counts."""
+        self.quarantined.append(pack)
         self._wait(now)
 
-    def convict(self, pack: Pack, now: float) -> bool:
-        """The witness was answered, so the try counts; tell whether it was the last."""
+    def count_failure(self, pack: Pack, now: float) -> bool:
+        """Count a failure: the canary was answered; tell whether it was the last try."""
         pack[0].tries += 1
-        condemned = pack[0].tries >= self._policy.tries
-        if not condemned:
-            self.suspects.appendleft(pack)
+        is_last = pack[0].tries >= self._policy.tries
+        if not is_last:
+            self.quarantined.appendleft(pack)
         self._wait(now)
-        return condemned
+        return is_last
 
     def _wait(self, now: float) -> None:
-        failures = self.suspects[0][0].failures if self.suspects else 0
+        failures = self.quarantined[0][0].failures if self.quarantined else 0
         policy = self._policy
-        self._gate = now + self._jitter(doubled(policy.trial_first, policy.trial_limit, failures))
+        self._gate = now + self._jitter(double(policy.trial_first, policy.trial_limit, failures))
 
 
 class Relay:
     """Holds records from their arrival to their commit, and decides what happens next.
 
-    `witness` is an image that the service can answer; the last one it did answer takes its place.
+    `canary` is an image that the service can answer; the last one that was predicted replaces it.
     """
 
-    def __init__(self, policy: Policy, jitter: Jitter, witness: Image) -> None:
-        self.tally = Tally()
+    def __init__(self, policy: Policy, jitter: Jitter, canary: Image) -> None:
+        self.stats = Stats()
         self._policy = policy
         self._jitter = jitter
-        self._witness = witness
+        self._canary = canary
         self._commits = Commits(policy)
-        self._pause = Pause(policy, jitter)
-        self._out: dict[Request, Sent] = {}
-        self._forgotten: set[Request] = set()  # out, but a reset voided what they ask about
+        self._backoff = Backoff(policy, jitter)
+        self._out: dict[Request, InFlight] = {}
+        self._void: set[Request] = set()  # in flight, but a reset voided what they ask about
         self._deadline: float | None = None
         self._empty()
 
     def _empty(self) -> None:
         self._lanes = Lanes()
         self._waiting: deque[Pending] = deque()
-        self._trials = Trials(self._policy, self._jitter)
+        self._quarantine = Quarantine(self._policy, self._jitter)
 
     def receive(self, arrivals: Sequence[Arrival], now: float) -> None:
         """Take in what was polled; what decoding settled already asks nothing of the service."""
         for record, found in arrivals:
-            place = self._lanes.enter(record, now)
+            slot = self._lanes.enter(record, now)
             if isinstance(found, Image):
-                self._waiting.append(Pending(place, found))
+                self._waiting.append(Pending(slot, found))
             else:
-                self._lanes.settle(place, found)
-        self.tally = replace(self.tally, received=self.tally.received + len(arrivals))
-        self._show()
+                self._lanes.settle(slot, found)
+        self.stats = replace(self.stats, received=self.stats.received + len(arrivals))
+        self._publish_stats()
 
     def requests(self, now: float) -> list[Request]:
         """Return what to send now; it counts as out from here on."""
-        if now < self._pause.until:
+        if now < self._backoff.until:
             return []
-        if now >= self._alone_from():
-            sent = [] if self._flying() else [self._send(self._trials.take())]
+        if now >= self._exclusive_from():
+            flight = [] if self._count_out() else [self._send(self._quarantine.take())]
         else:
-            sent = list(self._traffic())
-        packs = self.tally.packs + Counter(len(request.images) for request in sent)
-        self.tally = replace(self.tally, packs=packs)
-        self._show()
-        return sent
+            flight = list(self._fill_packs())
+        packs = self.stats.packs + Counter(len(request.images) for request in flight)
+        self.stats = replace(self.stats, packs=packs)
+        self._publish_stats()
+        return flight
 
-    def _flying(self) -> int:
-        return len(self._out) + len(self._forgotten)
+    def _count_out(self) -> int:
+        return len(self._out) + len(self._void)
 
-    def _alone_from(self) -> float:
-        on_trial = any(sent.errand != "pack" for sent in self._out.values())
-        return -inf if on_trial else self._trials.due_at()
+    def _exclusive_from(self) -> float:
+        on_trial = any(flight.purpose != "pack" for flight in self._out.values())
+        return -inf if on_trial else self._quarantine.due_at()
 
-    def _traffic(self) -> Iterator[Request]:
-        while self._waiting and self._flying() < self._policy.in_flight:
-            yield self._send(Sent("pack", self._gather()))
+    def _fill_packs(self) -> Iterator[Request]:
+        while self._waiting and self._count_out() < self._policy.in_flight:
+            yield self._send(InFlight("pack", self._fill_pack()))
 
-    def _gather(self) -> Pack:
+    def _fill_pack(self) -> Pack:
         pack = [self._waiting.popleft()]
-        room = self._policy.pack_bytes - len(pack[0].image.data)
+        capacity = self._policy.pack_bytes - len(pack[0].image.data)
         while self._waiting and len(pack) < self._policy.pack:
-            room -= len(self._waiting[0].image.data)
-            if room < 0:
+            capacity -= len(self._waiting[0].image.data)
+            if capacity < 0:
                 break
             pack.append(self._waiting.popleft())
         return tuple(pack)
 
-    def _send(self, sent: Sent) -> Request:
-        witness = sent.errand == "witness"
-        images = (self._witness,) if witness else tuple(pending.image for pending in sent.pack)
+    def _send(self, flight: InFlight) -> Request:
+        canary = flight.purpose == "canary"
+        images = (self._canary,) if canary else tuple(pending.image for pending in flight.pack)
         request = Request(images)
-        self._out[request] = sent
+        self._out[request] = flight
         return request
 
     def answer(self, request: Request, answer: Answer, now: float) -> None:
-        """Take the answer to a request; to a forgotten one it only frees the place in flight."""
-        sent = self._out.pop(request, None)
-        if sent is None:
-            self._forgotten.discard(request)
-            self.tally = replace(self.tally, stale=self.tally.stale + 1)
+        """Take the answer to a request; to a void one it only frees the place in flight."""
+        flight = self._out.pop(request, None)
+        if flight is None:
+            self._void.discard(request)
+            self.stats = replace(self.stats, stale=self.stats.stale + 1)
         elif isinstance(answer, Busy):
-            self._refused(sent, answer, now)
+            self._refused(flight, answer, now)
         elif isinstance(answer, Failed):
-            self._failed(sent, answer, now)
+            self._failed(flight, answer, now)
         else:
-            self._answered(sent, answer, now)
-        self._show()
+            self._answered(flight, answer, now)
+        self._publish_stats()
 
-    def _refused(self, sent: Sent, busy: Busy, now: float) -> None:
-        self._again("busy")
-        self._pause.lengthen(busy, now)
-        if sent.errand == "pack":
-            self._waiting.extendleft(reversed(sent.pack))
+    def _refused(self, flight: InFlight, busy: Busy, now: float) -> None:
+        self._count_retry("busy")
+        self._backoff.extend(busy, now)
+        if flight.purpose == "pack":
+            self._waiting.extendleft(reversed(flight.pack))
         else:
-            self._trials.give_back(sent)
+            self._quarantine.give_back(flight)
 
-    def _failed(self, sent: Sent, failed: Failed, now: float) -> None:
-        self._again("failed" if sent.errand == "pack" else sent.errand)
-        self._pause.end()
-        if sent.errand == "witness":
-            self._trials.absolve(sent.pack, now)
-        elif failed.final and len(sent.pack) == 1:
-            sent.pack[0].note(failed)
-            self._condemn(sent.pack[0], "rejected")
-        elif sent.errand == "trial":
-            self._trials.fail(sent.pack, failed, now)
+    def _failed(self, flight: InFlight, failed: Failed, now: float) -> None:
+        self._count_retry(_FAILURES[flight.purpose])
+        self._backoff.end()
+        if flight.purpose == "canary":
+            self._quarantine.requeue(flight.pack, now)
+        elif failed.final and len(flight.pack) == 1:
+            flight.pack[0].note_failure(failed)
+            self._reject(flight.pack[0], "rejected")
+        elif flight.purpose == "trial":
+            self._quarantine.split(flight.pack, failed, now)
         else:
-            self._trials.accuse(sent.pack, now)
+            self._quarantine.quarantine(flight.pack, now)
 
-    def _answered(self, sent: Sent, outcomes: Sequence[Outcome], now: float) -> None:
-        self._pause.end()
-        if sent.errand != "witness":
-            self._settle(sent.pack, outcomes)
-        elif self._trials.convict(sent.pack, now):
-            self._condemn(sent.pack[0], "failed")
+    def _answered(self, flight: InFlight, outcomes: Sequence[Outcome], now: float) -> None:
+        self._backoff.end()
+        if flight.purpose != "canary":
+            self._settle(flight.pack, outcomes)
+        elif self._quarantine.count_failure(flight.pack, now):
+            self._reject(flight.pack[0], "failed")
 
     def _settle(self, pack: Pack, outcomes: Sequence[Outcome]) -> None:
         for pending, outcome in zip(pack, outcomes, strict=True):
-            self._lanes.settle(pending.place, outcome)
+            self._lanes.settle(pending.slot, outcome)
             if isinstance(outcome, Prediction):
-                self._witness = pending.image
+                self._canary = pending.image
 
-    def _condemn(self, pending: Pending, reason: Reason) -> None:
-        self._lanes.settle(pending.place, pending.rejection(reason))
+    def _reject(self, pending: Pending, reason: Reason) -> None:
+        self._lanes.settle(pending.slot, pending.rejection(reason))
 
-    def _again(self, why: Retry) -> None:
-        self.tally = replace(self.tally, retries=self.tally.retries + Counter((why,)))
+    def _count_retry(self, why: Retry) -> None:
+        self.stats = replace(self.stats, retries=self.stats.retries + Counter((why,)))
 
     def settled(self, now: float) -> list[Settled]:
-        """Return what is due to be committed now, elders first; not due: nothing.
+        """Return what is due to be committed now, in order; not due: nothing.
 
         Raises Stop at the limit of dead letters, before anything of that run is committed.
         """
@@ -495,43 +579,43 @@ class Relay:
 
     def _commit_at(self, now: float) -> float:
         """When what is ready is due; at once when a full window waits for nothing else."""
-        stalled = not self.room() and len(self._lanes.ready) == self._lanes.held
+        stalled = not self.capacity() and len(self._lanes.ready) == self._lanes.held
         return now if stalled else self._commits.due_at
 
     def committed(self, now: float) -> None:
         """What `settled` returned last is committed."""
         batch, seconds = self._commits.end(now)
-        self._lanes.forget(batch)
+        self._lanes.remove(batch)
         outcomes = [settled.outcome for settled in batch]
         rejected = Counter(found.reason for found in outcomes if isinstance(found, Rejection))
-        tally = self.tally
-        self.tally = replace(
-            tally,
-            predicted=tally.predicted + sum(isinstance(found, Prediction) for found in outcomes),
-            rejected=tally.rejected + rejected,
-            skipped=tally.skipped + sum(isinstance(found, Skipped) for found in outcomes),
-            commits=tally.commits + 1,
-            commit_seconds=tally.commit_seconds + seconds,
+        stats = self.stats
+        self.stats = replace(
+            stats,
+            predicted=stats.predicted + sum(isinstance(found, Prediction) for found in outcomes),
+            rejected=stats.rejected + rejected,
+            skipped=stats.skipped + sum(isinstance(found, Skipped) for found in outcomes),
+            commits=stats.commits + 1,
+            commit_seconds=stats.commit_seconds + seconds,
         )
-        self._show()
+        self._publish_stats()
 
     def reset(self) -> None:
         """All that was handed out is void and will come again: hold nothing.
 
         What is out keeps its place in flight until it is answered.
         """
-        self._forgotten.update(self._out)
+        self._void.update(self._out)
         self._out.clear()
         self._empty()
-        self.tally = replace(self.tally, rewound=self.tally.rewound + 1)
-        self._show()
+        self.stats = replace(self.stats, rewound=self.stats.rewound + 1)
+        self._publish_stats()
 
     def drain(self, deadline: float) -> None:
         """Take nothing more, commit at once, be done at the deadline; safe in a signal handler."""
         self._deadline = deadline
 
-    def room(self) -> int:
-        """How many records more there is room for."""
+    def capacity(self) -> int:
+        """How many records more can be held."""
         full = self._lanes.held_bytes >= self._policy.window_bytes
         if full or self._deadline is not None:
             return 0
@@ -545,25 +629,25 @@ class Relay:
         return now if self._lanes.ready else min(self._deadline, self._send_at(now))
 
     def _send_at(self, now: float) -> float:
-        start, trial = max(now, self._pause.until), self._alone_from()
-        if self._waiting and start < trial and self._flying() < self._policy.in_flight:
+        start, trial = max(now, self._backoff.until), self._exclusive_from()
+        if self._waiting and start < trial and self._count_out() < self._policy.in_flight:
             return start
-        return inf if self._flying() else max(start, trial)
+        return inf if self._count_out() else max(start, trial)
 
     def done(self, now: float) -> bool:
         """Drained, or out of time: whatever is still held was not committed."""
         deadline = self._deadline
         return deadline is not None and (not self._lanes.held or now >= deadline)
 
-    def _show(self) -> None:
-        self.tally = replace(
-            self.tally,
+    def _publish_stats(self) -> None:
+        self.stats = replace(
+            self.stats,
             held=self._lanes.held,
             held_bytes=self._lanes.held_bytes,
             waiting=len(self._waiting),
-            suspects=len(self._trials.suspects),
-            out=self._flying(),
+            quarantined=len(self._quarantine.quarantined),
+            out=self._count_out(),
             oldest_since=self._lanes.oldest_since(),
-            busy_since=self._pause.since,
-            busy_detail=self._pause.detail,
+            busy_since=self._backoff.since,
+            busy_detail=self._backoff.detail,
         )

@@ -236,11 +236,11 @@ def fit(image: Image.Image, model: Model) -> Image.Image:
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     scaled = colours.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    shown = Image.new(model.mode, size, model.background)
-    shown.paste(scaled, (0, 0), scaled if mode == "RGBA" else None)
+    fitted = Image.new(model.mode, size, model.background)
+    fitted.paste(scaled, (0, 0), scaled if mode == "RGBA" else None)
     canvas = Image.new(model.mode, model.size, model.background)
     corner = ((width - size[0]) // 2, (height - size[1]) // 2)
-    canvas.paste(match_background(shown, model), corner)
+    canvas.paste(match_background(fitted, model), corner)
     return canvas
 
 

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image as Pillow
 
 from connectors import codec
+from connectors.images import CANARY
+from connectors.inference import torchserve
 from connectors.records import Failed, Image, Prediction, Record, Rejection, Settled
 from tests.handler.torchserve import Answer, Request, Served, encode, multipart, write_archive
 
@@ -25,7 +27,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Served:
 
 def as_java_reads_it(images: list[Image]) -> Request:
     """The parts of the multipart body, by a parser that is neither side's."""
-    kind, body = codec.body(images)
+    kind, body = torchserve.encode_multipart(images)
     message = BytesParser().parsebytes(b"Content-Type: " + kind.encode() + b"\r\n\r\n" + body)
     parts = []
     for part in message.walk():
@@ -36,7 +38,7 @@ def as_java_reads_it(images: list[Image]) -> Request:
 
 
 def understood(answer: Answer, count: int) -> Understood:
-    return codec.answer(answer.status, json.dumps(answer.body).encode(), count)
+    return torchserve.interpret_reply(answer.status, json.dumps(answer.body).encode(), count)
 
 
 def picture(seed: int) -> Image:
@@ -80,7 +82,7 @@ def test_a_pack_that_unfolds_too_far_is_cut_and_its_images_alone_are_served(
 
 
 def test_the_built_in_witness_is_an_image_to_the_handler(served: Served) -> None:
-    (outcome,) = understood(served.one(as_java_reads_it([codec.WITNESS])), 1)  # type: ignore[misc]
+    (outcome,) = understood(served.one(as_java_reads_it([CANARY])), 1)  # type: ignore[misc]
     assert isinstance(outcome, Prediction)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,6 +18,23 @@ OURS = {
 CLOCKS = frozenset(
     {"time", "threading", "random", "logging", "datetime", "asyncio", "os", "signal"}
 )
+
+
+CORE = {
+    "connectors.codec",
+    "connectors.errors",
+    "connectors.loop",
+    "connectors.records",
+    "connectors.relay",
+}
+BROKERS = {"kafka": {"kafka"}, "pubsub": {"google", "grpc"}}
+"""Which libraries the package of a broker may import."""
+SHARED_BY_BROKERS = {
+    "connectors.records",
+    "connectors.errors",
+    "connectors.brokers.Untyped",
+    "connectors.brokers.publishing",
+}
 
 
 class Law(NamedTuple):
@@ -48,7 +66,9 @@ LAWS = [
     Law("handler/fmnist_handler.py", {"fmnist_images", "fmnist_wire"}, {"torch", "numpy"}),
     Law("connectors/records.py", set(), set(), CLOCKS),
     Law("connectors/errors.py", set(), set(), CLOCKS),
-    Law("connectors/codec.py", {"connectors.records"}, set(), CLOCKS),
+    Law("connectors/text.py", set(), set(), CLOCKS),
+    Law("connectors/images.py", {"connectors.records"}, set(), CLOCKS),
+    Law("connectors/codec.py", {"connectors.records", "connectors.text"}, set(), CLOCKS),
     Law("connectors/relay.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS),
     Law(
         "connectors/loop.py",
@@ -56,89 +76,76 @@ LAWS = [
         set(),
         CLOCKS - {"logging"},
     ),
+    Law("connectors/inference/dialect.py", {"connectors.records"}, set(), CLOCKS),
     Law(
-        "connectors/client.py", {"connectors.records", "connectors.codec"}, {"requests", "urllib3"}
+        "connectors/inference/http.py",
+        {"connectors.records", "connectors.inference.dialect"},
+        {"requests", "urllib3"},
     ),
     Law(
-        "connectors/brokers/memory.py",
-        {"connectors.records", "connectors.errors"},
+        "connectors/inference/__init__.py",
+        {"connectors.inference", "connectors.verbs"},
         set(),
-        CLOCKS - {"threading"},  # a lock: its readers may be other threads
+        CLOCKS - {"time"},
+    ),
+    Law(  # each dialect
+        "connectors/inference/*.py",
+        {"connectors.records", "connectors.inference.dialect"},
+        set(),
+        CLOCKS,
+    ),
+    Law("connectors/brokers/__init__.py", set(), set(), CLOCKS),
+    Law(
+        "connectors/brokers/publishing.py",
+        {"connectors.records", "connectors.errors", "connectors.text"},
+        set(),
+        CLOCKS,
+    ),
+    Law(  # imported with the command line, before it is known which library is there
+        "connectors/brokers/*/settings.py",
+        {"connectors.settings", "connectors.verbs"},
+        {"pydantic"},
+        CLOCKS - {"os"},  # the process id, and what a cloud's variables say
+    ),
+    *(
+        Law(
+            f"connectors/brokers/{broker}/*.py",
+            {*SHARED_BY_BROKERS, f"connectors.brokers.{broker}"},
+            libraries,
+            CLOCKS - {"time", "datetime", "logging", "os"},  # os: variables of the library
+        )
+        for broker, libraries in BROKERS.items()
     ),
     Law(
-        "connectors/brokers/delivery.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS
-    ),
-    Law(
-        "connectors/brokers/kafka.py",
-        {
-            "connectors.records",
-            "connectors.errors",
-            "connectors.settings",  # the type of them
-            "connectors.brokers.delivery",
-            "connectors.brokers.kafka_clients",
-            "connectors.brokers.kafka_outcomes",
-        },
-        {"kafka"},
-    ),
-    Law(
-        "connectors/brokers/kafka_clients.py",
-        {"connectors.errors", "connectors.settings"},
-        {"kafka"},
-        CLOCKS - {"socket"},  # whether anybody listens
-    ),
-    Law(
-        "connectors/brokers/kafka_outcomes.py",
-        {
-            "connectors.settings",
-            "connectors.brokers.delivery",
-            "connectors.brokers.kafka_clients",
-        },
-        {"kafka"},
-        CLOCKS - {"time"},  # how long the ends are read
-    ),
-    Law("connectors/brokers/pubsub_stream.py", set(), {"google"}, CLOCKS - {"time"}),
-    Law(
-        "connectors/brokers/pubsub.py",
-        {
-            "connectors.records",
-            "connectors.errors",
-            "connectors.settings",
-            "connectors.brokers.delivery",
-            "connectors.brokers.pubsub_stream",
-        },
-        {"google", "grpc"},
-        CLOCKS - {"time", "datetime", "logging", "os"},  # os: which emulator the library follows
-    ),
-    Law(
-        "connectors/brokers/kafka_operations.py",
-        {
-            "connectors.records",
-            "connectors.errors",
-            "connectors.settings",
-            "connectors.brokers.kafka",
-            "connectors.brokers.kafka_clients",
-            "connectors.brokers.delivery",
-        },
-        {"kafka"},
-        CLOCKS - {"time"},  # how long a new cluster is waited for
-    ),
-    Law(
-        "connectors/brokers/pubsub_operations.py",
-        {
-            "connectors.records",
-            "connectors.errors",
-            "connectors.settings",
-            "connectors.brokers.pubsub",
-            "connectors.brokers.delivery",
-        },
-        {"google"},
-        CLOCKS - {"time", "os"},  # the broker's clock; which emulator the library follows
-    ),
-    Law(
-        "connectors/deadletters.py",
-        {"connectors.records", "connectors.errors", "connectors.settings"},
+        "connectors/commands/dlq.py",
+        {"connectors.records", "connectors.errors", "connectors.text", "connectors.verbs"},
         set(),
         CLOCKS - {"logging", "datetime"},  # a letter's time is shown, the present one is not known
+    ),
+    Law(
+        "connectors/commands/doctor.py",
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.images",
+            "connectors.inference",
+            "connectors.command_line",  # the type of what is printed
+            "connectors.verbs",
+        },
+        set(),
+        CLOCKS - {"time"},  # how long an answer took
+    ),
+    Law(
+        "connectors/commands/*.py",
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.images",
+            "connectors.text",
+            "connectors.verbs",
+        },
+        {"rich"},
+        CLOCKS - {"time", "os"},
     ),
     Law(
         "connectors/metrics.py",
@@ -146,21 +153,73 @@ LAWS = [
         {"prometheus_client"},
         CLOCKS - {"threading"},  # the server's
     ),
+    Law("connectors/logs.py", set(), set(), CLOCKS - {"logging"}),
     Law(
-        "connectors/doctor.py",
+        "connectors/status.py",
+        {"connectors.relay", "connectors.verbs"},
+        set(),
+        CLOCKS - {"logging"},
+    ),
+    Law("connectors/watchdog.py", {"connectors.errors", "connectors.status"}, set()),
+    Law("connectors/settings.py", {"connectors.errors"}, {"pydantic", "pydantic_settings"}, CLOCKS),
+    Law("connectors/verbs.py", {"connectors.settings"}, {"pydantic"}, CLOCKS),
+    Law(
+        "connectors/registry.py",
         {
+            *(f"connectors.brokers.{broker}.settings" for broker in BROKERS),
+            "connectors.brokers.publishing",  # these three: types
+            "connectors.commands.dlq",
             "connectors.records",
             "connectors.errors",
             "connectors.settings",
-            "connectors.codec",
-            "connectors.client",
         },
         set(),
-        CLOCKS - {"time"},  # how long an answer took
+        CLOCKS,
     ),
-    Law("connectors/settings.py", {"connectors.errors"}, {"pydantic", "pydantic_settings"}),
-    Law("connectors/*.py", {"connectors"}, {"requests", "rich", "PIL", "tqdm", "pydantic"}),
-    Law("connectors/brokers/*.py", {"connectors.records", "connectors.errors"}, set()),
+    Law(
+        "connectors/command_line.py",
+        {"connectors.errors", "connectors.registry", "connectors.settings"},
+        {"pydantic", "pydantic_settings"},
+        CLOCKS - {"os", "logging"},
+    ),
+    Law(
+        "connectors/daemon.py",
+        {
+            *CORE,
+            "connectors.commands.doctor",
+            "connectors.images",
+            "connectors.inference",
+            "connectors.logs",
+            "connectors.metrics",
+            "connectors.status",
+            "connectors.verbs",
+            "connectors.watchdog",
+        },
+        set(),
+    ),
+    Law(  # knows no broker but by the registry
+        "connectors/__main__.py",
+        {
+            "connectors.__version__",
+            "connectors.codec",
+            "connectors.command_line",
+            "connectors.commands",
+            "connectors.daemon",
+            "connectors.errors",
+            "connectors.logs",
+            "connectors.registry",
+            "connectors.verbs",
+        },
+        set(),
+    ),
+    Law("connectors/__init__.py", set(), set(), CLOCKS),
+    Law(
+        "tests/brokers/memory.py",
+        {"connectors.records", "connectors.errors"},
+        set(),
+        CLOCKS - {"threading"},  # a lock: its readers may be other threads
+    ),
+    Law("connectors/commands/__init__.py", set(), set(), CLOCKS),
 ]
 
 
@@ -173,13 +232,13 @@ def imported(source: str, path: str) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
-            names |= absolute([*base, *filter(None, [node.module])], node.names)
+            names |= absolute([*base, *(node.module or "").split(".")], node.names)
     return names
 
 
 def absolute(parts: list[str], aliases: list[ast.alias]) -> set[str]:
     """Return what `from <parts> import <aliases>` imports: the module, or modules in it."""
-    module = ".".join(parts)
+    module = ".".join(filter(None, parts))
     if (ROOT / Path(*parts)).is_dir():  # `from connectors import relay` imports a module
         return {f"{module}.{alias.name}" for alias in aliases}
     return {module}
@@ -201,7 +260,7 @@ FILES = [
     str(file.relative_to(ROOT))
     for room in ("training", "handler", "connectors")
     for file in sorted((ROOT / room).rglob("*.py"))
-]
+] + ["tests/brokers/memory.py"]
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -214,22 +273,30 @@ def test_a_room_imports_what_it_may_know(path: str) -> None:
     [
         ("connectors/relay.py", "import time"),
         ("connectors/relay.py", "from random import uniform"),
-        ("connectors/relay.py", "from .client import HttpClient"),
+        ("connectors/relay.py", "from .inference.http import HttpClient"),
         ("connectors/records.py", "from .errors import Stop"),
         ("connectors/codec.py", "import torch"),
-        ("connectors/clients.py", "import kafka"),
-        ("connectors/brokers/memory.py", "from connectors import loop"),
-        ("connectors/relay.py", "from .metrics import Metered"),
+        ("connectors/commands/listen.py", "import kafka"),
+        ("tests/brokers/memory.py", "from connectors import loop"),
+        ("connectors/commands/send.py", "from ..brokers.kafka.clients import open_client"),
+        ("connectors/__main__.py", "from .brokers.kafka.broker import KafkaBroker"),
+        ("connectors/settings.py", "from .brokers.kafka.settings import KafkaSettings"),
+        ("connectors/registry.py", "import kafka"),
+        ("connectors/inference/torchserve.py", "import requests"),
+        ("connectors/inference/torchserve.py", "import time"),
+        ("connectors/inference/http.py", "from .torchserve import TorchServe"),
+        ("connectors/brokers/kafka/settings.py", "import kafka"),
+        ("connectors/relay.py", "from .metrics import InstrumentedBroker"),
         ("connectors/loop.py", "import prometheus_client"),
-        ("connectors/metrics.py", "from .brokers.kafka import KafkaBroker"),
+        ("connectors/metrics.py", "from .brokers.kafka.broker import KafkaBroker"),
         ("connectors/metrics.py", "import time"),
-        ("connectors/deadletters.py", "import kafka"),
-        ("connectors/deadletters.py", "from .relay import Relay"),
-        ("connectors/doctor.py", "from .brokers import kafka_operations"),
-        ("connectors/brokers/kafka.py", "from ..relay import Relay"),
-        ("connectors/brokers/kafka.py", "from google.cloud import pubsub_v1"),
-        ("connectors/brokers/pubsub.py", "import asyncio"),
-        ("connectors/brokers/pubsub.py", "from .kafka import KafkaBroker"),
+        ("connectors/commands/dlq.py", "import kafka"),
+        ("connectors/commands/dlq.py", "from ..relay import Relay"),
+        ("connectors/commands/doctor.py", "from ..brokers.kafka import admin"),
+        ("connectors/brokers/kafka/broker.py", "from ...relay import Relay"),
+        ("connectors/brokers/kafka/broker.py", "from google.cloud import pubsub_v1"),
+        ("connectors/brokers/pubsub/broker.py", "import asyncio"),
+        ("connectors/brokers/pubsub/broker.py", "from ..kafka.broker import KafkaBroker"),
         ("handler/fmnist_handler.py", "import training"),
         ("handler/fmnist_handler.py", "from ts.context import Context"),
         ("handler/fmnist_images.py", "import fmnist_wire"),
@@ -253,3 +320,27 @@ def test_the_core_of_the_handler_can_leave_torchserve() -> None:
         for name in imported(file.read_text(), f"handler/{file.name}")
     }
     assert not {name for name in names if name == "ts" or name.startswith("ts.")}
+
+
+def module_of(path: str) -> str:
+    """Return the name by which the file at `path` is imported."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts).removeprefix("handler.")
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    paths = [
+        str(file.relative_to(ROOT))
+        for room in ("training", "handler", "connectors", "tools", "tests/chaos", "tests/bench")
+        for file in sorted((ROOT / room).rglob("*.py"))
+    ]
+    modules = {module_of(path) for path in paths}
+    graph = {
+        module_of(path): imported((ROOT / path).read_text(), path) & modules - {module_of(path)}
+        for path in paths
+    }
+    assert len(graph) > 100
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"an import circle: {' -> '.join(error.args[1])}")

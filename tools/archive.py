@@ -1,6 +1,6 @@
 """Packing of the exported model and the handler as fmnist.mar: `python -m tools.archive`.
 
-Exports the run of `runs/latest`, unless told another one; trains first when there is no run yet.
+Exports the run of `runs/latest`, unless another is named; trains first when there is no run yet.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HANDLER = ROOT / "handler" / "fmnist_handler.py"
 
 
-def training(*arguments: str) -> None:
+def run_training(*arguments: str) -> None:
     """Run one verb of the training package; raises CalledProcessError."""
     subprocess.run([sys.executable, "-m", "training", *arguments], cwd=ROOT, check=True)
 
@@ -26,9 +26,9 @@ def export(run: str, name: str) -> Path:
     """Return the folder with the files of a run, exported now for a model of this name."""
     if run == "latest" and not (ROOT / "runs" / "latest").exists():
         print("archive: no trained model yet: training one, 3 minutes", flush=True)
-        training("train", "--budget", "3m")
+        run_training("train", "--budget", "3m")
     folder = ROOT / "build" / "archive"
-    training("export", "--run", run, "--name", name, "--output", str(folder))
+    run_training("export", "--run", run, "--name", name, "--output", str(folder))
     return folder
 
 

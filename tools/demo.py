@@ -18,17 +18,23 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-from tqdm import tqdm
+from rich.console import Console
+from rich.progress import Progress
 
-from tools.exported import classes, first_images, first_labels
-from tools.site import BROKERS, ONCE, Site, started
-from tools.stack import ROOT, Process, StackError, TorchServe
+from tools.connector import (
+    BROKERS,
+    EXACTLY_ONCE,
+    ConnectorCommand,
+    start_broker,
+    wait_for_daemon,
+)
+from tools.servers.process import ROOT, StackError
+from tools.servers.torchserve import TorchServe
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator, Iterator, Sequence
 
-PATIENCE = 60.0  # seconds without a result after which the demo gives up
+IDLE_TIMEOUT_S = 60.0  # without a result, after which the demo gives up
 
 
 class Received(NamedTuple):
@@ -44,49 +50,36 @@ def say(text: str) -> None:
     print(f"demo: {text}", flush=True)
 
 
-def daemon(site: Site, server: TorchServe, log: Path) -> Process:
-    """Return the connector between the two, not started yet; SIGTERM drains it."""
-    return site.process("run", "--url", server.url, log=log)
-
-
-def await_relaying(relay: Process, timeout: float = 60.0) -> None:
-    """Return when the connector has joined its group; raises StackError when it does not."""
-    deadline = time.monotonic() + timeout
-    while "Relaying" not in relay.tail():
-        if not relay.alive() or time.monotonic() > deadline:
-            raise StackError(f"the connector does not relay; its last words:\n{relay.tail()}")
-        time.sleep(0.1)
-
-
-def lines(site: Site, verb: str, *flags: str) -> Generator[dict[str, Any]]:
-    """Yield what one verb says, which is JSON, as it comes."""
+def run_verb(command: ConnectorCommand, verb: str, *flags: str) -> Generator[dict[str, Any]]:
+    """Yield what one verb prints, a JSON object for each line, as it comes."""
     with subprocess.Popen(
-        site.command(verb, "--json", *flags),
+        command.argv(verb, "--json", *flags),
         cwd=ROOT,
-        env=site.environment,
+        env=command.environment,
         stdout=subprocess.PIPE,
         text=True,
-    ) as said:
-        assert said.stdout is not None  # noqa: S101 - Popen was asked for it
+    ) as process:
+        assert process.stdout is not None  # noqa: S101 - Popen was asked for it
         try:
-            yield from map(json.loads, said.stdout)
+            yield from map(json.loads, process.stdout)
         finally:
-            said.terminate()  # whoever has enough does not wait for more
+            process.terminate()  # whoever has enough does not wait for more
 
 
-def exchange(site: Site, count: int, log: Path) -> Iterator[Received]:
-    """Send `count` test images, and yield what comes back, until all did or PATIENCE is over."""
+def exchange(command: ConnectorCommand, count: int, log: Path) -> Iterator[Received]:
+    """Send `count` test images; yield what comes back, until all did or nothing more comes."""
     data = ["--data", os.environ.get("DATA_DIR", "data")]
     flags = ["--test-set", "--limit", str(count), *data]
-    sender = site.process("send", *flags, log=log).start()
-    results = lines(site, "listen", "--from-beginning", "--idle-timeout", str(PATIENCE))
+    sender = command.process("send", *flags, log=log).start()
+    results = run_verb(command, "listen", "--from-beginning", "--idle-timeout", str(IDLE_TIMEOUT_S))
     left = set(range(count))
     try:
-        with tqdm(total=count, unit="img") as bar:
+        with Progress(console=Console(stderr=True)) as bar:
+            task = bar.add_task("Images", total=count)
             for line in results:
                 found = Received(line["result"], int(line["headers"]["index"]), time.time())
                 left.discard(found.image)
-                bar.update(count - len(left) - bar.n)
+                bar.update(task, completed=count - len(left))
                 yield found
                 if not left:
                     return
@@ -95,33 +88,46 @@ def exchange(site: Site, count: int, log: Path) -> Iterator[Received]:
         sender.stop()
 
 
-def dead_letters(site: Site) -> int:
+def count_dead_letters(command: ConnectorCommand) -> int:
     """Return how many there are."""
-    *_, counted = lines(site, "dlq list")
+    *_, counted = run_verb(command, "dlq list")
     found: int = counted["dead_letters"]
     return found
 
 
-def figures(received: list[Received], count: int, dead: int) -> dict[str, Any]:
-    """Return what `run/demo.json` says; latencies are from the record's time to its sight."""
-    said, labels = classes(first_images(count)), first_labels(count)
+def percentile(values: Sequence[float], share: float) -> float:
+    """Return the value below which that share of them lies, interpolated; at least one value."""
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def compute_figures(received: list[Received], count: int, dead: int) -> dict[str, Any]:
+    """Return what `run/demo.json` says; a latency is from a record's time to its receipt."""
+    from tools.exported import classes, first_images, first_labels  # noqa: PLC0415 - imports torch
+
+    predicted, labels = classes(first_images(count)), first_labels(count)
     wire = {each.image: each.result["class"] for each in received}
     latency = [1000 * each.at - each.result["time"] for each in received] or [float("nan")]
     seconds = max((each.at for each in received), default=0) - min(
         (each.result["time"] / 1000 for each in received), default=0
     )
-    p50, p99 = np.percentile(latency, [50, 99])
+    p50, p99 = (percentile(latency, share) for share in (0.5, 0.99))
     return {
         "sent": count,
         "received": len(wire),
         "doubled": len(received) - len(wire),
         "accuracy": sum(wire.get(i) == label for i, label in enumerate(labels.tolist())) / count,
-        "model_accuracy": float((said == labels).mean()),
-        "same_class_as_model": sum(wire.get(i) == each for i, each in enumerate(said.tolist())),
+        "model_accuracy": float((predicted == labels).mean()),
+        "same_class_as_model": sum(
+            wire.get(i) == each for i, each in enumerate(predicted.tolist())
+        ),
         "dead_letters": dead,
         "images_per_second": round(len(received) / seconds, 1) if seconds else 0.0,
-        "p50_ms": round(float(p50), 1),
-        "p99_ms": round(float(p99), 1),
+        "p50_ms": round(p50, 1),
+        "p99_ms": round(p99, 1),
     }
 
 
@@ -129,19 +135,19 @@ def run(broker: str, count: int, folder: Path) -> dict[str, Any]:
     """Do the main job once; raises StackError when a server does not start."""
     with ExitStack() as stack:
         say(f"starting {broker} …")
-        site = stack.enter_context(started(broker, prefix=f"demo-{os.getpid()}-"))
+        command = stack.enter_context(start_broker(broker, prefix=f"demo-{os.getpid()}-"))
         say("starting TorchServe with model_store/fmnist.mar …")
         server = stack.enter_context(TorchServe())
         say("starting the connector …")
-        relay = daemon(site, server, folder / "connector.log").start()
-        stack.callback(relay.stop, timeout=30)
-        await_relaying(relay)
+        daemon = command.daemon(server.url, folder / "connector.log").start()
+        stack.callback(daemon.stop, timeout=30)
+        wait_for_daemon(daemon)
         say(f"sending {count} test images …")
-        received = list(exchange(site, count, folder / "send.log"))
-        return figures(received, count, dead_letters(site))
+        received = list(exchange(command, count, folder / "send.log"))
+        return compute_figures(received, count, count_dead_letters(command))
 
 
-def report(found: dict[str, Any]) -> None:
+def print_report(found: dict[str, Any]) -> None:
     """Print the figures for people."""
     wire, model = found["accuracy"], found["model_accuracy"]
     say(f"sent {found['sent']}, received {found['received']}, dead letters {found['dead_letters']}")
@@ -152,11 +158,11 @@ def report(found: dict[str, Any]) -> None:
     say(f"latency, sending included: p50 {found['p50_ms']} ms, p99 {found['p99_ms']} ms")
 
 
-def right(found: dict[str, Any], broker: str) -> bool:
+def is_right(found: dict[str, Any], broker: str) -> bool:
     """Say whether all came back with the model's own classes, and as often as is promised."""
     wanted = found["sent"]
     got = {found["received"], found["same_class_as_model"]}
-    doubled = broker in ONCE and found["doubled"]
+    doubled = broker in EXACTLY_ONCE and found["doubled"]
     return got == {wanted} and not found["dead_letters"] and not doubled
 
 
@@ -177,13 +183,13 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             say("stopped; nothing is left running")
             return 130
-        if not right(found, asked.broker):
+        if not is_right(found, asked.broker):
             for log in sorted(Path(scratch).glob("*.log")):
-                say(f"the last words of {log.stem}:\n{log.read_text()}")
+                say(f"the log of {log.stem}:\n{log.read_text()}")
     asked.output.parent.mkdir(parents=True, exist_ok=True)
     asked.output.write_text(json.dumps(found, indent=2) + "\n")
-    report(found)
-    return 0 if right(found, asked.broker) else 1
+    print_report(found)
+    return 0 if is_right(found, asked.broker) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Classes by the archive's model without a server in between, to compare those of the wire with."""
+"""The archive's model without a server, and the test images: what predictions are compared with."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from tools.stack import ARCHIVE, ROOT
+from tools.servers.process import ROOT
+from tools.servers.torchserve import ARCHIVE
 
 RAW = Path(os.environ.get("DATA_DIR", ROOT / "data")) / "FashionMNIST" / "raw"
 
@@ -33,6 +33,8 @@ def first_labels(count: int) -> Bytes:
 
 def classes(images: Bytes, archive: Path = ARCHIVE) -> NDArray[np.int64]:
     """Return the likeliest class of each grey image, int64 [count]; by TorchScript alone."""
+    import torch  # noqa: PLC0415 - takes seconds, and the images alone do not need it
+
     with zipfile.ZipFile(archive) as opened:
         model = io.BytesIO(opened.read("model.pt"))
     with warnings.catch_warnings():

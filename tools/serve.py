@@ -6,26 +6,29 @@ when the model really predicts, and ends with Ctrl-C.
 
 from __future__ import annotations
 
+import argparse
 import signal
 import sys
 
-from tools.stack import PORTS, ROOT, StackError, TorchServe, properties
+from tools.servers.process import ROOT, StackError
+from tools.servers.torchserve import PORTS, TorchServe, read_properties
 
 
-def shipped() -> TorchServe:
+def configured_server() -> TorchServe:
     """Return the server with the addresses of config.properties, writing below run/."""
-    settings = properties(ROOT / "config.properties")
+    settings = read_properties(ROOT / "config.properties")
     folder = ROOT / "run" / "torchserve"
     folder.mkdir(parents=True, exist_ok=True)
     return TorchServe(folder=folder, overrides={key: settings[key] for key in PORTS})
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     """Serve until somebody ends it; return the exit code."""
+    argparse.ArgumentParser(prog="python -m tools.serve", description=__doc__).parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     try:
         print("serve: starting TorchServe …", flush=True)
-        with shipped() as server:
+        with configured_server() as server:
             print(f"serve: ready; try: curl -T tests/data/ankle-boot.png {server.url}", flush=True)
             print(f"serve: its log is {server.process.log.relative_to(ROOT)}; Ctrl-C ends it")
             code = server.process.child.wait()

@@ -1,7 +1,9 @@
 """A broker, TorchServe and the connector in the background: `python -m tools.up start|stop|status`.
 
-For those who want to play: on the usual ports, below run/, until they are stopped. Kafka's topics
-and what is in them survive a stop; `rm -r run` forgets them. The emulator of Pub/Sub keeps nothing.
+They listen on the usual ports and write below run/, until they are stopped. Kafka's topics and what
+is in them survive a stop; `rm -r run` removes them. The emulator of Pub/Sub keeps nothing.
+
+Only `start` imports what the servers need: `status` and `stop` read the state file.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from tools.demo import await_relaying, daemon
-from tools.serve import shipped
-from tools.site import BROKERS, Site, on_kafka, on_pubsub
-from tools.stack import ROOT, Process, StackError, end_session
-from tools.stack_kafka import Kafka
-from tools.stack_pubsub import Emulator
+from tools.connector import (
+    BROKERS,
+    ConnectorCommand,
+    prepare_kafka,
+    prepare_pubsub,
+    wait_for_daemon,
+)
+from tools.servers.process import ROOT, Process, StackError, end_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +34,7 @@ RUN = ROOT / "run"
 STATE = RUN / "up.json"
 KAFKA_PORTS = (9093, 9092, 9094)
 PUBSUB_PORT = 8085
-PATIENCE = 35.0  # seconds for one of them to end; the connector drains for 25 at most
+STOP_TIMEOUT_S = 35.0  # for one of them; the connector drains for 25 s at most
 
 
 def say(text: str) -> None:
@@ -38,8 +42,8 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def noted(process: Process, address: str) -> dict[str, Any]:
-    """Return what the state file keeps of a server: enough to know it again."""
+def describe_process(process: Process, address: str) -> dict[str, Any]:
+    """Return what the state file keeps of a server: enough to recognise it."""
     pid = process.child.pid
     log = str(process.log.relative_to(ROOT))
     return {"pid": pid, "born": psutil.Process(pid).create_time(), "address": address, "log": log}
@@ -55,7 +59,7 @@ def alive(server: dict[str, Any]) -> bool:
         return False
 
 
-def known() -> dict[str, dict[str, Any]]:
+def read_state() -> dict[str, dict[str, Any]]:
     """Return the servers that were started, in that order."""
     found: dict[str, dict[str, Any]] = json.loads(STATE.read_text()) if STATE.exists() else {}
     return found
@@ -63,52 +67,58 @@ def known() -> dict[str, dict[str, Any]]:
 
 def start(broker: str) -> int:
     """Start what is not there; all of it or nothing."""
-    if known():
+    if read_state():
         say("up: something was started before; `make status` shows it, `make down` ends it")
         return status()
     RUN.mkdir(exist_ok=True)
     with ExitStack() as undo:
-        servers, site = launch(broker, undo)
+        servers, command = launch(broker, undo)
         STATE.write_text(json.dumps(servers, indent=2) + "\n")
         undo.pop_all()
-    say(f"up: send some:     {site.example('send', '--test-set', '--limit', '1000')}")
-    say(f"up: watch them:    {site.example('listen', '--from-beginning')}")
+    say(f"up: send some:     {command.example('send', '--test-set', '--limit', '1000')}")
+    say(f"up: watch them:    {command.example('listen', '--from-beginning')}")
     return status()
 
 
-def launch(broker: str, undo: ExitStack) -> tuple[dict[str, dict[str, Any]], Site]:
-    """Start the three; return their notes, and how the broker is reached."""
+def launch(broker: str, undo: ExitStack) -> tuple[dict[str, dict[str, Any]], ConnectorCommand]:
+    """Start the three; return their descriptions, and the connectors' commands."""
+    from tools.serve import configured_server  # noqa: PLC0415 - only `start` needs it
+
     say(f"up: starting {broker} …")
-    note, site = launch_broker(broker, undo)
+    description, command = launch_broker(broker, undo)
     say("up: starting TorchServe …")
-    server = undo.enter_context(shipped())
+    server = undo.enter_context(configured_server())
     say("up: starting the connector …")
-    relay = daemon(site, server, RUN / "connector.log").start()
-    undo.callback(relay.stop)
-    await_relaying(relay)
+    daemon = command.daemon(server.url, RUN / "connector.log").start()
+    undo.callback(daemon.stop)
+    wait_for_daemon(daemon)
     servers = {
-        broker: note,
-        "torchserve": noted(server.process, server.url),
-        "connector": noted(relay, f"{site.images} → {site.predictions}"),
+        broker: description,
+        "torchserve": describe_process(server.process, server.url),
+        "connector": describe_process(daemon, f"{command.images} → {command.predictions}"),
     }
-    return servers, site
+    return servers, command
 
 
-def launch_broker(broker: str, undo: ExitStack) -> tuple[dict[str, Any], Site]:
+def launch_broker(broker: str, undo: ExitStack) -> tuple[dict[str, Any], ConnectorCommand]:
     """Start one of BROKERS on its usual port."""
     if broker == "pubsub":
+        from tools.servers.pubsub import Emulator  # noqa: PLC0415 - the library, only when needed
+
         emulator = undo.enter_context(Emulator(RUN / "pubsub", PUBSUB_PORT))
-        return noted(emulator.process, emulator.host), on_pubsub(emulator)
+        return describe_process(emulator.process, emulator.host), prepare_pubsub(emulator)
+    from tools.servers.kafka import Kafka  # noqa: PLC0415 - the library, only when needed
+
     kafka = undo.enter_context(Kafka(RUN / "kafka", ports=KAFKA_PORTS))
-    return noted(kafka.process, kafka.bootstrap_servers), on_kafka(kafka)
+    return describe_process(kafka.process, kafka.bootstrap_servers), prepare_kafka(kafka)
 
 
 def stop() -> int:
     """End what was started, the last one first."""
-    for name, server in reversed(known().items()):
+    for name, server in reversed(read_state().items()):
         if alive(server):
             say(f"down: {name}")
-            end_session(server["pid"], PATIENCE)
+            end_session(server["pid"], STOP_TIMEOUT_S)
     STATE.unlink(missing_ok=True)
     say("down: nothing is left running")
     return 0
@@ -116,13 +126,13 @@ def stop() -> int:
 
 def status() -> int:
     """Show what runs; the exit code is 1 when something that was started does not."""
-    if not known():
+    if not read_state():
         say("status: nothing was started; `make up` does")
         return 1
-    for name, server in known().items():
+    for name, server in read_state().items():
         state = "runs" if alive(server) else "ENDED"
         say(f"{name:<10} {state} as {server['pid']} at {server['address']}; log {server['log']}")
-    return 0 if all(map(alive, known().values())) else 1
+    return 0 if all(map(alive, read_state().values())) else 1
 
 
 def main(argv: list[str] | None = None) -> int:

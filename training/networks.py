@@ -28,7 +28,7 @@ class Block(nn.Sequential):
         )
 
 
-class Stage(nn.Module):
+class ResidualStage(nn.Module):
     """[N, inputs, H, W] -> [N, outputs, H // 2, W // 2]; two convolutions only add to a third.
 
     The shortcut is that of ResNet (arXiv 1512.03385); it goes around what follows the pooling.
@@ -86,7 +86,11 @@ def residual(first: int, second: int, third: int) -> Network:
 
     def build(channels: int, classes: int) -> nn.Module:
         stem = _make_normalised(_make_convolution(channels, first // 2))
-        stages = Stage(first // 2, first), Stage(first, second), Stage(second, third)
+        stages = (
+            ResidualStage(first // 2, first),
+            ResidualStage(first, second),
+            ResidualStage(second, third),
+        )
         return Pooled(nn.Sequential(*stem, *stages), third, classes)
 
     return build

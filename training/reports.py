@@ -96,8 +96,8 @@ def draw_mistakes(
     for axes in grid:
         axes.set_axis_off()
     for axes, at in zip(grid, worst.tolist(), strict=False):
-        shown = images.images[at].permute(1, 2, 0).squeeze(2)
-        axes.imshow(shown.numpy(), cmap="gray", vmin=0, vmax=255)
+        pixels = images.images[at].permute(1, 2, 0).squeeze(2)
+        axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255)
         label, taken = names[int(images.labels[at])], names[int(found[at])]
         axes.set_title(f"{label}\ntaken for {taken}, {100 * confidence[at]:.0f} %", fontsize=8)
     _save(figure, path)

@@ -141,8 +141,8 @@ def _load_idx(folder: Path, part: Part) -> ImageSet | None:
     if part == "test" and files == [None, None]:
         return None
     images, labels = (read_idx(_require_file(file, folder, part)) for file in files)
-    listed = folder / "classes.txt"
-    names = tuple(listed.read_text("utf-8").split("\n")) if listed.exists() else ()
+    class_file = folder / "classes.txt"
+    names = tuple(class_file.read_text("utf-8").split("\n")) if class_file.exists() else ()
     return ImageSet(
         images.unsqueeze(1) if images.ndim == 3 else images,  # noqa: PLR2004 - N, H, W
         labels.to(torch.int64),

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal, Protocol
 
 import pytest
 
-from connectors.deadletters import source
+from connectors.commands.dlq import find_source
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import (
     Broker,
@@ -101,7 +101,7 @@ class Harness(Protocol):
         start: Literal["earliest", "latest"] = "earliest",
         delivery: Literal["exactly-once", "at-least-once"] = "exactly-once",
     ) -> Broker:
-        """Start the daemon's face of the broker, fencing an elder one with the same `instance`.
+        """Start the daemon's face of the broker, fencing an earlier one with the same `instance`.
 
         Where there is but one promise, or no group, those arguments mean nothing.
         It need not have joined its group yet: `poll` does that, and may return nothing meanwhile.
@@ -254,8 +254,8 @@ def by_lane(records: Sequence[Record]) -> list[list[Record]]:
     return list(lanes.values())
 
 
-def as_record(letter: Published) -> Record:
-    return Record("", letter.value, letter.key, letter.headers, 0, None, None)
+def as_record(dead_letter: Published) -> Record:
+    return Record("", dead_letter.value, dead_letter.key, dead_letter.headers, 0, None, None)
 
 
 def poll_until_rewound(harness: Harness, broker: Broker, others: Sequence[Broker]) -> list[Record]:
@@ -315,8 +315,8 @@ class Conformance:
         broker = harness.open(topics, encode)
         (record,) = take(harness, broker, 1)
         broker.commit([rejected(record)])
-        (letter,) = harness.read_committed(topics.dead)
-        assert (record.value, letter.value, letter.key) == (b"", b"", b"k")
+        (dead_letter,) = harness.read_committed(topics.dead)
+        assert (record.value, dead_letter.value, dead_letter.key) == (b"", b"", b"k")
 
     def test_a_lane_comes_in_order_and_its_results_do(self, harness: Harness) -> None:
         topics = harness.topics(partitions=2)
@@ -367,11 +367,11 @@ class Conformance:
         topics = harness.topics(partitions=4)
         for partition in range(4):
             harness.produce(topics.input, b"%d" % partition, partition=partition)
-        elder = harness.open(topics, encode)
-        taken = take(harness, elder, 4)
+        earlier = harness.open(topics, encode)
+        taken = take(harness, earlier, 4)
         first, second, third, last = sorted(taken, key=lambda record: record.value or b"")
-        elder.commit([*predicted([first]), rejected(second), Settled(third, Skipped())])
-        elder.close()
+        earlier.commit([*predicted([first]), rejected(second), Settled(third, Skipped())])
+        earlier.close()
         assert sources(harness.read_committed(topics.output)) == [first.id]
         assert values(harness.read_committed(topics.dead)) == [b"1"]
         younger = harness.open(topics, encode, instance="two")
@@ -445,12 +445,12 @@ class Conformance:
         broker = harness.open(topics, encode)
         (bad,) = take(harness, broker, 1)
         broker.commit([rejected(bad, "no image at äll")])
-        (letter,) = harness.read_committed(topics.dead)
-        headers = dict(letter.headers)
-        assert (letter.key, letter.value, headers["a"]) == (b"k", b"\x00bad", b"1")
+        (dead_letter,) = harness.read_committed(topics.dead)
+        headers = dict(dead_letter.headers)
+        assert (dead_letter.key, dead_letter.value, headers["a"]) == (b"k", b"\x00bad", b"1")
         assert headers["connector.reason"] == b"not_an_image"
         assert headers["__connect.errors.exception.message"] == "no image at äll".encode()
-        assert source(as_record(letter)) == bad.id
+        assert find_source(as_record(dead_letter)) == bad.id
 
     def test_the_origin_of_a_dead_letter_is_replaced_not_stacked(self, harness: Harness) -> None:
         topics = harness.topics(partitions=1)
@@ -459,10 +459,10 @@ class Conformance:
         broker = harness.open(topics, encode)
         (record,) = take(harness, broker, 1)
         broker.commit([rejected(record)])
-        (letter,) = harness.read_committed(topics.dead)
-        names = [name for name, _ in letter.headers]
+        (dead_letter,) = harness.read_committed(topics.dead)
+        names = [name for name, _ in dead_letter.headers]
         assert sorted(names) == sorted(set(names))
-        assert source(as_record(letter)) == record.id
+        assert find_source(as_record(dead_letter)) == record.id
 
     def test_a_large_dead_letter_arrives_whole(self, harness: Harness) -> None:
         topics = harness.topics(partitions=1)
@@ -639,13 +639,13 @@ class Transactions:
     ) -> None:
         topics = harness.topics(partitions=1)
         harness.produce(topics.input, b"x")
-        elder = harness.open(topics, encode, instance="the same")
-        held = take(harness, elder, 1)
+        earlier = harness.open(topics, encode, instance="the same")
+        held = take(harness, earlier, 1)
         younger = harness.open(topics, encode, instance="the same")
         younger.poll(0, 0.1)
         with pytest.raises(Stop) as stop:
-            elder.commit(predicted(held))
-        elder.close()
+            earlier.commit(predicted(held))
+        earlier.close()
         assert stop.value.code is Exit.FENCED
         assert harness.read_committed(topics.output) == []
         younger.commit(predicted(take(harness, younger, 1)))
@@ -709,10 +709,10 @@ class Partitions:
         broker = harness.open(topics, encode)
         first, bad = take(harness, broker, 2)
         broker.commit([*predicted([first]), rejected(bad, "no image at äll")])
-        (letter,) = harness.read_committed(topics.dead)
-        assert (letter.partition, letter.key, letter.value) == (1, b"k", b"\x00bad")
-        assert letter.headers[0] == ("a", b"1")
-        assert set(letter.headers[1:]) == {
+        (dead_letter,) = harness.read_committed(topics.dead)
+        assert (dead_letter.partition, dead_letter.key, dead_letter.value) == (1, b"k", b"\x00bad")
+        assert dead_letter.headers[0] == ("a", b"1")
+        assert set(dead_letter.headers[1:]) == {
             ("connector.reason", b"not_an_image"),
             ("__connect.errors.topic", topics.input.encode()),
             ("__connect.errors.partition", b"1"),
@@ -798,9 +798,9 @@ class Groups:
         topics = harness.topics(partitions=1)
         for value in (b"1", b"2", b"3"):
             harness.produce(topics.input, value)
-        elder = harness.open(topics, encode)
-        elder.commit(predicted(take(harness, elder, 2)))
-        elder.close()
+        earlier = harness.open(topics, encode)
+        earlier.commit(predicted(take(harness, earlier, 2)))
+        earlier.close()
         younger = harness.open(topics, encode, instance="two", start="latest")
         assert values(take(harness, younger, 1)) == [b"3"]
 

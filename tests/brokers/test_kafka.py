@@ -29,17 +29,14 @@ from kafka.protocol.consumer import SyncGroupRequest
 from kafka.protocol.producer import EndTxnRequest, ProduceRequest
 from kafka.record.memory_records import MemoryRecordsBuilder
 
-from connectors.brokers.kafka import KafkaBroker, open_publisher, open_reader
-from connectors.brokers.kafka_outcomes import SOURCE, Outcomes, Source
+from connectors.brokers.kafka.broker import KafkaBroker
+from connectors.brokers.kafka.endpoints import TopicPublisher, TopicReader
+from connectors.brokers.kafka.published_offsets import SOURCE, PublishedOffsets, SourceRecord
+from connectors.brokers.kafka.settings import KafkaSettings
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import Message, Prediction, Settled
-from connectors.settings import KafkaSettings
-from tests.conftest import missing
-from tools.stack import StackError
-from tools.stack_kafka import Kafka, create_topic
-
-from . import conformance
-from .conformance import (
+from tests.brokers import conformance
+from tests.brokers.conformance import (
     Conformance,
     Encode,
     Groups,
@@ -56,11 +53,15 @@ from .conformance import (
     take,
     values,
 )
+from tests.conftest import missing
+from tools.servers.kafka import Kafka, create_topic
+from tools.servers.process import StackError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from connectors.brokers import Untyped
     from connectors.records import Broker, Headers, Record
 
 pytestmark = [
@@ -70,7 +71,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning"),
 ]
 
-Untyped = Any  # kafka-python ships no types
 
 TIMEOUT = 30.0
 """Seconds that the slowest step may take."""
@@ -178,10 +178,10 @@ class KafkaHarness:
         return f"{topic}/{partition}/{answer.base_offset}"
 
     def leader(self, topic: str, partition: int) -> int:
-        (described,) = self.admin.describe_topics([topic])
+        (description,) = self.admin.describe_topics([topic])
         return next(
             int(one["leader_id"])
-            for one in described["partitions"]
+            for one in description["partitions"]
             if one["partition_index"] == partition
         )
 
@@ -306,11 +306,11 @@ class KafkaHarness:
         producer = producer_of(broker)
         commit = producer.commit_transaction
 
-        def watched() -> None:
+        def commit_and_watch() -> None:
             look()
             commit()
 
-        producer.commit_transaction = watched
+        producer.commit_transaction = commit_and_watch
 
     def expel(self, broker: Broker) -> None:
         member = consumer_of(broker).group_metadata()
@@ -356,9 +356,9 @@ def large(size: int) -> Encode:
     return encode
 
 
-def headers_of(letter: Published) -> dict[str, bytes | None]:
-    assert len(dict(letter.headers)) == len(letter.headers)
-    return dict(letter.headers)
+def headers_of(dead_letter: Published) -> dict[str, bytes | None]:
+    assert len(dict(dead_letter.headers)) == len(dead_letter.headers)
+    return dict(dead_letter.headers)
 
 
 def stopped(harness: KafkaHarness, topics: Topics, **more: object) -> Stop:
@@ -488,14 +488,14 @@ def test_a_record_that_the_library_cannot_read_stops_the_daemon_behind_its_elder
     kafka.produce(topics.input, b"unreadable", headers=((NotUtf8("name"), b""),))
     kafka.produce(topics.input, b"younger")
     broker = kafka.open(topics)
-    (elder,) = take(kafka, broker, 1)
+    (earlier,) = take(kafka, broker, 1)
     assert broker.poll(10, 0.5) == []
     assert broker.poll(10, 0.5) == []
-    broker.commit(predicted([elder]))
+    broker.commit(predicted([earlier]))
     with pytest.raises(Stop, match=f"{topics.input}/0/1 cannot be read .*utf-8") as stop:
         take(kafka, broker, 1)
     assert stop.value.code is Exit.GIVEN_UP
-    assert kafka.committed(topics) == {0: 1 + elder.position.offset}
+    assert kafka.committed(topics) == {0: 1 + earlier.position.offset}
 
 
 def test_a_group_that_begins_at_the_latest_has_that_in_writing(kafka: KafkaHarness) -> None:
@@ -530,10 +530,10 @@ def test_nulls_of_a_dead_letter_are_named(kafka: KafkaHarness) -> None:
     kafka.produce(topics.input, None, headers=(("a", b"1"), ("nothing", None)))
     broker = kafka.open(topics)
     broker.commit([rejected(take(kafka, broker, 1)[0])])
-    (letter,) = kafka.read_committed(topics.dead)
-    assert (letter.key, letter.value) == (None, b"")
-    assert letter.headers[:2] == (("a", b"1"), ("nothing", b""))
-    assert headers_of(letter)["connector.nulls"] == b"headers[1],value"
+    (dead_letter,) = kafka.read_committed(topics.dead)
+    assert (dead_letter.key, dead_letter.value) == (None, b"")
+    assert dead_letter.headers[:2] == (("a", b"1"), ("nothing", b""))
+    assert headers_of(dead_letter)["connector.nulls"] == b"headers[1],value"
 
 
 def test_a_tombstone_with_a_key_stays_one(kafka: KafkaHarness) -> None:
@@ -541,9 +541,9 @@ def test_a_tombstone_with_a_key_stays_one(kafka: KafkaHarness) -> None:
     kafka.produce(topics.input, None, key=b"k")
     broker = kafka.open(topics)
     broker.commit([rejected(take(kafka, broker, 1)[0])])
-    (letter,) = kafka.read_committed(topics.dead)
-    assert (letter.key, letter.value) == (b"k", None)
-    assert "connector.nulls" not in headers_of(letter)
+    (dead_letter,) = kafka.read_committed(topics.dead)
+    assert (dead_letter.key, dead_letter.value) == (b"k", None)
+    assert "connector.nulls" not in headers_of(dead_letter)
 
 
 def test_a_null_header_does_not_keep_a_result_back(kafka: KafkaHarness) -> None:
@@ -571,9 +571,11 @@ def test_a_result_too_large_for_its_topic_becomes_a_dead_letter(
     broker.commit(predicted(records))
     results = kafka.read_committed(topics.output)
     assert sources(results) == [record.id for record in records if record.key != b"large"]
-    letters = kafka.read_committed(topics.dead)
-    assert [headers_of(one)["connector.reason"] for one in letters] == [b"result_too_large"] * 2
-    assert [headers_of(one)["__connect.errors.offset"] for one in letters] == [b"1", b"3"]
+    dead_letters = kafka.read_committed(topics.dead)
+    assert [headers_of(one)["connector.reason"] for one in dead_letters] == [
+        b"result_too_large"
+    ] * 2
+    assert [headers_of(one)["__connect.errors.offset"] for one in dead_letters] == [b"1", b"3"]
     assert kafka.committed(topics) == {0: 5}
 
 
@@ -587,9 +589,9 @@ def test_a_dead_letter_too_large_for_its_topic_leaves_its_value_behind(
     kafka.produce(topics.input, b"small")
     broker = kafka.open(topics)
     broker.commit([rejected(record) for record in take(kafka, broker, 2)])
-    letter, small = kafka.read_committed(topics.dead)
-    headers = headers_of(letter)
-    assert (letter.key, letter.value, headers["a"]) == (b"k", b"", b"1")
+    dead_letter, small = kafka.read_committed(topics.dead)
+    headers = headers_of(dead_letter)
+    assert (dead_letter.key, dead_letter.value, headers["a"]) == (b"k", b"", b"1")
     assert headers["connector.value-bytes"] == b"5000"
     assert headers["connector.value-sha256"] == hashlib.sha256(value).hexdigest().encode()
     assert headers["connector.reason"] == b"not_an_image"
@@ -602,9 +604,13 @@ def test_a_dead_letter_may_leave_everything_behind_but_its_reason(kafka: KafkaHa
     kafka.produce(topics.input, b"x", key=bytes(3000), headers=(("a", bytes(3000)),))
     broker = kafka.open(topics)
     broker.commit([rejected(take(kafka, broker, 1)[0])])
-    (letter,) = kafka.read_committed(topics.dead)
-    headers = headers_of(letter)
-    assert (letter.key, letter.value, headers["connector.value-bytes"]) == (None, b"", b"1")
+    (dead_letter,) = kafka.read_committed(topics.dead)
+    headers = headers_of(dead_letter)
+    assert (dead_letter.key, dead_letter.value, headers["connector.value-bytes"]) == (
+        None,
+        b"",
+        b"1",
+    )
     assert headers["__connect.errors.offset"] == b"0"
     assert "a" not in headers
 
@@ -629,8 +635,8 @@ def test_a_value_of_20_mb_comes_and_goes(kafka: KafkaHarness) -> None:
     broker = kafka.open(topics)
     big, after = take(kafka, broker, 2)
     broker.commit([rejected(big), *predicted([after])])
-    (letter,) = kafka.read_committed(topics.dead)
-    assert letter.value == value
+    (dead_letter,) = kafka.read_committed(topics.dead)
+    assert dead_letter.value == value
     assert sources(kafka.read_committed(topics.output)) == [after.id]
 
 
@@ -645,12 +651,12 @@ def test_a_transaction_whose_connection_broke_is_followed_by_a_new_producer(
         kafka.produce(topics.input, b"x")
     broker = kafka.open(topics)
     first, second = take(kafka, broker, 2)
-    elder = producer_of(broker)
-    cut_once(elder, EndTxnRequest)
+    earlier = producer_of(broker)
+    cut_once(earlier, EndTxnRequest)
     broker.commit(predicted([first]))
-    assert producer_of(broker) is elder
+    assert producer_of(broker) is earlier
     broker.commit(predicted([second]))
-    assert producer_of(broker) is not elder
+    assert producer_of(broker) is not earlier
     assert sources(kafka.read_committed(topics.output)) == [first.id, second.id]
 
 
@@ -667,17 +673,17 @@ def test_a_quiet_transaction_keeps_its_producer(kafka: KafkaHarness) -> None:
 
 def cut_once(producer: Untyped, kind: type) -> None:
     """Break the connection under the next request of this kind, after it has been written."""
-    wire = producer._sender._client
-    send = wire.send
+    net_client = producer._sender._client
+    send = net_client.send
 
     def cut(node: int, request: object, **options: object) -> Untyped:
         future = send(node, request, **options)
         if isinstance(request, kind):
-            wire.send = send
-            wire._manager._conns[node].close(KafkaConnectionError("cut on purpose"))
+            net_client.send = send
+            net_client._manager._conns[node].close(KafkaConnectionError("cut on purpose"))
         return future
 
-    wire.send = cut
+    net_client.send = cut
 
 
 def test_a_producer_that_cannot_deliver_is_abandoned_in_bounded_time(kafka: KafkaHarness) -> None:
@@ -760,11 +766,11 @@ def test_a_new_daemon_goes_by_what_is_published(
     topics = kafka.topics(partitions=1)
     for _ in range(4):
         kafka.produce(topics.input, b"x")
-    elder = kafka.open(topics)
-    records = take(kafka, elder, 4)
-    elder.commit(predicted(records[:2]))
-    elder.commit([settle(records[2])])
-    elder.close()
+    earlier = kafka.open(topics)
+    records = take(kafka, earlier, 4)
+    earlier.commit(predicted(records[:2]))
+    earlier.commit([settle(records[2])])
+    earlier.close()
     broker = kafka.open(topics)
     with monkeypatch.context() as patch:
         patch.setattr(consumer_of(broker), "committed", lambda *_, **__: stale)
@@ -780,12 +786,12 @@ def test_a_group_that_was_set_back_stops_the_daemon(
 ) -> None:
     topics = kafka.topics(partitions=1)
     kafka.produce(topics.input, b"x")
-    elder = kafka.open(topics)
-    elder.commit(predicted(take(kafka, elder, 1)))
-    elder.close()
+    earlier = kafka.open(topics)
+    earlier.commit(predicted(take(kafka, earlier, 1)))
+    earlier.close()
     offsets = {TopicPartition(topics.input, 0): OffsetAndMetadata(0, "", -1)}
     kafka.admin.alter_group_offsets(kafka.group("group"), offsets)
-    monkeypatch.setattr(f"{KafkaBroker.__module__}.DOUBT", 0.5)
+    monkeypatch.setattr("connectors.brokers.kafka.consumer.STALE_OFFSET_TIMEOUT", 0.5)
     with pytest.raises(Stop, match="from 1 to 0, and nothing is done twice: set it to 1") as stop:
         take(kafka, kafka.open(topics), 1)
     assert stop.value.code is Exit.GIVEN_UP
@@ -795,9 +801,9 @@ def test_at_least_once_goes_back_when_its_group_was_set_back(kafka: KafkaHarness
     """There, outcomes may be published of what is not acknowledged."""
     topics = kafka.topics(partitions=1)
     kafka.produce(topics.input, b"x")
-    elder = kafka.open(topics, delivery="at-least-once")
-    elder.commit(predicted(take(kafka, elder, 1)))
-    elder.close()
+    earlier = kafka.open(topics, delivery="at-least-once")
+    earlier.commit(predicted(take(kafka, earlier, 1)))
+    earlier.close()
     offsets = {TopicPartition(topics.input, 0): OffsetAndMetadata(0, "", -1)}
     kafka.admin.alter_group_offsets(kafka.group("group"), offsets)
     assert len(take(kafka, kafka.open(topics, delivery="at-least-once"), 1)) == 1
@@ -824,17 +830,17 @@ def test_nothing_is_handed_out_while_an_outcome_may_still_come(kafka: KafkaHarne
 
 def test_the_last_outcome_is_found_behind_what_others_wrote(kafka: KafkaHarness) -> None:
     topics = kafka.topics(partitions=2)
-    consumer = Outcomes(kafka.settings(topics, group="ours"), {topics.output})
+    consumer = PublishedOffsets(kafka.settings(topics, group="ours"), {topics.output})
     kafka.stack.callback(consumer.close)
     places = [TopicPartition(topics.input, one) for one in range(2)]
-    assert consumer.ends(places) == {}
+    assert consumer.find_ends(places) == {}
     for offset in (7, 8):
-        ours = Source(topics.input, 1, offset, "ours").encoded()
+        ours = SourceRecord(topics.input, 1, offset, "ours").encoded()
         kafka.produce(topics.output, b"x", partition=1, headers=((SOURCE, ours),))
-    theirs = Source(topics.input, 1, 99, "theirs").encoded()
+    theirs = SourceRecord(topics.input, 1, 99, "theirs").encoded()
     for name, value in (SOURCE, theirs), (SOURCE, b"?"), (NotUtf8("x"), b""), *[("x", b"")] * 20:
         kafka.produce(topics.output, b"x", partition=1, headers=((name, value),))
-    assert consumer.ends(places) == {places[1]: 9}
+    assert consumer.find_ends(places) == {places[1]: 9}
 
 
 def test_nothing_is_handed_out_while_a_rewind_is_owed(
@@ -973,11 +979,11 @@ def delay_assignments(broker: Broker) -> None:
 def test_what_the_publisher_sends_the_reader_finds(kafka: KafkaHarness) -> None:
     topics = kafka.topics(partitions=3)
     settings = kafka.settings(topics)
-    publisher = kafka.closing(open_publisher(settings))
+    publisher = kafka.closing(TopicPublisher(settings))
     publisher.publish(b"k", b"before", ())
     publisher.flush()
-    whole = kafka.closing(open_reader(settings, topics.input, True))
-    fresh = kafka.closing(open_reader(settings, topics.input, False))
+    whole = kafka.closing(TopicReader(settings, topics.input, "beginning_offsets"))
+    fresh = kafka.closing(TopicReader(settings, topics.input, "end_offsets"))
     publisher.publish(None, b"after", (("content-type", b"image/png"),))
     publisher.flush()
     assert sorted(read(kafka, whole, 2)) == [b"after", b"before"]
@@ -996,14 +1002,14 @@ def read(kafka: KafkaHarness, reader: Untyped, count: int) -> list[bytes]:
 def test_the_clients_stop_when_their_topic_is_missing(kafka: KafkaHarness) -> None:
     settings = kafka.settings(Topics("absent", "absent", "absent"))
     with pytest.raises(Stop, match="absent"):
-        open_publisher(settings)
+        TopicPublisher(settings)
     with pytest.raises(Stop, match="absent"):
-        open_reader(settings, "absent", True)
+        TopicReader(settings, "absent", "beginning_offsets")
 
 
 def test_the_publisher_stops_at_a_record_that_is_refused(kafka: KafkaHarness) -> None:
     topics = Topics(kafka.create("in", max_message_bytes=1000), "", "")
-    publisher = kafka.closing(open_publisher(kafka.settings(topics)))
+    publisher = kafka.closing(TopicPublisher(kafka.settings(topics)))
     publisher.publish(None, os.urandom(5000), ())
     with pytest.raises(Stop, match=topics.input):
         publisher.flush()

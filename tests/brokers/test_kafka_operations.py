@@ -8,26 +8,30 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
-from connectors import codec, deadletters, doctor
-from connectors.brokers.kafka import KafkaBroker
-from connectors.brokers.kafka_operations import checks, findings, open_letters, open_replay
-from connectors.errors import Advice, Exit, Stop
-from connectors.records import Prediction, Rejection, Settled
-from connectors.settings import CheckKafka, ListDeadKafka, ReplayKafka, ShowDeadKafka
+from connectors import codec
+from connectors.brokers.kafka.admin import (
+    list_all_checks,
+    list_checks,
+    open_dead_letters,
+    open_replay,
+)
+from connectors.brokers.kafka.broker import KafkaBroker
+from connectors.brokers.kafka.settings import CheckKafka, ListDeadKafka, ReplayKafka, ShowDeadKafka
+from connectors.commands import dlq, doctor
+from connectors.errors import Exit, Stop
+from connectors.records import Advice, Prediction, Rejection, Settled
+from tests.brokers.conformance import Topics, predicted, take, values
+from tests.brokers.test_kafka import KafkaHarness
 from tests.conftest import missing
-from tools import stack_kafka
-from tools.stack import StackError
-
-from .conformance import Topics, predicted, take, values
-from .test_kafka import KafkaHarness
+from tools.servers import kafka as stack_kafka
+from tools.servers.process import StackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from connectors.brokers.kafka_operations import _Replay
+    from connectors.brokers.kafka.admin import ReplayBroker
     from connectors.records import Headers, Outcome
-
-    from .conformance import Published
+    from tests.brokers.conformance import Published
 
 pytestmark = [
     pytest.mark.system,
@@ -97,18 +101,15 @@ def bury(
     broker.close()
 
 
-def opened(harness: KafkaHarness, settings: ReplayKafka) -> _Replay:
-    note = deadletters.note(settings.where)
-    replay: _Replay = harness.closing(
-        open_replay(settings, settings.name, note, deadletters.encode)
-    )
+def opened(harness: KafkaHarness, settings: ReplayKafka) -> ReplayBroker:
+    replay: ReplayBroker = harness.closing(open_replay(settings, dlq.encode))
     return replay
 
 
 def sent(harness: KafkaHarness, topics: Topics, **more: Any) -> int:  # noqa: ANN401 - any field
     """Replay, and count what went."""
     settings = ReplayKafka(**asked(harness, topics, name="one", **more))
-    return deadletters.replay(settings, opened(harness, settings))["sent"]
+    return dlq.send_back(settings, opened(harness, settings))["sent"]
 
 
 def came_back(harness: KafkaHarness, topics: Topics) -> list[Published]:
@@ -122,7 +123,7 @@ def came_back(harness: KafkaHarness, topics: Topics) -> list[Published]:
 def test_a_new_cluster_is_given_the_time_to_choose_a_coordinator(
     kafka: KafkaHarness, topics: Topics
 ) -> None:
-    assert "at most 0" in dict(findings(checked(kafka, topics)))["group"]()
+    assert "at most 0" in dict(list_all_checks(checked(kafka, topics)))["group"]().text
 
 
 # What is in the topic
@@ -133,7 +134,7 @@ def test_each_letter_is_listed_with_the_id_of_its_source(
 ) -> None:
     bury(kafka, topics, ["failed", "empty", "failed"])
     settings = ListDeadKafka(**asked(kafka, topics, json_lines=True))
-    *lines, counts = map(json.loads, deadletters.listed(settings, open_letters(settings)))
+    *lines, counts = map(json.loads, dlq.list_(settings, open_dead_letters(settings)))
     source = topics.input
     assert {line["id"] for line in lines} == {f"{source}/0/0", f"{source}/1/0", f"{source}/0/1"}
     assert {line["key"] for line in lines} == {"key 0", "key 1", "key 2"}
@@ -144,14 +145,14 @@ def test_an_empty_topic_has_no_letters_and_does_not_wait_for_some(
     kafka: KafkaHarness, topics: Topics
 ) -> None:
     settings = ListDeadKafka(**asked(kafka, topics))
-    assert list(deadletters.listed(settings, open_letters(settings))) == ["0 dead letters"]
+    assert list(dlq.list_(settings, open_dead_letters(settings))) == ["0 dead letters"]
 
 
 def test_a_missing_topic_of_dead_letters_is_named(kafka: KafkaHarness, topics: Topics) -> None:
     absent = f"{topics.dead}-absent"
     settings = ListDeadKafka(**asked(kafka, topics) | {"dead_letter_topic": absent})
     with pytest.raises(Stop, match=absent) as stop:
-        open_letters(settings)
+        open_dead_letters(settings)
     assert stop.value.code == Exit.UNAVAILABLE
 
 
@@ -159,7 +160,7 @@ def test_one_letter_is_found_by_its_id_and_shown_whole(kafka: KafkaHarness, topi
     bury(kafka, topics, ["failed", "empty"])
     where = [f"id={topics.input}/1/0"]
     settings = ShowDeadKafka(**asked(kafka, topics, where=where))
-    (page,) = deadletters.shown(settings, open_letters(settings))
+    (page,) = dlq.show(settings, open_dead_letters(settings))
     assert "header traceparent: 00-0af7651916cd43dd8448eb211c80319c" in page
     assert "reason: empty" in page
 
@@ -190,7 +191,7 @@ def test_another_name_begins_with_the_oldest(kafka: KafkaHarness, topics: Topics
     bury(kafka, topics, ["failed"])
     assert sent(kafka, topics) == 1
     other = ReplayKafka(**asked(kafka, topics, name="two"))
-    assert deadletters.replay(other, opened(kafka, other))["sent"] == 1
+    assert dlq.send_back(other, opened(kafka, other))["sent"] == 1
 
 
 def test_only_what_is_asked_for_goes_back(kafka: KafkaHarness, topics: Topics) -> None:
@@ -225,7 +226,7 @@ def test_a_replay_doubles_and_loses_nothing_when_a_commit_fails(
     settings = ReplayKafka(**asked(kafka, topics, name="one"))
     broker = opened(kafka, settings)
     kafka.break_commit(broker, 1) if fault == "break_commit" else kafka.lose_answer(broker)
-    deadletters.replay(settings, broker)
+    dlq.send_back(settings, broker)
     assert sorted(values(came_back(kafka, topics)), key=str) == [b"image 0", b"image 1", b"image 2"]
 
 
@@ -236,7 +237,7 @@ def test_letters_that_come_meanwhile_are_left_for_the_next_time(
     settings = ReplayKafka(**asked(kafka, topics, name="one"))
     broker = opened(kafka, settings)
     kafka.produce(topics.dead, b"later", key=b"later")
-    assert deadletters.replay(settings, broker)["sent"] == 1
+    assert dlq.send_back(settings, broker)["sent"] == 1
     assert sent(kafka, topics) == 1
 
 
@@ -245,11 +246,11 @@ def test_a_younger_replay_of_the_same_name_fences_the_elder(
 ) -> None:
     bury(kafka, topics, ["failed"])
     settings = ReplayKafka(**asked(kafka, topics, name="one"))
-    elder = opened(kafka, settings)
-    (letter,) = take(kafka, elder, 1)
+    earlier = opened(kafka, settings)
+    (dead_letter,) = take(kafka, earlier, 1)
     opened(kafka, settings)
     with pytest.raises(Stop, match="fenced") as stop:
-        elder.commit([deadletters.settled(letter, settings)])
+        earlier.commit([dlq.settle(dead_letter, settings)])
     assert stop.value.code == Exit.FENCED
 
 
@@ -263,13 +264,15 @@ def test_a_traceparent_reaches_result_dead_letter_and_replay(
         kafka.produce(topics.input, b"%d" % number, headers=(TRACE,))
     broker = kafka.open(topics, codec.encode)
     one, other = take(kafka, broker, 2)
-    outcomes: list[Outcome] = [Prediction(BODY), Rejection("failed", "why")]
-    broker.commit([Settled(*pair) for pair in zip((one, other), outcomes, strict=True)])
+    with_outcomes: list[Outcome] = [Prediction(BODY), Rejection("failed", "why")]
+    broker.commit([Settled(*pair) for pair in zip((one, other), with_outcomes, strict=True)])
     broker.close()
     assert sent(kafka, topics) == 1
-    (result,), (letter,) = (kafka.read_committed(topic) for topic in (topics.output, topics.dead))
+    (result,), (dead_letter,) = (
+        kafka.read_committed(topic) for topic in (topics.output, topics.dead)
+    )
     (back,) = came_back(kafka, topics)
-    assert all(TRACE in found.headers for found in (result, letter, back))
+    assert all(TRACE in found.headers for found in (result, dead_letter, back))
 
 
 def test_the_end_of_a_transaction_is_no_lag(kafka: KafkaHarness, topics: Topics) -> None:
@@ -298,7 +301,7 @@ def checked(harness: KafkaHarness, topics: Topics, **more: Any) -> CheckKafka:  
 
 
 def test_a_cluster_with_everything_passes_each_check(kafka: KafkaHarness, topics: Topics) -> None:
-    found = list(doctor.examined(findings(checked(kafka, topics))))
+    found = list(doctor.run_checks(list_all_checks(checked(kafka, topics))))
     assert [(one.check, one.result) for one in found] == [
         (name, "ok") for name in ("library", "broker", "topics", "transactions", "sizes", "group")
     ]
@@ -308,7 +311,7 @@ def test_a_missing_topic_fails_and_what_depends_on_it_is_skipped(
     kafka: KafkaHarness, topics: Topics
 ) -> None:
     absent = Topics(topics.input, f"{topics.output}-absent", topics.dead)
-    found = list(doctor.examined(checks(checked(kafka, absent))))
+    found = list(doctor.run_checks(list_checks(checked(kafka, absent))))
     assert [one.result for one in found] == ["ok", "failed", "skipped"]
     assert absent.output in found[1].text
     assert found[1].code == Exit.UNAVAILABLE
@@ -319,20 +322,20 @@ def test_a_check_fences_no_daemon(kafka: KafkaHarness, topics: Topics) -> None:
     daemon = kafka.open(topics, instance="slot")
     records = take(kafka, daemon, 1)
     settings = checked(kafka, topics, instance="slot")
-    assert all(one.result == "ok" for one in doctor.examined(checks(settings)))
+    assert all(one.result == "ok" for one in doctor.run_checks(list_checks(settings)))
     daemon.commit(predicted(records))
     assert len(kafka.read_committed(topics.output)) == 1
 
 
 def test_at_least_once_asks_for_no_transactions(kafka: KafkaHarness, topics: Topics) -> None:
     settings = checked(kafka, topics, delivery="at-least-once")
-    assert "not asked for" in dict(checks(settings))["transactions"]()
+    assert "not asked for" in dict(list_checks(settings))["transactions"]().text
 
 
 def advised(settings: CheckKafka, check: str) -> str:
-    advice = dict(findings(settings))[check]()
+    advice = dict(list_all_checks(settings))[check]()
     assert isinstance(advice, Advice)
-    return advice
+    return advice.text
 
 
 def test_the_doctor_advises_equal_numbers_of_partitions(kafka: KafkaHarness) -> None:

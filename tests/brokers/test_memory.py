@@ -7,23 +7,9 @@ from typing import Literal
 
 import pytest
 
-from connectors.brokers.memory import (
-    BreakCommit,
-    Cell,
-    Encode,
-    Fenced,
-    Memory,
-    MemoryBroker,
-    Producer,
-    Step,
-    Subscription,
-    Transaction,
-    lose_answer,
-)
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import Broker, Headers, Record
-
-from .conformance import (
+from tests.brokers.conformance import (
     Conformance,
     Groups,
     LogHarness,
@@ -36,6 +22,19 @@ from .conformance import (
     encode,
     predicted,
     values,
+)
+from tests.brokers.memory import (
+    BreakCommit,
+    Cell,
+    Encode,
+    Fenced,
+    Memory,
+    MemoryBroker,
+    Producer,
+    Step,
+    Subscription,
+    Transaction,
+    lose_answer,
 )
 
 

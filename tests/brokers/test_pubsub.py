@@ -18,25 +18,18 @@ from google.cloud.pubsub_v1.subscriber._protocol import leaser
 from google.pubsub_v1 import PublisherClient
 from google.pubsub_v1.types import PubsubMessage
 
-from connectors.brokers import pubsub
-from connectors.brokers.delivery import Parcel
-from connectors.brokers.pubsub import (
-    Outgoing,
-    PubSubBroker,
-    connect_subscriber,
-    open_publisher,
-    open_reader,
-)
+from connectors.brokers.publishing import PendingMessage
+from connectors.brokers.pubsub import broker as broker_module
+from connectors.brokers.pubsub import clients, producer
+from connectors.brokers.pubsub.broker import PubSubBroker
+from connectors.brokers.pubsub.clients import connect_subscriber
+from connectors.brokers.pubsub.endpoints import TopicPublisher, TopicReader, open_reader
+from connectors.brokers.pubsub.messages import Outgoing
+from connectors.brokers.pubsub.settings import ListenPubSub, PubSubSettings
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import Message, Prediction, Record, Settled
-from connectors.settings import PubSubSettings
-from tests.conftest import missing
-from tools.stack import StackError, free_ports
-from tools.stack_pubsub import HOST, Emulation, Emulator
-from tools.stack_pubsub import pubsub as emulation_of_environment
-
-from . import conformance
-from .conformance import (
+from tests.brokers import conformance
+from tests.brokers.conformance import (
     Conformance,
     Encode,
     Groups,
@@ -53,10 +46,15 @@ from .conformance import (
     sources,
     take,
 )
+from tests.conftest import missing
+from tools.servers.process import StackError, free_ports
+from tools.servers.pubsub import HOST, Emulation, Emulator
+from tools.servers.pubsub import pubsub as emulation_of_environment
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from connectors.brokers import Untyped
     from connectors.records import Broker, Headers
 
 pytestmark = [
@@ -65,7 +63,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The return_immediately flag:DeprecationWarning"),
 ]
 
-Untyped = Any  # google.cloud.pubsub_v1 ships no types
 
 TIMEOUT = 40.0
 """Seconds that the slowest step may take: what was not acknowledged comes again after LEASE."""
@@ -197,7 +194,7 @@ class PubSubHarness:
         def deaf(*_: object) -> list[Exception]:
             return [ServiceUnavailable("lost on purpose")]  # type: ignore[no-untyped-call]
 
-        self.in_next_commit(broker, pubsub, "acknowledge", deaf)
+        self.in_next_commit(broker, broker_module, "acknowledge", deaf)
 
     def in_next_commit(self, broker: Broker, where: object, name: str, instead: Untyped) -> None:
         commit = broker.commit
@@ -218,7 +215,7 @@ def published(offset: int, message: PubsubMessage) -> Published:
 
 def post_of(broker: Broker) -> Untyped:
     assert isinstance(broker, PubSubBroker)
-    return broker._post.client
+    return broker._batch_publisher.client
 
 
 def break_stream(broker: PubSubBroker) -> None:
@@ -276,7 +273,7 @@ def test_an_emulator_that_is_not_there_stops_the_daemon_in_one_sentence(
     topics = harness.topics()
     where = f"127.0.0.1:{free_ports(1)[0]}"
     monkeypatch.setenv(HOST, where)
-    monkeypatch.setattr(pubsub, "AGAIN", None)
+    monkeypatch.setattr(clients, "RETRY", None)
     stop = stopped(harness, topics)
     assert stop.code is Exit.UNAVAILABLE
     assert where in str(stop)
@@ -490,9 +487,9 @@ def test_a_result_too_large_for_its_topic_becomes_a_dead_letter(harness: PubSubH
         harness.send(topics.input, b"%d" % number, "", headers)
     broker = harness.open(topics, large(10_000_001))
     broker.commit(predicted(take(harness, broker, 3)))
-    (letter,) = harness.read_committed(topics.dead)
-    assert letter.value == b"1"
-    assert dict(letter.headers)["connector.reason"] == b"result_too_large"
+    (dead_letter,) = harness.read_committed(topics.dead)
+    assert dead_letter.value == b"1"
+    assert dict(dead_letter.headers)["connector.reason"] == b"result_too_large"
     assert len(harness.read_committed(topics.output)) == 2
 
 
@@ -506,9 +503,9 @@ def test_a_message_of_nearly_10_mb_comes_and_its_letter_leaves_its_value_behind(
     (record,) = take(harness, broker, 1)
     assert record.value == value
     broker.commit([rejected(record)])
-    (letter,) = harness.read_committed(topics.dead)
-    headers = dict(letter.headers)
-    assert (letter.key, letter.value, headers["a"]) == (b"key", b"", b"1")
+    (dead_letter,) = harness.read_committed(topics.dead)
+    headers = dict(dead_letter.headers)
+    assert (dead_letter.key, dead_letter.value, headers["a"]) == (b"key", b"", b"1")
     assert headers["connector.value-bytes"] == b"9999000"
     assert headers["connector.value-sha256"] == hashlib.sha256(value).hexdigest().encode()
     assert headers["connector.reason"] == b"not_an_image"
@@ -522,9 +519,9 @@ def test_a_letter_with_too_many_attributes_keeps_its_value_and_says_what_it_left
     harness.send(topics.input, b"value", "key", own)
     broker = harness.open(topics)
     broker.commit([rejected(take(harness, broker, 1)[0])])
-    (letter,) = harness.read_committed(topics.dead)
-    headers = dict(letter.headers)
-    assert (letter.key, letter.value) == (b"key", b"value")
+    (dead_letter,) = harness.read_committed(topics.dead)
+    headers = dict(dead_letter.headers)
+    assert (dead_letter.key, dead_letter.value) == (b"key", b"value")
     assert headers["connector.left-out"] == ",".join(name for name, _ in own).encode()
     assert not {name for name, _ in own} & set(headers)
 
@@ -557,8 +554,8 @@ def test_of_an_ordering_key_nothing_follows_the_first_failure(harness: PubSubHar
     topics = harness.topics()
     broker = harness.open(topics)
     names = ("a1", "b1", "a2", "b2", "a3", "b3")
-    parcels = [parcel(topics.output, name) for name in names]
-    harness.monkeypatch.setattr(pubsub, "BATCH", 1)
+    pending_messages = [pending(topics.output, name) for name in names]
+    harness.monkeypatch.setattr(producer, "MAX_BATCH", 1)
     client = post_of(broker)
     publish = client.publish
 
@@ -568,17 +565,17 @@ def test_of_an_ordering_key_nothing_follows_the_first_failure(harness: PubSubHar
         return publish(request, **named)
 
     harness.monkeypatch.setattr(client, "publish", failing)
-    lost = broker._post.publish(parcels)
+    lost = broker._batch_publisher.publish(pending_messages)
     assert {one.record.id for one in lost} == {"a2", "a3"}
     done = [one.value or b"" for one in harness.read_committed(topics.output)]
     assert sorted(done) == [b"a1", b"b1", b"b2", b"b3"]
     assert [one for one in done if one.startswith(b"b")] == [b"b1", b"b2", b"b3"]
 
 
-def parcel(topic: str, name: str) -> Parcel[Outgoing]:
+def pending(topic: str, name: str) -> PendingMessage[Outgoing]:
     """A message whose ordering key is the first letter of its name."""
     message = Outgoing(topic, name.encode(), name[0], {})
-    return Parcel(Record(name, None, None, (), 0, name[0], None), iter([message]), "")
+    return PendingMessage(Record(name, None, None, (), 0, name[0], None), iter([message]), "")
 
 
 # What the service refuses, which the emulator takes
@@ -610,9 +607,9 @@ def test_a_refused_request_is_cut_until_only_the_message_at_fault_is_a_dead_lett
     at_fault = names[5].encode()
     refuse(harness, broker, lambda message: at_fault in message.data)
     broker.commit(predicted(records))
-    (letter,) = harness.read_committed(topics.dead)
-    assert letter.value == b"5"
-    assert dict(letter.headers)["connector.reason"] == b"result_too_large"
+    (dead_letter,) = harness.read_committed(topics.dead)
+    assert dead_letter.value == b"5"
+    assert dict(dead_letter.headers)["connector.reason"] == b"result_too_large"
     assert sorted(sources(harness.read_committed(topics.output))) == sorted({*names} - {names[5]})
 
 
@@ -700,7 +697,7 @@ def test_closing_ends_in_time_when_the_service_is_away(
         broker = harness.open(topics)
         records = take(harness, broker, 1)
         emulator.kill()
-        monkeypatch.setattr(pubsub, "PUBLISH", 1.0)
+        monkeypatch.setattr(producer, "PUBLISH_TIMEOUT", 1.0)
         begin = time.monotonic()
         with pytest.raises(Rewound):
             broker.commit(predicted(records))
@@ -742,11 +739,9 @@ def test_a_call_after_the_end_fails_as_one_that_the_end_cuts_off(
 def test_what_the_publisher_sends_the_reader_finds(harness: PubSubHarness) -> None:
     topics = harness.topics()
     settings = harness.settings(topics)
-    kept = open_reader(
-        harness.settings(topics, output_subscription=topics.input), topics.input, True
-    )
-    fresh = open_reader(settings, topics.input, False)
-    publisher = open_publisher(settings)
+    kept = TopicReader(harness.settings(topics, output_subscription=topics.input), topics.input)
+    fresh = TopicReader(settings, topics.input)
+    publisher = TopicPublisher(settings)
     publisher.publish(b"k", b"1", (("content-type", b"image/png"), ("timeout", b"1")))
     for _ in range(600):
         publisher.publish(None, b"2", ())
@@ -771,36 +766,40 @@ def read(harness: PubSubHarness, reader: Untyped, count: int) -> list[Record]:
 
 def test_the_subscription_that_a_reader_makes_goes_with_it(harness: PubSubHarness) -> None:
     topics = harness.topics()
-    reader = open_reader(harness.settings(topics), topics.output, False)
+    reader = TopicReader(harness.settings(topics), topics.output)
     name = reader._name
     project = f"projects/{harness.emulation.project}"
 
-    def listed() -> set[str]:
+    def list_subscriptions() -> set[str]:
         found = harness.subscriber.list_subscriptions(project=project, timeout=10)
         return {one.name for one in found}
 
-    assert harness.emulation.subscription(name) in listed()
+    assert harness.emulation.subscription(name) in list_subscriptions()
     reader.close()
-    assert harness.emulation.subscription(name) not in listed()
+    assert harness.emulation.subscription(name) not in list_subscriptions()
 
 
 def test_a_topic_has_no_beginning_for_a_new_subscription(harness: PubSubHarness) -> None:
     topics = harness.topics()
     with pytest.raises(Stop, match="--output-subscription") as stop:
-        open_reader(harness.settings(topics), topics.output, True)
+        open_reader(
+            ListenPubSub(
+                project=harness.emulation.project, output_topic=topics.output, from_beginning=True
+            )
+        )
     assert stop.value.code is Exit.USAGE
 
 
 def test_the_clients_stop_when_their_topic_is_missing(harness: PubSubHarness) -> None:
     settings = harness.settings(Topics("absent", "absent", "absent"))
     with pytest.raises(Stop, match="absent"):
-        open_publisher(settings)
+        TopicPublisher(settings)
     with pytest.raises(Stop, match="absent"):
-        open_reader(settings, "absent", False)
+        TopicReader(settings, "absent")
 
 
 def test_the_publisher_stops_at_what_no_topic_takes(harness: PubSubHarness) -> None:
-    publisher = open_publisher(harness.settings(harness.topics()))
+    publisher = TopicPublisher(harness.settings(harness.topics()))
     with pytest.raises(Stop, match="10000001 bytes") as stop:
         publisher.publish(None, bytes(10_000_001), ())
     publisher.close()

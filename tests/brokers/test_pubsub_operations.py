@@ -11,15 +11,21 @@ from google.cloud.pubsub_v1 import SubscriberClient
 from google.pubsub_v1 import PublisherClient
 from google.pubsub_v1.types import DeadLetterPolicy, ExpirationPolicy, PubsubMessage, PushConfig
 
-from connectors import codec, deadletters, doctor
-from connectors.brokers import pubsub_operations as operations
-from connectors.brokers.pubsub import PubSubBroker
-from connectors.errors import Advice, Exit, Stop
-from connectors.records import Prediction, Rejection, Settled, Skipped
-from connectors.settings import CheckPubSub, ListDeadPubSub, ReplayPubSub, ShowDeadPubSub
+from connectors import codec
+from connectors.brokers.pubsub import admin as operations
+from connectors.brokers.pubsub.broker import PubSubBroker
+from connectors.brokers.pubsub.settings import (
+    CheckPubSub,
+    ListDeadPubSub,
+    ReplayPubSub,
+    ShowDeadPubSub,
+)
+from connectors.commands import dlq, doctor
+from connectors.errors import Exit, Stop
+from connectors.records import Advice, Ok, Prediction, Rejection, Settled, Skipped
 from tests.conftest import missing
-from tools.stack import StackError, free_ports
-from tools.stack_pubsub import HOST, Emulation, pubsub
+from tools.servers.process import StackError, free_ports
+from tools.servers.pubsub import HOST, Emulation, pubsub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -38,7 +44,7 @@ def emulation() -> Iterator[Emulation]:
         try:
             with pubsub() as found:
                 variables.setenv(HOST, found.host)
-                variables.setattr(operations, "PULL", 1.5)  # nothing is far here
+                variables.setattr(operations, "PULL_TIMEOUT", 1.5)  # nothing is far here
                 yield found
         except StackError as error:
             missing(str(error))
@@ -99,18 +105,20 @@ def taken(broker: PubSubBroker) -> Sequence[Record]:
     return found
 
 
-def letters(site: dict[str, Any], **more: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - any field
+def dead_letters(site: dict[str, Any], **more: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - any field
     """What `dlq list --json` says."""
     settings = ListDeadPubSub(**site, json_lines=True, **more)
     return [
-        json.loads(line) for line in deadletters.listed(settings, operations.open_letters(settings))
+        json.loads(line) for line in dlq.list_(settings, operations.open_dead_letters(settings))
     ]
 
 
-def replayed(site: dict[str, Any], name: str, **more: Any) -> dict[str, int]:  # noqa: ANN401 - any field
+def count_replayed(site: dict[str, Any], name: str, **more: Any) -> dict[str, int]:  # noqa: ANN401 - any field
     settings = ReplayPubSub(**site, name=name, **more)
-    replay = operations.open_replay(settings, name, deadletters.encode)
-    return {str(fate): number for fate, number in deadletters.replay(settings, replay).items()}
+    replay = operations.open_replay(settings, dlq.encode)
+    return {
+        str(disposition): number for disposition, number in dlq.send_back(settings, replay).items()
+    }
 
 
 def waiting(emulation: Emulation, service: SubscriberClient, name: str) -> list[PubsubMessage]:
@@ -135,7 +143,7 @@ def test_what_is_missing_is_made_once(
 ) -> None:
     name = asked["subscription"]
     for _ in range(2):
-        operations.complete(CheckPubSub(**asked, create=True))
+        operations.ensure_resources(CheckPubSub(**asked, create=True))
     assert {name, f"{name}-out", f"{name}-dead"} <= set(emulation.topics())
     made = {
         each: service.get_subscription(subscription=emulation.subscription(each))
@@ -152,7 +160,7 @@ def test_what_is_missing_is_made_once(
 def test_without_being_asked_nothing_is_made(emulation: Emulation, asked: dict[str, Any]) -> None:
     before = set(emulation.topics())
     with pytest.raises(Stop, match=r"topic images-\d+ is not there: .* --create") as stop:
-        operations.complete(CheckPubSub(**asked))
+        operations.ensure_resources(CheckPubSub(**asked))
     assert stop.value.code is Exit.UNAVAILABLE
     assert set(emulation.topics()) == before
 
@@ -164,7 +172,7 @@ def test_a_missing_subscription_is_told(
     name = f"{site['subscription']}{lost}"
     service.delete_subscription(subscription=emulation.subscription(name))
     with pytest.raises(Stop, match=f"subscription {name} is not there") as stop:
-        operations.complete(CheckPubSub(**site))
+        operations.ensure_resources(CheckPubSub(**site))
     assert stop.value.code is Exit.UNAVAILABLE
 
 
@@ -190,9 +198,9 @@ def test_a_subscription_of_another_topic_is_refused(
     other = site | {"input_topic": f"{site['input_topic']}-other"}
     emulation.create_topic(other["input_topic"])
     with pytest.raises(Stop, match=r"is one of .*, not of .*-other") as stop:
-        operations.complete(CheckPubSub(**other))
+        operations.ensure_resources(CheckPubSub(**other))
     assert stop.value.code is Exit.USAGE
-    operations.complete(CheckPubSub(**untold(other)))
+    operations.ensure_resources(CheckPubSub(**untold(other)))
 
 
 def test_a_subscription_whose_topic_is_gone_is_refused(
@@ -202,7 +210,7 @@ def test_a_subscription_whose_topic_is_gone_is_refused(
     client.delete_topic(topic=emulation.topic(site["input_topic"]))
     client.transport.close()  # type: ignore[no-untyped-call]
     with pytest.raises(Stop, match="was deleted"):
-        operations.complete(CheckPubSub(**untold(site)))
+        operations.ensure_resources(CheckPubSub(**untold(site)))
 
 
 def test_a_subscription_that_pushes_is_refused(
@@ -212,7 +220,7 @@ def test_a_subscription_that_pushes_is_refused(
     path = emulation.subscription(site["subscription"])
     service.modify_push_config(subscription=path, push_config=push)
     with pytest.raises(Stop, match="cannot be pulled from") as stop:
-        operations.complete(CheckPubSub(**site))
+        operations.ensure_resources(CheckPubSub(**site))
     assert stop.value.code is Exit.USAGE
 
 
@@ -223,25 +231,25 @@ def test_each_letter_is_listed_with_the_id_of_its_source(
     emulation: Emulation, site: dict[str, Any]
 ) -> None:
     bury(emulation, site, "failed", "empty")
-    *told, counts = letters(site)
+    *found, counts = dead_letters(site)
     assert counts == {"dead_letters": 2, "reasons": {"failed": 1, "empty": 1}}
     name = site["subscription"]
-    assert all(one["id"].startswith(f"{name}/") for one in told)
-    assert all(one["record"].startswith(f"{name}-dead/") for one in told)
-    assert {one["key"] for one in told} == {"key"}
+    assert all(one["id"].startswith(f"{name}/") for one in found)
+    assert all(one["record"].startswith(f"{name}-dead/") for one in found)
+    assert {one["key"] for one in found} == {"key"}
 
 
 def test_looking_takes_nothing_away(emulation: Emulation, site: dict[str, Any]) -> None:
     bury(emulation, site, "failed", "failed", "failed")
-    assert [letters(site)[-1]["dead_letters"] for _ in range(2)] == [3, 3]
-    assert letters(site, limit=1)[-1]["dead_letters"] == 1
-    assert letters(site)[-1]["dead_letters"] == 3
+    assert [dead_letters(site)[-1]["dead_letters"] for _ in range(2)] == [3, 3]
+    assert dead_letters(site, limit=1)[-1]["dead_letters"] == 1
+    assert dead_letters(site)[-1]["dead_letters"] == 3
 
 
 def test_nobody_else_sees_what_is_looked_at(emulation: Emulation, site: dict[str, Any]) -> None:
     bury(emulation, site, "failed")
     settings = ListDeadPubSub(**site)
-    mine, others = operations.open_letters(settings), operations.open_letters(settings)
+    mine, others = operations.open_dead_letters(settings), operations.open_dead_letters(settings)
     assert len(mine.read(0)) == 1
     assert (list(others.read(0)), others.exhausted()) == ([], True)
     mine.close()
@@ -255,7 +263,7 @@ def test_a_letter_is_held_for_the_longest_that_pubsub_gives(
     assert operations.LEASE == 600
     bury(emulation, site, "failed")
     settings = ListDeadPubSub(**site)
-    mine, others = operations.open_letters(settings), operations.open_letters(settings)
+    mine, others = operations.open_dead_letters(settings), operations.open_dead_letters(settings)
     monkeypatch.setattr(operations, "LEASE", 0)  # over at once, if it is what was asked for
     assert [len(one.read(0)) for one in (mine, others)] == [1, 1]
     mine.close()
@@ -270,7 +278,7 @@ def test_the_value_of_one_letter_is_written_to_a_file(
     bury(emulation, site, "failed", "failed")
     file = tmp_path / "image"
     settings = ShowDeadPubSub(**site, where=["header.own=1"], output=file)
-    assert list(deadletters.shown(settings, operations.open_letters(settings))) == []
+    assert list(dlq.show(settings, operations.open_dead_letters(settings))) == []
     assert file.read_bytes() == b"image 1"
 
 
@@ -278,15 +286,15 @@ def test_more_letters_than_can_be_held_are_refused(
     emulation: Emulation, site: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bury(emulation, site, "failed", "failed")
-    monkeypatch.setattr(operations, "MOST", 1)
-    with pytest.raises(Stop, match="more than 1 letters"):
-        letters(site)
+    monkeypatch.setattr(operations, "MAX_HELD", 1)
+    with pytest.raises(Stop, match="more than 1 dead letters"):
+        dead_letters(site)
 
 
 def test_letters_that_are_nowhere_are_told(site: dict[str, Any]) -> None:
     settings = ListDeadPubSub(**site | {"dead_letter_subscription": "nowhere"})
     with pytest.raises(Stop, match="subscription nowhere is not there") as stop:
-        operations.open_letters(settings)
+        operations.open_dead_letters(settings)
     assert stop.value.code is Exit.UNAVAILABLE
 
 
@@ -297,7 +305,7 @@ def test_a_replay_brings_back_what_came_and_takes_it_out(
     emulation: Emulation, site: dict[str, Any], service: SubscriberClient
 ) -> None:
     bury(emulation, site, "failed", "empty", "failed")
-    assert replayed(site, "fix", where=["reason=failed"]) == {"sent": 2, "others": 1}
+    assert count_replayed(site, "fix", where=["reason=failed"]) == {"sent": 2, "others": 1}
     back = waiting(emulation, service, site["subscription"])
     assert [one.data for one in back] == [b"image 0", b"image 2"]
     assert {one.ordering_key for one in back} == {"key"}
@@ -306,90 +314,92 @@ def test_a_replay_brings_back_what_came_and_takes_it_out(
         "timeout": "a name that clients of Pub/Sub trip over",
         "connector.replay": "fix",
     }
-    assert letters(site)[-1] == {"dead_letters": 1, "reasons": {"empty": 1}}
+    assert dead_letters(site)[-1] == {"dead_letters": 1, "reasons": {"empty": 1}}
 
 
 def test_a_dry_run_sends_nothing_and_takes_nothing(
     emulation: Emulation, site: dict[str, Any], service: SubscriberClient
 ) -> None:
     bury(emulation, site, "failed")
-    assert replayed(site, "fix", dry_run=True) == {"sent": 1}
+    assert count_replayed(site, "fix", dry_run=True) == {"sent": 1}
     assert waiting(emulation, service, site["subscription"]) == []
-    assert letters(site)[-1]["dead_letters"] == 1
+    assert dead_letters(site)[-1]["dead_letters"] == 1
 
 
 def test_a_replay_ends_at_its_limit(emulation: Emulation, site: dict[str, Any]) -> None:
     bury(emulation, site, "failed", "failed", "failed")
-    assert replayed(site, "fix", limit=2) == {"sent": 2}
-    assert letters(site)[-1]["dead_letters"] == 1
+    assert count_replayed(site, "fix", limit=2) == {"sent": 2}
+    assert dead_letters(site)[-1]["dead_letters"] == 1
 
 
 def test_what_comes_back_dead_is_not_sent_again_under_the_same_name(
     emulation: Emulation, site: dict[str, Any]
 ) -> None:
-    letter = PubsubMessage(data=b"image", attributes={"connector.replay": "fix"})
-    send(emulation, f"{site['subscription']}-dead", letter)
-    assert replayed(site, "fix") == {}
-    assert replayed(site, "again") == {"sent": 1}
+    dead_letter = PubsubMessage(data=b"image", attributes={"connector.replay": "fix"})
+    send(emulation, f"{site['subscription']}-dead", dead_letter)
+    assert count_replayed(site, "fix") == {}
+    assert count_replayed(site, "again") == {"sent": 1}
 
 
 def test_what_cannot_be_sent_stays(emulation: Emulation, site: dict[str, Any]) -> None:
     bury(emulation, site, "failed")
     settings = ReplayPubSub(**site, name="fix")
-    replay = operations.open_replay(settings, "fix", deadletters.encode)
-    (letter,) = replay.poll(10, 0)
+    replay = operations.open_replay(settings, dlq.encode)
+    (dead_letter,) = replay.poll(10, 0)
     client = PublisherClient()
     client.delete_topic(topic=emulation.topic(site["input_topic"]))
     client.transport.close()  # type: ignore[no-untyped-call]
     with pytest.raises(Stop, match="something is missing") as stop:
-        replay.commit([Settled(letter, Prediction({"replay": "fix"}))])
+        replay.commit([Settled(dead_letter, Prediction({"replay": "fix"}))])
     assert stop.value.code is Exit.UNAVAILABLE
     replay.close()
-    assert letters(site)[-1]["dead_letters"] == 1
+    assert dead_letters(site)[-1]["dead_letters"] == 1
 
 
 def test_what_is_skipped_is_held_until_the_end(emulation: Emulation, site: dict[str, Any]) -> None:
     bury(emulation, site, "failed")
     settings = ReplayPubSub(**site, name="fix")
-    replay = operations.open_replay(settings, "fix", deadletters.encode)
-    (letter,) = replay.poll(10, 0)
-    replay.commit([Settled(letter, Skipped())])
+    replay = operations.open_replay(settings, dlq.encode)
+    (dead_letter,) = replay.poll(10, 0)
+    replay.commit([Settled(dead_letter, Skipped())])
     assert (list(replay.poll(10, 0)), replay.exhausted()) == ([], True)
     replay.close()
-    assert letters(site)[-1]["dead_letters"] == 1
+    assert dead_letters(site)[-1]["dead_letters"] == 1
 
 
 # Checks
 
 
-def told(site: dict[str, Any], **more: Any) -> dict[str, str]:  # noqa: ANN401 - any field
+def run_all_checks(site: dict[str, Any], **more: Any) -> dict[str, Ok | Advice]:  # noqa: ANN401 - any field
     """What each check says."""
     settings = CheckPubSub(**site, **more)
-    return {name: ask() for name, ask in operations.findings(settings)}
+    return {name: ask() for name, ask in operations.list_all_checks(settings)}
 
 
 def test_a_site_that_create_made_needs_no_advice(site: dict[str, Any]) -> None:
-    found = told(site)
-    assert not any(isinstance(text, Advice) for text in found.values())
-    assert found["broker"].startswith("the emulator at ")
-    assert found["topics"].startswith(site["input_topic"])
-    assert "at least once" in found["delivery"]
-    assert "within 10 s" in found["delivery"]
-    assert found["policy"].startswith("none")
-    assert found["letters"] == "kept for 7 days"
+    found = run_all_checks(site)
+    assert not any(isinstance(one, Advice) for one in found.values())
+    assert found["broker"].text.startswith("the emulator at ")
+    assert found["topics"].text.startswith(site["input_topic"])
+    assert "at least once" in found["delivery"].text
+    assert "within 10 s" in found["delivery"].text
+    assert found["policy"].text.startswith("none")
+    assert found["letters"].text == "kept for 7 days"
 
 
 def test_what_create_would_make_is_told(emulation: Emulation, asked: dict[str, Any]) -> None:
-    found = told(asked, create=True)
+    found = run_all_checks(asked, create=True)
     name = asked["subscription"]
-    assert found["topics"].endswith(f"--create would make {name}, {name}-out, {name}-dead")
-    assert found["subscriptions"].endswith(f"--create would make {name}, {name}-dead, {name}-out")
+    assert found["topics"].text.endswith(f"--create would make {name}, {name}-out, {name}-dead")
+    assert found["subscriptions"].text.endswith(
+        f"--create would make {name}, {name}-dead, {name}-out"
+    )
     assert not {name, f"{name}-out", f"{name}-dead"} & set(emulation.topics())
 
 
 def test_what_is_missing_fails_and_the_rest_waits(asked: dict[str, Any]) -> None:
-    findings = doctor.examined(operations.checks(CheckPubSub(**asked)))
-    assert [one.result for one in findings] == ["ok", "failed", "skipped"]
+    found = doctor.run_checks(operations.list_checks(CheckPubSub(**asked)))
+    assert [one.result for one in found] == ["ok", "failed", "skipped"]
 
 
 def anew(
@@ -408,14 +418,14 @@ def test_a_subscription_without_ordering_is_advised_against(
     emulation: Emulation, site: dict[str, Any], service: SubscriberClient
 ) -> None:
     anew(emulation, service, site, ordering=False)
-    assert isinstance(told(site)["ordering"], Advice)
+    assert isinstance(run_all_checks(site)["ordering"], Advice)
 
 
 def test_confirmed_acknowledgements_are_told(
     emulation: Emulation, site: dict[str, Any], service: SubscriberClient
 ) -> None:
     anew(emulation, service, site, enable_exactly_once_delivery=True)
-    assert "acknowledgements are confirmed" in told(site)["delivery"]
+    assert "acknowledgements are confirmed" in run_all_checks(site)["delivery"].text
 
 
 @pytest.mark.parametrize(("attempts", "advised"), [(5, True), (20, False)])
@@ -429,15 +439,15 @@ def test_a_policy_with_few_attempts_is_advised_against(
     letters_go = emulation.topic(f"{site['subscription']}-dead")
     policy = DeadLetterPolicy(dead_letter_topic=letters_go, max_delivery_attempts=attempts)
     anew(emulation, service, site, dead_letter_policy=policy)
-    text = told(site)["policy"]
-    assert isinstance(text, Advice) is advised
-    assert str(attempts) in text
+    found = run_all_checks(site)["policy"]
+    assert isinstance(found, Advice) is advised
+    assert str(attempts) in found.text
 
 
 @pytest.mark.parametrize(
     ("fields", "advice"),
     [
-        ({"ordering": True}, "may miss later letters of a key"),
+        ({"ordering": True}, "may miss later dead letters of a key"),
         (
             {
                 "ordering": False,
@@ -457,17 +467,17 @@ def test_letters_that_could_be_hidden_or_lost_are_told(
     name = f"{site['subscription']}-dead"
     service.delete_subscription(subscription=emulation.subscription(name))
     emulation.create_subscription(name, name, **fields)
-    text = told(site)["letters"]
-    assert isinstance(text, Advice)
-    assert advice in text
+    found = run_all_checks(site)["letters"]
+    assert isinstance(found, Advice)
+    assert advice in found.text
 
 
 def test_a_service_that_is_not_there_is_one_sentence(
     asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(HOST, f"127.0.0.1:{free_ports(1)[0]}")
-    monkeypatch.setattr(operations, "AGAIN", None)
+    monkeypatch.setattr(operations, "RETRY", None)
     with pytest.raises(Stop, match="does not answer") as stop:
-        dict(operations.checks(CheckPubSub(**asked)))["broker"]()
+        dict(operations.list_checks(CheckPubSub(**asked)))["broker"]()
     assert stop.value.code is Exit.UNAVAILABLE
     assert "\n" not in str(stop.value)

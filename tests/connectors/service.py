@@ -127,7 +127,7 @@ class Timeline:
                 act()
         except Killed:
             pass
-        except BaseException as error:  # noqa: BLE001  # raised again where the test waits
+        except BaseException as error:  # noqa: BLE001 - raised again where the test waits
             self._error = error
             self.wake(self._main)
         process.ended = True

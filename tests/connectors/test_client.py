@@ -5,15 +5,18 @@ import os
 import socket
 import struct
 import threading
+import time
 from collections import deque
 from contextlib import closing, contextmanager
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pytest
 
-from connectors import client as client_module
-from connectors.client import HttpClient
+from connectors.inference import http as client_module
+from connectors.inference.http import HttpClient
+from connectors.inference.torchserve import KeyFile, TorchServe
 from connectors.records import Busy, Failed, Image, Prediction, Rejection, Request
 
 if TYPE_CHECKING:
@@ -125,7 +128,13 @@ def connected(
     url: str, timeout: float = PATIENCE, in_flight: int = 1, token_file: Path | None = None
 ) -> Iterator[HttpClient]:
     with closing(
-        HttpClient(url, timeout=timeout, in_flight=in_flight, token_file=token_file)
+        HttpClient(
+            url,
+            TorchServe(time.time),
+            partial(KeyFile, token_file),
+            timeout=timeout,
+            in_flight=in_flight,
+        )
     ) as client:
         yield client
 
@@ -226,7 +235,7 @@ def test_a_proxy_in_the_environment_is_not_asked(monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_endless_answer_is_not_read_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client_module, "RESPONSE_LIMIT", 100)
+    monkeypatch.setattr(client_module, "MAX_RESPONSE_BYTES", 100)
     with Service(Script(body=b"x" * 1000)).serving() as url, connected(url) as client:
         assert ask(client) == Busy("200: the answer has more than 100 bytes")
 
@@ -311,8 +320,8 @@ def test_close_leaves_a_silent_service_behind(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_an_idle_client_ends_its_threads() -> None:
-    client = HttpClient("http://127.0.0.1:9/", in_flight=3)
-    client.close()
+    with connected("http://127.0.0.1:9/", in_flight=3) as client:
+        pass
     assert not any(thread.is_alive() for thread in client._threads)
 
 
@@ -320,7 +329,7 @@ def test_an_unexpected_error_ends_the_owner(monkeypatch: pytest.MonkeyPatch) -> 
     def broken(_: object) -> tuple[str, bytes]:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("connectors.codec.body", broken)
+    monkeypatch.setattr("connectors.inference.torchserve.encode_multipart", broken)
     with connected("http://127.0.0.1:9/") as client, pytest.raises(ZeroDivisionError):
         ask(client)
 
@@ -330,6 +339,18 @@ def test_an_unexpected_error_ends_the_owner(monkeypatch: pytest.MonkeyPatch) -> 
 
 def write_key(path: Path, key: str) -> None:
     path.write_text(json.dumps({"inference": {"key": key}, "API": {"key": "other"}}))
+
+
+def test_a_key_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "key_file.json"
+    write_key(file, "abc")
+    key = KeyFile(file)
+    first, before = key.header(), file.stat()
+    write_key(file, "def")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert key.header() == first == {"Authorization": "Bearer abc"}
+    key.forget()
+    assert key.header() == {"Authorization": "Bearer def"}
 
 
 def test_the_inference_key_goes_along(tmp_path: Path) -> None:

@@ -12,11 +12,13 @@ import PIL.Image
 import pytest
 from rich.console import Console
 
-from connectors import clients
-from connectors.clients import Board, Picture, Unordered, arrivals, listen, paced, read_idx, send
+from connectors.brokers.pubsub.endpoints import Unordered
+from connectors.commands import listen as listen_module
+from connectors.commands.listen import LiveTable, listen, read_batches
+from connectors.commands.send import Sample, pace, read_idx, send
 from connectors.errors import Exit, Stop
 from connectors.records import Record
-from connectors.settings import Listen, Send
+from connectors.verbs import Listen, Send
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -188,14 +190,14 @@ def test_a_rate_holds_each_image_until_its_time() -> None:
         slept.append(seconds)
         now += seconds
 
-    some = [Picture(str(n), (), bytes) for n in range(3)]
-    assert list(paced(some, 4.0, lambda: now, sleep)) == some
+    some = [Sample(str(n), (), bytes) for n in range(3)]
+    assert list(pace(some, 4.0, lambda: now, sleep)) == some
     assert slept == [0.0, 0.25, 0.25]
 
 
 def test_no_rate_never_sleeps() -> None:
-    some = [Picture("a", (), bytes)]
-    assert list(paced(some, None, lambda: 0.0, lambda _: pytest.fail("slept"))) == some
+    some = [Sample("a", (), bytes)]
+    assert list(pace(some, None, lambda: 0.0, lambda _: pytest.fail("slept"))) == some
 
 
 # listen
@@ -236,7 +238,7 @@ def test_no_more_than_the_limit_is_shown(capsys: pytest.CaptureFixture[str]) -> 
 def test_silence_ends_it() -> None:
     ticks = count()
     feed = Feed([], [prediction()], [], [])
-    batches = list(arrivals(feed, None, 3.0, lambda: float(next(ticks))))
+    batches = list(read_batches(feed, None, 3.0, lambda: float(next(ticks))))
     assert [len(batch) for batch in batches] == [0, 1, 0, 0]
 
 
@@ -250,7 +252,7 @@ def test_control_c_ends_it_in_peace(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_table_is_drawn(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("connectors.clients.time.time", lambda: 1_700_000_001.5)
+    monkeypatch.setattr("connectors.commands.listen.time.time", lambda: 1_700_000_001.5)
     listen(Listen(limit=2), Feed([prediction(headers=(("label", b"9"),)), prediction(b"?")]))
     shown = capsys.readouterr().out
     for part in ("2 predictions", "latency 1.500 s", "100.00% of 1 right", "boot.png", "0.970"):
@@ -258,52 +260,52 @@ def test_the_table_is_drawn(
 
 
 def test_the_rate_is_that_of_late() -> None:
-    board = Board()
-    assert board.rate() == 0.0
+    live_table = LiveTable()
+    assert live_table.rate() == 0.0
     for second in range(5):
-        board.add(prediction(), 100.0 + second / 2)
-    assert board.rate() == 2.0
+        live_table.add(prediction(), 100.0 + second / 2)
+    assert live_table.rate() == 2.0
 
 
 def test_the_table_shows_the_last_few() -> None:
-    board = Board()
-    for number in range(clients.SHOWN + 1):
-        board.add(prediction(key=b"key %d" % number), 0.0)
+    live_table = LiveTable()
+    for number in range(listen_module.SHOWN_RECORDS + 1):
+        live_table.add(prediction(key=b"key %d" % number), 0.0)
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(board.table())
+        console.print(live_table.table())
     assert "key 0 " not in capture.get()
-    assert f"key {clients.SHOWN}" in capture.get()
+    assert f"key {listen_module.SHOWN_RECORDS}" in capture.get()
 
 
 def test_a_wrong_prediction_counts_as_wrong() -> None:
-    board = Board()
-    board.add(prediction(headers=(("label", b"9"),)), 0.0)
-    board.add(prediction(headers=(("label", b"3"),)), 0.0)
-    assert "50.00% of 2 right" in board.summary()
+    live_table = LiveTable()
+    live_table.add(prediction(headers=(("label", b"9"),)), 0.0)
+    live_table.add(prediction(headers=(("label", b"3"),)), 0.0)
+    assert "50.00% of 2 right" in live_table.summary()
 
 
 def test_an_image_without_a_key_is_shown_by_its_name() -> None:
-    board = Board()
-    board.add(prediction(key=None, headers=(("name", b"test/7"),)), 0.0)
+    live_table = LiveTable()
+    live_table.add(prediction(key=None, headers=(("name", b"test/7"),)), 0.0)
     console = Console(width=80)
     with console.capture() as capture:
-        console.print(board.table())
+        console.print(live_table.table())
     assert "test/7" in capture.get()
 
 
 def test_a_key_cannot_command_the_terminal() -> None:
-    board = Board()
-    board.add(prediction(key=b"\x1b[2J[bold]key"), 0.0)
+    live_table = LiveTable()
+    live_table.add(prediction(key=b"\x1b[2J[bold]key"), 0.0)
     console = Console(width=80, force_terminal=True)
     with console.capture() as capture:
-        console.print(board.table())
+        console.print(live_table.table())
     assert "\N{REPLACEMENT CHARACTER}[2J[bold]key" in capture.get()
 
 
 PIPED = """
-from connectors.clients import listen
-from connectors.settings import Listen
+from connectors.commands.listen import listen
+from connectors.verbs import Listen
 from tests.connectors.test_clients import Feed, prediction
 
 listen(Listen(json_lines=True, idle_timeout=60), Feed(*[[prediction()] * 1000] * 1000))

@@ -11,6 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from connectors import codec
+from connectors.images import CANARY, encode_png
+from connectors.inference import torchserve
+from connectors.inference.dialect import MAX_RETRY_AFTER, parse_retry_after
 from connectors.records import (
     Busy,
     Failed,
@@ -117,7 +120,7 @@ def image(part: Any) -> Image:  # noqa: ANN401 - email's two families of message
 
 @given(IMAGES)
 def test_a_body_is_read_back_as_it_was_packed(images: list[Image]) -> None:
-    kind, content = codec.body(images)
+    kind, content = torchserve.encode_multipart(images)
     read = parsed(kind, content)
     assert [name for name, _ in read] == [f"{n:05}" for n in range(len(images))]
     assert [i.content_type for _, i in read] == [
@@ -128,24 +131,27 @@ def test_a_body_is_read_back_as_it_was_packed(images: list[Image]) -> None:
 
 @given(IMAGES)
 def test_the_same_images_make_the_same_body(images: list[Image]) -> None:
-    assert codec.body(images) == codec.body(list(images))
+    assert torchserve.encode_multipart(images) == torchserve.encode_multipart(list(images))
 
 
 @given(IMAGES)
 def test_the_boundary_is_not_in_the_data(images: list[Image]) -> None:
-    kind, content = codec.body(images)
+    kind, content = torchserve.encode_multipart(images)
     boundary = kind.partition("boundary=")[2].encode()
     assert content.count(boundary) == len(images) + 1
 
 
 def test_a_body_can_be_sent_as_an_image() -> None:
-    inner = codec.body([Image(b"png")])[1]
-    kind, content = codec.body([Image(inner), Image(inner)])
+    inner = torchserve.encode_multipart([Image(b"png")])[1]
+    kind, content = torchserve.encode_multipart([Image(inner), Image(inner)])
     assert [image.data for _, image in parsed(kind, content)] == [inner, inner]
 
 
 def test_each_part_has_a_file_name_as_torchserve_drops_the_type_of_a_field() -> None:
-    assert b'name="00001"; filename="00001"' in codec.body([Image(b"a"), Image(b"b")])[1]
+    assert (
+        b'name="00001"; filename="00001"'
+        in torchserve.encode_multipart([Image(b"a"), Image(b"b")])[1]
+    )
 
 
 # (status, body) -> answer
@@ -153,7 +159,7 @@ def test_each_part_has_a_file_name_as_torchserve_drops_the_type_of_a_field() -> 
 
 def test_an_answer_is_one_outcome_per_image_in_order() -> None:
     bad = {"error": {"code": "not_an_image", "message": "no"}}
-    assert codec.answer(200, reply(ITEM, bad), 2) == [
+    assert torchserve.interpret_reply(200, reply(ITEM, bad), 2) == [
         Prediction({**ITEM, "model": MODEL}),
         Rejection("not_an_image", "no", status=200),
     ]
@@ -162,7 +168,7 @@ def test_an_answer_is_one_outcome_per_image_in_order() -> None:
 def test_an_unknown_word_of_the_handler_is_kept_in_the_detail() -> None:
     bad = {"error": {"code": "haunted", "message": "boo"}}
     rejected = Rejection("rejected", "haunted: boo", status=200)
-    assert codec.answer(200, reply(bad), 1) == [rejected]
+    assert torchserve.interpret_reply(200, reply(bad), 1) == [rejected]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +195,7 @@ def test_an_unknown_word_of_the_handler_is_kept_in_the_detail() -> None:
     ],
 )
 def test_a_200_that_is_not_ours_is_never_evidence(content: bytes) -> None:
-    assert isinstance(codec.answer(200, content, 1), Busy)
+    assert isinstance(torchserve.interpret_reply(200, content, 1), Busy)
 
 
 @pytest.mark.parametrize(
@@ -212,7 +218,7 @@ def test_a_200_that_is_not_ours_is_never_evidence(content: bytes) -> None:
     ],
 )
 def test_nobody_is_served_and_no_record_is_at_fault(status: int, content: bytes) -> None:
-    answer = codec.answer(status, content, 3, after=1.5)
+    answer = torchserve.interpret_reply(status, content, 3, after=1.5)
     assert isinstance(answer, Busy)
     assert answer.after == 1.5
     assert str(status) in answer.detail
@@ -228,7 +234,7 @@ def test_nobody_is_served_and_no_record_is_at_fault(status: int, content: bytes)
     ],
 )
 def test_a_failure_names_its_status_and_what_was_said(status: int, message: str) -> None:
-    answer = codec.answer(status, error("InternalServerException", message), 3)
+    answer = torchserve.interpret_reply(status, error("InternalServerException", message), 3)
     assert isinstance(answer, Failed)
     assert not answer.final
     assert answer.status == status
@@ -244,11 +250,11 @@ def test_a_failure_names_its_status_and_what_was_said(status: int, message: str)
     ],
 )
 def test_a_request_that_is_too_large_never_succeeds(content: bytes, detail: str) -> None:
-    assert codec.answer(413, content, 3) == Failed(detail, final=True, status=413)
+    assert torchserve.interpret_reply(413, content, 3) == Failed(detail, final=True, status=413)
 
 
 def test_a_warning_quotes_the_first_200_bytes_on_one_line() -> None:
-    answer = codec.answer(200, b"<html>\r\n" + b"x" * 1000, 1)
+    answer = torchserve.interpret_reply(200, b"<html>\r\n" + b"x" * 1000, 1)
     assert answer == Busy("not our handler's answer: <html> " + "x" * 192)
 
 
@@ -257,11 +263,11 @@ def test_a_warning_quotes_the_first_200_bytes_on_one_line() -> None:
     [
         (None, None),
         ("7", 7.0),
-        ("9" * 400, codec.PATIENCE),
+        ("9" * 400, MAX_RETRY_AFTER),
         ("Thu, 01 Jan 2026 00:00:09 GMT", 9.0),
         ("Thu, 01 Jan 2026 00:00:09 -0000", 9.0),
         ("Thu, 01 Jan 2015 00:00:00 GMT", 0.0),
-        ("Fri, 01 Jan 2027 00:00:00 GMT", codec.PATIENCE),
+        ("Fri, 01 Jan 2027 00:00:00 GMT", MAX_RETRY_AFTER),
         ("soon", None),
         ("Thu, 01 Jan 99999 00:00:00 GMT", None),
         ("Thu, 01 Jan 0000 00:00:00 GMT", 0.0),
@@ -270,18 +276,18 @@ def test_a_warning_quotes_the_first_200_bytes_on_one_line() -> None:
     ],
 )
 def test_retry_after_is_a_number_or_a_date(value: str | None, seconds: float | None) -> None:
-    assert codec.retry_after(value, NOW) == seconds
+    assert parse_retry_after(value, NOW) == seconds
 
 
 @given(st.text(alphabet="0123456789 :,+-GMTJanFriThu"))
 def test_retry_after_survives_any_text(value: str) -> None:
-    seconds = codec.retry_after(value, NOW)
-    assert seconds is None or 0 <= seconds <= codec.PATIENCE
+    seconds = parse_retry_after(value, NOW)
+    assert seconds is None or 0 <= seconds <= MAX_RETRY_AFTER
 
 
 @given(st.integers(100, 599), st.binary(max_size=300))
 def test_an_arbitrary_body_is_never_an_outcome(status: int, content: bytes) -> None:
-    assert isinstance(codec.answer(status, content, 1), Busy | Failed)
+    assert isinstance(torchserve.interpret_reply(status, content, 1), Busy | Failed)
 
 
 # outcome -> message
@@ -351,7 +357,7 @@ def test_what_is_skipped_leaves_no_message() -> None:
 
 
 def test_the_witness_is_a_blank_image_that_anybody_can_read() -> None:
-    with PIL.Image.open(BytesIO(codec.WITNESS.data)) as image:
+    with PIL.Image.open(BytesIO(CANARY.data)) as image:
         image.load()
         assert (image.format, image.mode, image.size) == ("PNG", "L", (28, 28))
         assert image.getextrema() == (0, 0)
@@ -360,6 +366,6 @@ def test_the_witness_is_a_blank_image_that_anybody_can_read() -> None:
 @given(st.integers(1, 30), st.integers(1, 30), st.data())
 def test_a_png_is_read_back_as_it_was_written(width: int, height: int, data: st.DataObject) -> None:
     pixels = data.draw(st.binary(min_size=width * height, max_size=width * height))
-    with PIL.Image.open(BytesIO(codec.png(width, height, pixels))) as image:
+    with PIL.Image.open(BytesIO(encode_png(width, height, pixels))) as image:
         assert image.size == (width, height)
         assert image.tobytes() == pixels

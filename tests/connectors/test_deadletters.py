@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from connectors import codec, deadletters
-from connectors.deadletters import encode, holds, listed, note, restored, shown, source, up_to
+from connectors import codec
+from connectors.brokers.kafka.admin import describe_conditions
+from connectors.brokers.kafka.settings import ListDeadKafka, ReplayKafka, ShowDeadKafka
+from connectors.commands import dlq
+from connectors.commands.dlq import (
+    encode,
+    find_source,
+    holds_condition,
+    list_,
+    restore_record,
+    show,
+    take_until_limit,
+)
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import Prediction, Record, Rejection, Settled, Skipped
-from connectors.settings import ListDeadKafka, ReplayKafka, ShowDeadKafka
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,11 +55,11 @@ def buried(
     return Record(f"{lane}/{place}", value, b"key", headers, 1_700_000_000_000, lane, place)
 
 
-class Shelf:
+class DeadLetterShelf:
     """An Archive and a Backlog in memory."""
 
-    def __init__(self, *letters: Record) -> None:
-        self.left = list(letters)
+    def __init__(self, *dead_letters: Record) -> None:
+        self.left = list(dead_letters)
         self.settled: list[Settled] = []
         self.faults: list[str] = []
         self.closed = False
@@ -74,7 +84,7 @@ class Shelf:
         self.closed = True
 
 
-def sent(shelf: Shelf) -> list[str]:
+def sent(shelf: DeadLetterShelf) -> list[str]:
     return [one.record.id for one in shelf.settled if isinstance(one.outcome, Prediction)]
 
 
@@ -86,11 +96,11 @@ def asked(**more: Any) -> ReplayKafka:  # noqa: ANN401 - any field
 
 
 def test_the_source_is_named_by_the_headers_or_it_is_the_letter_itself() -> None:
-    assert source(buried()) == "images/3/1042"
-    assert source(record()) == "images/3/1042"
-    assert source(record(("connector.id", b"images/17"))) == "images/17"
+    assert find_source(buried()) == "images/3/1042"
+    assert find_source(record()) == "images/3/1042"
+    assert find_source(record(("connector.id", b"images/17"))) == "images/17"
     foreign = Record("images.dead/0/7", b"", None, ORIGIN[:2], 0, None, None)
-    assert source(foreign) == "images.dead/0/7"
+    assert find_source(foreign) == "images.dead/0/7"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +115,7 @@ def test_the_source_is_named_by_the_headers_or_it_is_the_letter_itself() -> None
     ],
 )
 def test_a_condition_holds(condition: str) -> None:
-    assert holds(condition, buried(("own", b"a=b")))
+    assert holds_condition(condition, buried(("own", b"a=b")))
 
 
 @pytest.mark.parametrize(
@@ -113,27 +123,29 @@ def test_a_condition_holds(condition: str) -> None:
     ["id=images/3/104", "reason=fail", "key=", "key=other", "header.own=", "header.missing=1"],
 )
 def test_a_condition_does_not_hold(condition: str) -> None:
-    assert not holds(condition, buried(("own", b"x")))
+    assert not holds_condition(condition, buried(("own", b"x")))
 
 
 def test_all_conditions_must_hold() -> None:
-    letter = buried()
-    assert deadletters.is_chosen(letter, [])
-    assert deadletters.is_chosen(letter, ["reason=failed", "key=key"])
-    assert not deadletters.is_chosen(letter, ["reason=failed", "key=other"])
+    dead_letter = buried()
+    assert dlq.matches(dead_letter, [])
+    assert dlq.matches(dead_letter, ["reason=failed", "key=key"])
+    assert not dlq.matches(dead_letter, ["reason=failed", "key=other"])
 
 
 def test_a_note_forgets_the_order_and_what_was_repeated() -> None:
-    assert note(["reason=failed", "key=a", "key=a"]) == note(["key=a", "reason=failed"])
-    assert note([]) != note(["key=a"])
+    assert describe_conditions(["reason=failed", "key=a", "key=a"]) == describe_conditions(
+        ["key=a", "reason=failed"]
+    )
+    assert describe_conditions([]) != describe_conditions(["key=a"])
 
 
 # list
 
 
 def test_a_list_has_a_line_for_each_and_counts_the_reasons() -> None:
-    shelf = Shelf(buried(), buried(reason="empty"), buried())
-    *lines, counts = listed(ListDeadKafka(input_topic="images"), shelf)
+    shelf = DeadLetterShelf(buried(), buried(reason="empty"), buried())
+    *lines, counts = list_(ListDeadKafka(input_topic="images"), shelf)
     assert counts == "3 dead letters: 2 failed, 1 empty"
     assert lines[0].startswith("2023-11-14T22:13:20+00:00  images/3/1042  key  failed  why ")
     assert len(lines) == 3
@@ -142,7 +154,7 @@ def test_a_list_has_a_line_for_each_and_counts_the_reasons() -> None:
 
 def test_a_list_as_json_can_be_read_line_by_line() -> None:
     settings = ListDeadKafka(input_topic="images", json_lines=True)
-    line, counts = map(json.loads, listed(settings, Shelf(buried())))
+    line, counts = map(json.loads, list_(settings, DeadLetterShelf(buried())))
     assert line == {
         "id": "images/3/1042",
         "record": "images.dead/0/0",
@@ -160,22 +172,22 @@ def test_a_list_as_json_can_be_read_line_by_line() -> None:
 def test_a_letter_of_somebody_else_is_listed_too() -> None:
     foreign = Record("images.dead/0/7", None, None, (), 0, None, None)
     settings = ListDeadKafka(input_topic="images", json_lines=True)
-    line, counts = map(json.loads, listed(settings, Shelf(foreign)))
+    line, counts = map(json.loads, list_(settings, DeadLetterShelf(foreign)))
     assert (line["id"], line["key"], line["status"]) == ("images.dead/0/7", None, None)
     assert counts["reasons"] == {"unknown": 1}
 
 
 def test_a_list_ends_at_its_limit() -> None:
-    shelf = Shelf(*[buried()] * 5)
+    shelf = DeadLetterShelf(*[buried()] * 5)
     settings = ListDeadKafka(input_topic="images", limit=2)
-    assert list(listed(settings, shelf))[-1] == "2 dead letters: 2 failed"
+    assert list(list_(settings, shelf))[-1] == "2 dead letters: 2 failed"
 
 
 def test_what_a_stranger_wrote_does_not_command_the_terminal() -> None:
-    shelf = Shelf(buried(("own", b"\x1b[2J")))
-    assert "\x1b" not in "".join(listed(ListDeadKafka(input_topic="images"), shelf))
-    shelf = Shelf(buried(("own", b"\x1b[2J")))
-    assert "\x1b" not in "".join(shown(ShowDeadKafka(input_topic="images"), shelf))
+    shelf = DeadLetterShelf(buried(("own", b"\x1b[2J")))
+    assert "\x1b" not in "".join(list_(ListDeadKafka(input_topic="images"), shelf))
+    shelf = DeadLetterShelf(buried(("own", b"\x1b[2J")))
+    assert "\x1b" not in "".join(show(ShowDeadKafka(input_topic="images"), shelf))
 
 
 # show
@@ -183,32 +195,32 @@ def test_what_a_stranger_wrote_does_not_command_the_terminal() -> None:
 
 def test_a_letter_is_shown_whole() -> None:
     settings = ShowDeadKafka(input_topic="images", json_lines=True)
-    (line,) = map(json.loads, shown(settings, Shelf(buried(("own", b"1"), ("own", None)))))
+    (line,) = map(json.loads, show(settings, DeadLetterShelf(buried(("own", b"1"), ("own", None)))))
     assert base64.b64decode(line["value"]) == b"image"
     assert line["headers"][:2] == [["own", "1"], ["own", None]]
 
 
 def test_the_value_of_the_only_letter_is_written_to_a_file(tmp_path: Path) -> None:
-    shelf = Shelf(buried(reason="empty", value=b"other"), buried())
+    shelf = DeadLetterShelf(buried(reason="empty", value=b"other"), buried())
     settings = ShowDeadKafka(
         input_topic="images", where=["reason=failed"], output=tmp_path / "value"
     )
-    assert list(shown(settings, shelf)) == []
+    assert list(show(settings, shelf)) == []
     assert (tmp_path / "value").read_bytes() == b"image"
 
 
 @pytest.mark.parametrize(
-    ("letters", "sentence"),
+    ("dead_letters", "sentence"),
     [
         ([], "no dead letter is like that"),
         ([buried(), buried()], "several dead letters are like that"),
         ([buried(value=None)], "has no value"),
     ],
 )
-def test_a_file_takes_one_value(letters: list[Record], sentence: str, tmp_path: Path) -> None:
+def test_a_file_takes_one_value(dead_letters: list[Record], sentence: str, tmp_path: Path) -> None:
     settings = ShowDeadKafka(input_topic="images", output=tmp_path / "value")
     with pytest.raises(Stop, match=sentence) as stop:
-        list(shown(settings, Shelf(*letters)))
+        list(show(settings, DeadLetterShelf(*dead_letters)))
     assert stop.value.code == Exit.USAGE
     assert not (tmp_path / "value").exists()
 
@@ -218,73 +230,73 @@ def test_a_file_takes_one_value(letters: list[Record], sentence: str, tmp_path: 
 
 def test_a_letter_goes_back_as_it_came() -> None:
     own = (("own", b"1"), ("traceparent", b"00-1-2-01"), ("own", b"2"))
-    message = restored(buried(*own), "one")
+    message = restore_record(buried(*own), "one")
     assert (message.value, message.key, message.dead) == (b"image", b"key", False)
     assert message.headers == (*own, ("connector.replay", b"one"))
 
 
 def test_the_name_of_an_earlier_replay_is_replaced() -> None:
-    message = restored(buried(("connector.replay", b"zero")), "one")
+    message = restore_record(buried(("connector.replay", b"zero")), "one")
     assert message.headers == (("connector.replay", b"one"),)
 
 
 def test_nulls_that_had_to_be_filled_are_nulls_again() -> None:
-    letter = buried(("own", b""), ("own", b"x"), ("connector.nulls", b"headers[0],value"))
-    message = restored(letter, "one")
+    dead_letter = buried(("own", b""), ("own", b"x"), ("connector.nulls", b"headers[0],value"))
+    message = restore_record(dead_letter, "one")
     assert message.headers[:2] == (("own", None), ("own", b"x"))
     assert message.value is None
 
 
 def test_all_go_back_unless_something_else_is_asked() -> None:
-    shelf = Shelf(buried(place=0), buried(place=1, reason="empty"))
-    assert deadletters.replay(asked(), shelf) == {"sent": 2}
+    shelf = DeadLetterShelf(buried(place=0), buried(place=1, reason="empty"))
+    assert dlq.send_back(asked(), shelf) == {"sent": 2}
     assert sent(shelf) == ["images.dead/0/0", "images.dead/0/1"]
     assert shelf.closed
 
 
 def test_what_is_left_out_is_acknowledged_too() -> None:
-    shelf = Shelf(buried(place=0), buried(place=1, reason="empty"))
-    assert deadletters.replay(asked(where=["reason=empty"]), shelf) == {"sent": 1, "others": 1}
+    shelf = DeadLetterShelf(buried(place=0), buried(place=1, reason="empty"))
+    assert dlq.send_back(asked(where=["reason=empty"]), shelf) == {"sent": 1, "others": 1}
     assert sent(shelf) == ["images.dead/0/1"]
     assert isinstance(shelf.settled[0].outcome, Skipped)
 
 
 def test_a_letter_whose_value_is_gone_stays() -> None:
-    shelf = Shelf(buried(("connector.value-bytes", b"9000000")))
-    assert deadletters.replay(asked(), shelf) == {"incomplete": 1}
+    shelf = DeadLetterShelf(buried(("connector.value-bytes", b"9000000")))
+    assert dlq.send_back(asked(), shelf) == {"incomplete": 1}
     assert sent(shelf) == []
 
 
 def test_a_limit_counts_what_is_sent_and_leaves_the_rest_for_the_next_time() -> None:
-    letters = [buried(place=n, reason=("empty", "failed")[n % 2]) for n in range(6)]
-    shelf = Shelf(*letters)
-    done = deadletters.replay(asked(where=["reason=failed"], limit=2), shelf)
+    dead_letters = [buried(place=n, reason=("empty", "failed")[n % 2]) for n in range(6)]
+    shelf = DeadLetterShelf(*dead_letters)
+    done = dlq.send_back(asked(where=["reason=failed"], limit=2), shelf)
     assert done == {"sent": 2, "others": 2}
     assert [one.record.position for one in shelf.settled] == [0, 1, 2, 3]
 
 
 def test_the_first_ones_end_with_the_last_that_is_sent() -> None:
-    letters = [buried(place=n) for n in range(3)]
-    assert up_to(2, letters, asked()) == letters[:2]
-    assert up_to(9, letters, asked()) == letters
+    dead_letters = [buried(place=n) for n in range(3)]
+    assert take_until_limit(2, dead_letters, asked()) == dead_letters[:2]
+    assert take_until_limit(9, dead_letters, asked()) == dead_letters
 
 
 def test_a_dry_run_only_counts() -> None:
-    shelf = Shelf(buried(), buried())
-    (line,) = deadletters.replayed(asked(dry_run=True), shelf)
+    shelf = DeadLetterShelf(buried(), buried())
+    (line,) = dlq.replay(asked(dry_run=True), shelf)
     assert line.startswith("2 dead letters would go back to images as one; left out: 0 by --where")
     assert shelf.settled == []
 
 
 def test_after_a_rewind_it_goes_on_and_counts_what_was_committed() -> None:
-    shelf = Shelf(buried(place=0), buried(place=1))
+    shelf = DeadLetterShelf(buried(place=0), buried(place=1))
     shelf.faults = ["the group has shared out its partitions anew"]
-    assert deadletters.replay(asked(), shelf) == {"sent": 2}
+    assert dlq.send_back(asked(), shelf) == {"sent": 2}
     assert sent(shelf) == ["images.dead/0/0", "images.dead/0/1"]
 
 
 def test_a_dry_run_counts_anew_after_a_rewind() -> None:
-    class Moody(Shelf):
+    class Moody(DeadLetterShelf):
         def poll(self, limit: int, timeout: float) -> Sequence[Record]:
             if len(self.left) == 1 and self.faults:
                 self.left = [buried(), buried()]
@@ -293,7 +305,7 @@ def test_a_dry_run_counts_anew_after_a_rewind() -> None:
 
     shelf = Moody(buried(), buried())
     shelf.faults = ["moved"]
-    assert deadletters.replay(asked(dry_run=True), shelf) == {"sent": 2}
+    assert dlq.send_back(asked(dry_run=True), shelf) == {"sent": 2}
 
 
 def test_what_its_topic_does_not_take_stops_the_replay() -> None:
@@ -305,6 +317,6 @@ def test_what_its_topic_does_not_take_stops_the_replay() -> None:
 
 def test_what_is_left_out_is_not_published() -> None:
     assert encode(Settled(buried(), Skipped())) is None
-    message = encode(deadletters.settled(buried(), asked()))
+    message = encode(dlq.settle(buried(), asked()))
     assert message
     assert message.headers[-1] == ("connector.replay", b"one")

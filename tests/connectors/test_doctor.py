@@ -5,12 +5,20 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from connectors import doctor
-from connectors.doctor import Finding, ask, examined, find, printed, told
-from connectors.errors import Advice, Exit, Stop
-from connectors.settings import PrintConfigKafka, RunKafka, Setting, explained, load
-
-from .test_client import Script, Service, predictions, unused_port
+from connectors.brokers.kafka.settings import PrintConfigKafka, RunKafka
+from connectors.command_line import Setting, explain, load
+from connectors.commands import doctor
+from connectors.commands.doctor import (
+    Finding,
+    ask_service,
+    render_findings,
+    render_settings,
+    run_check,
+    run_checks,
+)
+from connectors.errors import Exit, Stop
+from connectors.records import Advice, Ok
+from tests.connectors.test_client import Script, Service, predictions, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,8 +31,8 @@ def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
     return RunKafka(input_topic="images", output_topic="predictions", **given)
 
 
-def failing(code: Exit = Exit.UNAVAILABLE) -> Callable[[], str]:
-    def check() -> str:
+def failing(code: Exit = Exit.UNAVAILABLE) -> Callable[[], Ok | Advice]:
+    def check() -> Ok | Advice:
         raise Stop("create the topic", code)
 
     return check
@@ -34,18 +42,24 @@ def failing(code: Exit = Exit.UNAVAILABLE) -> Callable[[], str]:
 
 
 def test_a_check_is_ok_or_advises_or_fails() -> None:
-    assert find("a", lambda: "fine") == Finding("a", "ok", "fine")
-    assert find("a", lambda: Advice("better")) == Finding("a", "advice", "better")
-    assert find("a", failing()) == Finding("a", "failed", "create the topic", Exit.UNAVAILABLE)
+    assert run_check(("a", lambda: Ok("fine"))) == Finding("a", "ok", "fine")
+    assert run_check(("a", lambda: Advice("better"))) == Finding("a", "advice", "better")
+    assert run_check(("a", failing())) == Finding(
+        "a", "failed", "create the topic", Exit.UNAVAILABLE
+    )
 
 
 def test_what_is_unexpected_is_not_a_finding() -> None:
     with pytest.raises(ZeroDivisionError):
-        find("a", lambda: str(1 / 0))
+        run_check(("a", lambda: Ok(str(1 / 0))))
 
 
 def test_after_a_failure_the_rest_is_skipped() -> None:
-    found = list(examined([("a", lambda: "x"), ("b", failing()), ("c", failing()), ("d", str)]))
+    found = list(
+        run_checks(
+            [("a", lambda: Ok("x")), ("b", failing()), ("c", failing()), ("d", lambda: Ok(""))]
+        )
+    )
     assert [one.result for one in found] == ["ok", "failed", "skipped", "skipped"]
     assert found[3].text == "b comes first"
 
@@ -53,7 +67,7 @@ def test_after_a_failure_the_rest_is_skipped() -> None:
 def lines(*findings: Finding, as_json: bool = False) -> tuple[list[str], Exit]:
     shown: list[str] = []
     try:
-        for line in told(findings, as_json=as_json):
+        for line in render_findings(findings, as_json=as_json):
             shown.append(line)  # noqa: PERF402 - what came before the end counts
     except Stop as stop:
         return shown, stop.code
@@ -62,7 +76,9 @@ def lines(*findings: Finding, as_json: bool = False) -> tuple[list[str], Exit]:
 
 def test_each_finding_is_a_line_and_the_first_failure_gives_the_exit_code() -> None:
     fine = Finding("broker", "ok", "1 at localhost")
-    shown, code = lines(fine, find("topics", failing()), find("service", failing(Exit.USAGE)))
+    shown, code = lines(
+        fine, run_check(("topics", failing())), run_check(("service", failing(Exit.USAGE)))
+    )
     assert shown[:2] == [
         "ok      broker        1 at localhost",
         "failed  topics        create the topic",
@@ -76,7 +92,7 @@ def test_advice_is_no_failure() -> None:
 
 
 def test_findings_can_be_read_by_a_machine() -> None:
-    shown, _ = lines(find("topics", failing()), as_json=True)
+    shown, _ = lines(run_check(("topics", failing())), as_json=True)
     assert json.loads(shown[0]) == {
         "check": "topics",
         "result": "failed",
@@ -89,9 +105,9 @@ def test_findings_can_be_read_by_a_machine() -> None:
 
 def test_a_service_that_predicts_is_told_with_its_model() -> None:
     with Service(Script(body=predictions(1))).serving() as url:
-        name, check = doctor.service(settings(url=url))
-        text = check()
-    assert name == "service"
+        found = list(doctor.run_all(settings(url=url), [], thorough=False))[-1]
+    assert found.check == "service"
+    text = found.text
     assert " answers in " in text
     assert text.split()[:2] == model_of(predictions(1))
 
@@ -114,7 +130,7 @@ ERROR = {"predictions": [{"error": {"code": "not_an_image", "message": "no"}}]}
 )
 def test_a_service_that_does_not_predict_is_told_with_its_reason(script: Script, why: str) -> None:
     with Service(script).serving() as url, pytest.raises(Stop, match=why) as stop:
-        ask(settings(url=url), 5.0)
+        ask_service(settings(url=url), 5.0)
     assert stop.value.code == Exit.UNAVAILABLE
     assert "\n" not in str(stop.value)
 
@@ -122,7 +138,7 @@ def test_a_service_that_does_not_predict_is_told_with_its_reason(script: Script,
 def test_a_service_that_is_not_there_is_told_with_its_address() -> None:
     url = f"http://127.0.0.1:{unused_port()}/predictions/fmnist"
     with pytest.raises(Stop, match="start it, or correct --url") as stop:
-        ask(settings(url=url), 5.0)
+        ask_service(settings(url=url), 5.0)
     assert url in str(stop.value)
 
 
@@ -130,7 +146,7 @@ def test_a_silent_service_is_not_waited_for() -> None:
     service = Service(Script(body=predictions(1)))
     service.gate.clear()
     with service.serving() as url, pytest.raises(Stop, match="does not predict"):
-        ask(settings(url=url), 0.05)
+        ask_service(settings(url=url), 0.05)
 
 
 # what is set
@@ -139,7 +155,7 @@ def test_a_silent_service_is_not_waited_for() -> None:
 def explanation(*flags: str) -> dict[str, Setting]:
     arguments = [*TOPICS, *flags]
     loaded = load(PrintConfigKafka, arguments, "connectors")
-    return {one.name: one for one in explained(loaded, arguments, "connectors")}
+    return {one.name: one for one in explain(loaded, arguments, "connectors")}
 
 
 def test_each_setting_is_told_with_its_source(
@@ -172,16 +188,18 @@ def test_what_may_be_secret_is_hidden(tmp_path: Path) -> None:
         "sasl_plain_password": "***",
         "ssl_context": "***",
     }
-    assert "hunter2" not in "".join(printed(found.values(), as_json=True))
+    assert "hunter2" not in "".join(render_settings(found.values(), as_json=True))
 
 
 def test_a_setting_is_a_line_of_text_or_of_json() -> None:
     one = Setting("pack", 3, "flag")
-    assert list(printed([one], as_json=False)) == ["pack = 3  # flag"]
-    (line,) = printed([one], as_json=True)
+    assert list(render_settings([one], as_json=False)) == ["pack = 3  # flag"]
+    (line,) = render_settings([one], as_json=True)
     assert json.loads(line) == {"name": "pack", "value": 3, "origin": "flag"}
 
 
 def test_the_surroundings_are_told() -> None:
-    assert doctor.surroundings().startswith("Python 3.")
-    assert doctor.settings_are_valid() == "valid"
+    with Service(Script(body=predictions(1))).serving() as url:
+        first, second, *_ = doctor.run_all(settings(url=url), [], thorough=True)
+    assert first.text.startswith("Python 3.")
+    assert second == Finding("settings", "ok", "valid")

@@ -21,16 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import pytest
 
 from connectors import codec
-from connectors.brokers.memory import (
-    Entry,
-    Memory,
-    MemoryBroker,
-    Step,
-    Subscription,
-    Transaction,
-    Unavailable,
-    lose_answer,
-)
 from connectors.errors import Rewound, Stop
 from connectors.records import (
     Answer,
@@ -44,6 +34,17 @@ from connectors.records import (
     Settled,
 )
 from connectors.relay import Lanes, Policy, Relay
+from tests.brokers.memory import (
+    Entry,
+    Memory,
+    MemoryBroker,
+    Step,
+    Subscription,
+    Transaction,
+    Unavailable,
+    lose_answer,
+)
+from tests.connectors.policies import policy as make_policy
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterator
@@ -58,7 +59,7 @@ SUBSCRIPTION = Subscription(
     session=inf,  # whoever is put out is put out by an action
     transaction=1.0,
 )
-POLICY = Policy(in_flight=2, tries=1, commit_interval=0.0, commit_rest=0.0)
+POLICY = make_policy(in_flight=2, tries=1, commit_interval=0.0, commit_rest=0.0)
 MOST_STATES = 20_000
 
 Action = tuple[Any, ...]
@@ -100,7 +101,7 @@ class Daemon:
     def poll(self) -> None:
         """Take what is there, and send what is due."""
         try:
-            records = self.broker.poll(self.relay.room(), 0.0)
+            records = self.broker.poll(self.relay.capacity(), 0.0)
             self.relay.receive([(one, codec.decode(one)) for one in records], self.clock())
             self.out += self.relay.requests(self.clock())
         except Rewound:

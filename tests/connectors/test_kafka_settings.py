@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
-from connectors.brokers.kafka_clients import client_arguments
-from connectors.brokers.kafka_outcomes import SOURCE, source_of
+from connectors.brokers.kafka.clients import client_arguments
+from connectors.brokers.kafka.published_offsets import SOURCE, source_of
+from connectors.brokers.kafka.settings import KafkaSettings
 from connectors.errors import Exit, Stop
-from connectors.settings import KafkaSettings
 
 if TYPE_CHECKING:
     from pathlib import Path

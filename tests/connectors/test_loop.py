@@ -20,7 +20,8 @@ from connectors.records import (
     Settled,
     Skipped,
 )
-from connectors.relay import Policy, Relay
+from connectors.relay import Relay
+from tests.connectors.policies import policy as make_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -56,14 +57,20 @@ class World:
     polls: list[tuple[float, int, float]] = field(default_factory=list)
     commits: list[float] = field(default_factory=list)
     failing: dict[str, list[Exception]] = field(default_factory=dict)
-    on_lap: Callable[[], None] = lambda: None
+    on_iteration: Callable[[], None] = lambda: None
 
     def clock(self) -> float:
         return self.now
 
-    def lap(self) -> None:
-        self._called("lap")
-        self.on_lap()
+    def begin_iteration(self) -> None:
+        self._called("iteration")
+        self.on_iteration()
+
+    def lag(self) -> None:
+        """Not known."""
+
+    def joined(self) -> bool:
+        return True
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
         self._called("poll")
@@ -115,14 +122,14 @@ class World:
 
 def run(world: World, relay: Relay | None = None, *, until: float = 10.0) -> Relay:
     """Run until everything has arrived and is committed, or until the time is over."""
-    relay = relay or Relay(Policy(), lambda upper: upper, Image(b"blank"))
+    relay = relay or Relay(make_policy(), lambda upper: upper, Image(b"blank"))
 
     def drain_at_the_end() -> None:
         if world.now >= until or len(world.committed) == len(world.arrivals):
             relay.drain(world.now)
 
-    world.on_lap = drain_at_the_end
-    loop.run(relay, world, world, decode, world.clock, world.lap)
+    world.on_iteration = drain_at_the_end
+    loop.run(relay, world, world, decode, world.clock, world.begin_iteration)
     return relay
 
 
@@ -138,11 +145,11 @@ def test_records_in_predictions_out() -> None:
 def test_the_stages_come_in_their_order() -> None:
     world = World([(0.0, record(0))])
     run(world)
-    assert world.calls[:5] == ["lap", "poll", "send", "collect", "commit"]
+    assert world.calls[:5] == ["iteration", "poll", "send", "collect", "commit"]
 
 
 def test_the_watchdog_is_optional() -> None:
-    relay = Relay(Policy(), lambda upper: upper, Image(b"blank"))
+    relay = Relay(make_policy(), lambda upper: upper, Image(b"blank"))
     world = World([])
     relay.drain(0.0)
     loop.run(relay, world, world, decode, world.clock)
@@ -174,21 +181,21 @@ def test_a_record_that_comes_while_another_is_out_soon_follows_it() -> None:
     world = World([(0.0, record(0)), (1.5, record(1))], latency=5.0)
     run(world, until=30.0)
     (_, _), (time, _) = world.sent
-    assert 1.5 <= time <= 1.5 + loop.GLANCE
+    assert 1.5 <= time <= 1.5 + loop.POLL_INTERVAL
 
 
 def test_the_broker_is_polled_once_a_second_while_there_is_no_room() -> None:
     world = World([(0.0, record(0))], latency=20.0)
-    run(world, Relay(Policy(window=1), lambda upper: upper, Image(b"blank")), until=50.0)
+    run(world, Relay(make_policy(window=1), lambda upper: upper, Image(b"blank")), until=50.0)
     assert {limit for _, limit, _ in world.polls[1:]} == {0}
     times = [time for time, _, _ in world.polls]
     assert len(times) == 21
-    assert all(later - time <= loop.HEARTBEAT for time, later in pairwise(times))
+    assert all(later - time <= loop.MAX_BLOCK for time, later in pairwise(times))
 
 
 def test_a_loop_without_room_sleeps_until_the_alarm_and_does_not_spin() -> None:
     world = World([(0.0, record(0))], answer=lambda _: Failed("500"))
-    relay = Relay(Policy(window=1, trial_limit=2.0), lambda upper: upper, Image(b"blank"))
+    relay = Relay(make_policy(window=1, trial_limit=2.0), lambda upper: upper, Image(b"blank"))
     run(world, relay, until=100.0)
     assert len(world.polls) < 400
     assert {timeout for _, limit, timeout in world.polls if limit == 0} == {0.0}
@@ -202,7 +209,7 @@ def test_after_a_rewound_everything_not_committed_comes_again(
     world.failing[stage] = [Rewound("a rebalance")]
     relay = run(world)
     assert world.ids() == ["images/0/0", "images/0/1", "images/0/2"]
-    assert relay.tally.rewound == 1
+    assert relay.stats.rewound == 1
     assert "Beginning again from the last commit: a rebalance" in caplog.messages
 
 
@@ -225,10 +232,10 @@ def test_the_dead_letter_limit_ends_the_loop_before_the_commit() -> None:
 def test_a_drain_answers_and_commits_what_is_held_and_takes_nothing_more(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    relay = Relay(Policy(), lambda upper: upper, Image(b"blank"))
+    relay = Relay(make_policy(), lambda upper: upper, Image(b"blank"))
     world = World([(0.0, record(0)), (1.0, record(1))], latency=3.0)
-    world.on_lap = lambda: relay.drain(20.0) if world.sent else None
-    loop.run(relay, world, world, decode, world.clock, world.lap)
+    world.on_iteration = lambda: relay.drain(20.0) if world.sent else None
+    loop.run(relay, world, world, decode, world.clock, world.begin_iteration)
     assert world.ids() == ["images/0/0"]
     assert world.now == pytest.approx(3.0)
     assert caplog.messages == []
@@ -237,10 +244,10 @@ def test_a_drain_answers_and_commits_what_is_held_and_takes_nothing_more(
 def test_the_drain_limit_binds_and_a_warning_counts_what_is_left(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    relay = Relay(Policy(), lambda upper: upper, Image(b"blank"))
+    relay = Relay(make_policy(), lambda upper: upper, Image(b"blank"))
     world = World([(0.0, record(0)), (0.0, record(1))], latency=60.0)
-    world.on_lap = lambda: relay.drain(4.5) if world.sent else None
-    loop.run(relay, world, world, decode, world.clock, world.lap)
+    world.on_iteration = lambda: relay.drain(4.5) if world.sent else None
+    loop.run(relay, world, world, decode, world.clock, world.begin_iteration)
     assert world.now == pytest.approx(4.5)
     assert world.committed == []
     assert caplog.messages == ["Left 2 records without a commit; they will be delivered again."]
@@ -249,5 +256,5 @@ def test_the_drain_limit_binds_and_a_warning_counts_what_is_left(
 def test_a_commit_that_was_aborted_does_not_count() -> None:
     world = World([(0.0, record(0))])
     world.failing["commit"] = [Rewound("aborted")]
-    tally = run(world).tally
-    assert (tally.received, tally.predicted, tally.commits) == (2, 1, 1)
+    stats = run(world).stats
+    assert (stats.received, stats.predicted, stats.commits) == (2, 1, 1)

@@ -14,16 +14,22 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 import requests
 
-from connectors import __main__ as program
-from connectors import codec
-from connectors.__main__ import Line, Report, Watchdog, grammar, main, obeyed, run, watched
-from connectors.brokers.memory import Memory, MemoryBroker, Subscription
-from connectors.clients import Unordered
-from connectors.errors import Advice, Exit, Stop
-from connectors.relay import Policy, Relay, Tally
-from connectors.settings import ListenKafka, RunKafka, RunPubSub, SendKafka
-
-from .test_client import Script, Service, predictions, unused_port
+from connectors import codec, daemon, logs, registry
+from connectors import watchdog as watchdog_module
+from connectors.__main__ import main, parse_command
+from connectors.brokers.kafka.settings import ListenKafka, RunKafka, SendKafka
+from connectors.brokers.pubsub.endpoints import Unordered
+from connectors.brokers.pubsub.settings import RunPubSub
+from connectors.daemon import handle_signals, run
+from connectors.errors import Exit, Stop
+from connectors.images import CANARY
+from connectors.records import Advice, Ok
+from connectors.relay import Relay, Stats
+from connectors.status import Line, Report
+from connectors.watchdog import Watchdog, run_watchdog
+from tests.brokers.memory import Memory, MemoryBroker, Subscription
+from tests.connectors.policies import policy as make_policy
+from tests.connectors.test_client import Script, Service, predictions, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,7 +88,7 @@ def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
 def test_a_command_is_a_verb_and_a_broker(
     arguments: list[str], command: tuple[str, str, list[str]]
 ) -> None:
-    assert grammar(arguments) == command
+    assert parse_command(arguments) == command
 
 
 @pytest.mark.parametrize(
@@ -90,7 +96,7 @@ def test_a_command_is_a_verb_and_a_broker(
 )
 def test_any_other_command_is_wrong_usage(arguments: list[str]) -> None:
     with pytest.raises(Stop, match="these commands: run kafka, send kafka") as stop:
-        grammar(arguments)
+        parse_command(arguments)
     assert stop.value.code == Exit.USAGE
 
 
@@ -107,10 +113,10 @@ def test_help_shows_commands_examples_and_exit_codes(capsys: pytest.CaptureFixtu
 
 
 def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
-    def open_broker(_: object) -> NoReturn:
+    def open_broker(*_: object) -> NoReturn:
         raise error
 
-    monkeypatch.setattr(program, "_open_broker", open_broker)
+    monkeypatch.setattr(registry, "open_broker", open_broker)
     return main(RUN)
 
 
@@ -142,10 +148,12 @@ def test_control_c_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_each_verb_goes_its_way(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[tuple[str, object, object]] = []
-    monkeypatch.setattr(program, "_open_publisher", lambda _: "publisher")
-    monkeypatch.setattr(program, "_open_reader", lambda _: "reader")
-    monkeypatch.setattr("connectors.clients.send", lambda *a: taken.append(("send", *a)))
-    monkeypatch.setattr("connectors.clients.listen", lambda *a: taken.append(("listen", *a)))
+    monkeypatch.setattr(registry, "open_publisher", lambda *_: "publisher")
+    monkeypatch.setattr(registry, "open_reader", lambda *_: "reader")
+    monkeypatch.setattr("connectors.commands.send.send", lambda *a: taken.append(("send", *a)))
+    monkeypatch.setattr(
+        "connectors.commands.listen.listen", lambda *a: taken.append(("listen", *a))
+    )
     assert main(["send", "kafka", "--input-topic", "images", "--test-set"]) == 0
     assert main(["listen", "kafka", "--output-topic", "predictions"]) == 0
     (_, sent, publisher), (_, listened, reader) = taken
@@ -160,25 +168,27 @@ DLQ = ["kafka", "--input-topic", "images"]
 def test_the_verbs_for_dead_letters_go_their_way(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(program, "_open_letters", lambda _: "letters")
-    monkeypatch.setattr(program, "_open_replay", lambda settings: settings.name)
-    for verb in ("listed", "shown", "replayed"):
-        monkeypatch.setattr(f"connectors.deadletters.{verb}", lambda *a, v=verb: [v, a[1]])
+    monkeypatch.setattr(registry, "open_dead_letters", lambda *_: "letters")
+    monkeypatch.setattr(registry, "open_replay", lambda _, settings, __: settings.name)
+    for verb in ("list_", "show", "replay"):
+        monkeypatch.setattr(f"connectors.commands.dlq.{verb}", lambda *a, v=verb: [v, a[1]])
     assert main(["dlq", "list", *DLQ]) == 0
     assert main(["dlq", "show", *DLQ]) == 0
     assert main(["dlq", "replay", *DLQ, "--name", "fix"]) == 0
     assert capsys.readouterr().out.split() == [
-        *("listed", "letters"),
-        *("shown", "letters"),
-        *("replayed", "fix"),
+        *("list_", "letters"),
+        *("show", "letters"),
+        *("replay", "fix"),
     ]
 
 
 def checked(verb: str, url: str, monkeypatch: pytest.MonkeyPatch) -> int:
     """Check, with a Kafka that is well and of which there is advice."""
-    kafka = "connectors.brokers.kafka_operations"
-    monkeypatch.setattr(f"{kafka}.checks", lambda _: [("broker", lambda: "1 at home")])
-    monkeypatch.setattr(f"{kafka}.findings", lambda _: [("group", lambda: Advice("start one"))])
+    kafka = "connectors.brokers.kafka.admin"
+    monkeypatch.setattr(f"{kafka}.list_checks", lambda _: [("broker", lambda: Ok("1 at home"))])
+    monkeypatch.setattr(
+        f"{kafka}.list_all_checks", lambda _: [("group", lambda: Advice("start one"))]
+    )
     return main([verb, *RUN, "--url", url])
 
 
@@ -220,7 +230,7 @@ IN = ["--input-topic", "images"]
 def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """For which subscriptions `--create` was obeyed."""
     names: list[str] = []
-    create = "connectors.brokers.pubsub_operations.create"
+    create = "connectors.brokers.pubsub.admin.create"
     monkeypatch.setattr(create, lambda settings: names.append(settings.subscription))
     return names
 
@@ -230,16 +240,16 @@ def test_the_two_ends_of_pubsub_go_their_way(
     flags: list[str], made: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[object] = []
-    pubsub = "connectors.brokers.pubsub"
-    monkeypatch.setattr(f"{pubsub}.open_publisher", lambda _: "publisher")
-    monkeypatch.setattr(f"{pubsub}.open_reader", lambda _, *asked: asked)
-    monkeypatch.setattr("connectors.clients.send", lambda _, way: taken.append(way))
-    monkeypatch.setattr("connectors.clients.listen", lambda _, way: taken.append(way))
+    pubsub = "connectors.brokers.pubsub.endpoints"
+    monkeypatch.setattr(f"{pubsub}.TopicPublisher", lambda _: "publisher")
+    monkeypatch.setattr(f"{pubsub}.TopicReader", lambda _, topic: topic)
+    monkeypatch.setattr("connectors.commands.send.send", lambda _, way: taken.append(way))
+    monkeypatch.setattr("connectors.commands.listen.listen", lambda _, way: taken.append(way))
     assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set", *flags]) == 0
-    assert main(["listen", "pubsub", *PUBSUB, *OUT, "--from-beginning", *flags]) == 0
+    assert main(["listen", "pubsub", *PUBSUB, *OUT, *flags]) == 0
     unordered, reader = taken
     assert isinstance(unordered, Unordered)
-    assert reader == ("predictions", True)
+    assert reader == "predictions"
     assert made == ["images"] * 2 * len(flags)
     assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set", "--ordering-keys"]) == 0
     assert taken[2:] == ["publisher"]
@@ -252,11 +262,11 @@ def test_the_dead_letters_of_pubsub_go_their_way(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    operations = "connectors.brokers.pubsub_operations"
-    monkeypatch.setattr(f"{operations}.open_letters", lambda _: "letters")
-    monkeypatch.setattr(f"{operations}.open_replay", lambda _, name, __: name)
-    for verb in ("listed", "shown", "replayed"):
-        monkeypatch.setattr(f"connectors.deadletters.{verb}", lambda _, way: [way])
+    operations = "connectors.brokers.pubsub.admin"
+    monkeypatch.setattr(f"{operations}.DeadLetterReader", lambda _: "letters")
+    monkeypatch.setattr(f"{operations}.ReplayBroker", lambda _, name, __: name)
+    for verb in ("list_", "show", "replay"):
+        monkeypatch.setattr(f"connectors.commands.dlq.{verb}", lambda _, way: [way])
     assert main(["dlq", "list", "pubsub", *PUBSUB, *flags]) == 0
     assert main(["dlq", "show", "pubsub", *PUBSUB, *flags]) == 0
     assert main(["dlq", "replay", "pubsub", *PUBSUB, *IN, "--name", "fix", *flags]) == 0
@@ -271,12 +281,16 @@ def test_the_daemon_starts_when_all_is_there(monkeypatch: pytest.MonkeyPatch) ->
         assert isinstance(settings, RunPubSub)
         raise Stop("topic images-dead is not there", Exit.UNAVAILABLE)
 
-    monkeypatch.setattr("connectors.brokers.pubsub_operations.complete", complete)
-    monkeypatch.setattr("connectors.brokers.pubsub.PubSubBroker", lambda *_: pytest.fail("opened"))
+    monkeypatch.setattr("connectors.brokers.pubsub.admin.ensure_resources", complete)
+    monkeypatch.setattr(
+        "connectors.brokers.pubsub.broker.PubSubBroker", lambda *_: pytest.fail("opened")
+    )
     assert main(["pubsub", *PUBSUB, *OUT]) == 69
 
 
-@pytest.mark.parametrize(("verb", "asked"), [("check", "checks"), ("doctor", "findings")])
+@pytest.mark.parametrize(
+    ("verb", "asked"), [("check", "list_checks"), ("doctor", "list_all_checks")]
+)
 def test_pubsub_is_checked_and_nothing_is_made(
     verb: str,
     asked: str,
@@ -284,8 +298,8 @@ def test_pubsub_is_checked_and_nothing_is_made(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    told = [("broker", lambda: "it is there")]
-    monkeypatch.setattr(f"connectors.brokers.pubsub_operations.{asked}", lambda _: told)
+    told = [("broker", lambda: Ok("it is there"))]
+    monkeypatch.setattr(f"connectors.brokers.pubsub.admin.{asked}", lambda _: told)
     with Service(Script(body=predictions(1))).serving() as url:
         assert main([verb, "pubsub", *PUBSUB, *IN, *OUT, "--create", "--url", url]) == 0
     assert "ok      broker        it is there" in capsys.readouterr().out
@@ -344,7 +358,7 @@ def broker_with(memory: Memory, records: int, kind: type[LastCommit] = LastCommi
 def relayed(url: str, records: int, **given: Any) -> Memory:  # noqa: ANN401 - any field
     memory = Memory(time.monotonic, time.sleep)
     broker = broker_with(memory, records)
-    run(settings(url=url, pack=1, in_flight=1, **given), lambda _: broker)
+    run(settings(url=url, pack=1, in_flight=1, **given), lambda: broker)
     return memory
 
 
@@ -368,7 +382,7 @@ def test_what_is_not_answered_at_the_drain_limit_stays_uncommitted() -> None:
     broker = broker_with(memory, 3)
     broker.left = 1  # the tombstone alone: nobody answers for the others
     url = f"http://127.0.0.1:{unused_port()}/"
-    run(settings(url=url, drain_limit=0.01), lambda _: broker)
+    run(settings(url=url, drain_limit=0.01), lambda: broker)
     assert memory.offsets("connector") == {("images", 0): 1}
 
 
@@ -385,7 +399,7 @@ def test_a_running_daemon_can_be_asked_how_it_is() -> None:
     memory = Memory(time.monotonic, time.sleep)
     with Service(Script(body=predictions(1))).serving() as url:
         broker = broker_with(memory, 3, Curious)
-        run(settings(url=url, pack=1, in_flight=1, metrics_port=port), lambda _: broker)
+        run(settings(url=url, pack=1, in_flight=1, metrics_port=port), lambda: broker)
     assert {page: answer.status_code for page, answer in told.items()} == dict.fromkeys(told, 200)
     assert 'connector_lag_records{lane="images/0"}' in told["metrics"].text
     with pytest.raises(requests.ConnectionError):
@@ -394,14 +408,14 @@ def test_a_running_daemon_can_be_asked_how_it_is() -> None:
 
 def test_a_service_that_is_away_is_trouble_in_one_sentence() -> None:
     url = f"http://127.0.0.1:{unused_port()}/"
-    assert "does not predict a blank image" in str(program._trouble(settings(url=url)))
+    assert "does not predict a blank image" in str(daemon.describe_trouble(settings(url=url)))
     with Service(Script(body=predictions(1))).serving() as there:
-        assert program._trouble(settings(url=there)) is None
+        assert daemon.describe_trouble(settings(url=there)) is None
 
 
 def test_the_handlers_of_signals_are_given_back() -> None:
     before = signal.getsignal(signal.SIGTERM)
-    with obeyed(lambda: None):
+    with handle_signals(lambda: None):
         assert signal.getsignal(signal.SIGTERM) is not before
     assert signal.getsignal(signal.SIGTERM) is before
 
@@ -411,7 +425,7 @@ def test_the_first_signal_asks_and_the_second_leaves(
     number: signal.Signals, code: int, exits: list[int]
 ) -> None:
     asked: list[str] = []
-    with obeyed(lambda: asked.append("drain")):
+    with handle_signals(lambda: asked.append("drain")):
         signal.raise_signal(signal.SIGTERM)
         assert (asked, exits) == (["drain"], [])
         with pytest.raises(Left):
@@ -424,32 +438,32 @@ def test_the_first_signal_asks_and_the_second_leaves(
 
 def test_a_loop_without_laps_is_stuck_after_so_many_ticks() -> None:
     watchdog = Watchdog(3.0)
-    assert [watchdog.stuck() for _ in range(3)] == [False, False, True]
+    assert [watchdog.tick() for _ in range(3)] == [False, False, True]
 
 
 def test_a_lap_starts_the_count_again() -> None:
     watchdog = Watchdog(2.0)
     found = []
-    for lap in (False, True, False, False):
-        if lap:
-            watchdog.lap()
-        found.append(watchdog.stuck())
+    for iterated in (False, True, False, False):
+        if iterated:
+            watchdog.note_iteration()
+        found.append(watchdog.tick())
     assert found == [False, False, False, True]
 
 
 def test_in_a_hurry_laps_do_not_help() -> None:
     watchdog = Watchdog(100.0)
-    watchdog.hurry(2.0)
+    watchdog.set_deadline(2.0)
     found = []
     for _ in range(3):
-        watchdog.lap()
-        found.append(watchdog.stuck())
+        watchdog.note_iteration()
+        found.append(watchdog.tick())
     assert found == [False, False, True]
 
 
-def report(tally: Tally | None = None, **given: Any) -> Report:  # noqa: ANN401 - any field
-    relay = Relay(Policy(), lambda upper: upper, codec.WITNESS)
-    relay.tally = tally or Tally()
+def report(stats: Stats | None = None, **given: Any) -> Report:  # noqa: ANN401 - any field
+    relay = Relay(make_policy(), lambda upper: upper, CANARY)
+    relay.stats = stats or Stats()
     made = Report(relay, settings(**given), 0.0)
     made.relaying = True
     return made
@@ -458,23 +472,23 @@ def report(tally: Tally | None = None, **given: Any) -> Report:  # noqa: ANN401 
 def test_a_stuck_process_shows_its_stacks_and_leaves_with_70(
     monkeypatch: pytest.MonkeyPatch, exits: list[int]
 ) -> None:
-    monkeypatch.setattr(program, "TICK", 0.001)
+    monkeypatch.setattr(watchdog_module, "TICK", 0.001)
     shown: list[bool] = []
     monkeypatch.setattr(
         "faulthandler.dump_traceback", lambda *, all_threads: shown.append(all_threads)
     )
     left = threading.Event()
     monkeypatch.setattr(threading, "excepthook", lambda _: left.set())
-    with watched(Watchdog(0.001), report()):
+    with run_watchdog(Watchdog(0.001), report()):
         assert left.wait(10)
     assert (shown, exits) == ([True], [70])
 
 
 def test_reports_are_logged_by_the_watching_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "TICK", 0.001)
+    monkeypatch.setattr(watchdog_module, "TICK", 0.001)
     logged = threading.Event()
-    monkeypatch.setattr(program._log, "log", lambda *_, **__: logged.set())
-    with watched(Watchdog(1000.0), report(status_every=0.001)):
+    monkeypatch.setattr(watchdog_module._log, "log", lambda *_, **__: logged.set())
+    with run_watchdog(Watchdog(1000.0), report(status_every=0.001)):
         assert logged.wait(10)
 
 
@@ -482,7 +496,7 @@ def test_reports_are_logged_by_the_watching_thread(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_status_line_tells_how_things_stand() -> None:
-    tally = Tally(
+    stats = Stats(
         predicted=500,
         rejected=Counter({"empty": 2}),
         skipped=3,
@@ -491,7 +505,7 @@ def test_a_status_line_tells_how_things_stand() -> None:
         out=4,
         oldest_since=9.5,
     )
-    told = report(tally)
+    told = report(stats)
     told.lag = {"images/0": 1000, "images/1": 42}
     [line] = told.lines(10.0)
     assert line.text == (
@@ -516,7 +530,7 @@ def test_before_it_relays_there_is_no_status_line() -> None:
 
 
 def test_status_lines_come_at_their_interval_and_count_from_the_last() -> None:
-    told = report(Tally(predicted=100))
+    told = report(Stats(predicted=100))
     assert [len(list(told.lines(now))) for now in (9.9, 10.0, 19.9)] == [0, 1, 0]
     [line] = told.lines(20.0)
     assert line.text.startswith("0.0 records/s, 0 held")
@@ -524,30 +538,30 @@ def test_status_lines_come_at_their_interval_and_count_from_the_last() -> None:
 
 
 def test_an_outage_is_told_after_10_s_then_every_30_s_and_its_end_too() -> None:
-    told = report(Tally(busy_since=0.0, busy_detail="503: full"), status_every=1000.0)
+    told = report(Stats(busy_since=0.0, busy_detail="503: full"), status_every=1000.0)
     times = [now for now in range(75) if list(told.lines(float(now)))]
     assert times == [10, 40, 70]
-    told._relay.tally = Tally()
+    told._relay.stats = Stats()
     assert [line.text for line in told.lines(75.0)] == [f"{told._url} serves again."]
     assert list(told.lines(76.0)) == []
 
 
 def test_an_outage_is_told_with_url_and_cause() -> None:
-    told = report(Tally(busy_since=0.0, busy_detail="503: full"), status_every=1000.0)
+    told = report(Stats(busy_since=0.0, busy_detail="503: full"), status_every=1000.0)
     url = "http://127.0.0.1:8080/predictions/fmnist"
     text = f"{url} has served nobody for 12 s: 503: full"
     assert list(told.lines(12.0)) == [Line(logging.WARNING, text, {"url": url, "seconds": 12})]
 
 
 def test_a_short_outage_is_not_told() -> None:
-    told = report(Tally(busy_since=0.0), status_every=1000.0)
+    told = report(Stats(busy_since=0.0), status_every=1000.0)
     assert list(told.lines(9.0)) == []
-    told._relay.tally = Tally()
+    told._relay.stats = Stats()
     assert list(told.lines(11.0)) == []
 
 
 def test_json_logs_are_one_object_per_line(capsys: pytest.CaptureFixture[str]) -> None:
-    program.configure_log("json")
+    logs.configure_logging("json")
     logging.getLogger("connectors").info("two\nlines", extra={"fields": {"held": 3}})
     logging.getLogger("connectors").error("oops", exc_info=ZeroDivisionError("why"))
     first, second = map(json.loads, capsys.readouterr().err.splitlines())
@@ -556,7 +570,7 @@ def test_json_logs_are_one_object_per_line(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_library_complains_of_the_same_thing_once_in_a_while() -> None:
-    seldom = program.Seldom()
+    seldom = logs.RateLimitFilter()
 
     def passes(name: str, line: int, second: float) -> bool:
         record = logging.LogRecord(name, logging.ERROR, "manager.py", line, "lost", (), None)
@@ -565,7 +579,7 @@ def test_a_library_complains_of_the_same_thing_once_in_a_while() -> None:
 
     for library in ("kafka.net", "google.cloud.pubsub_v1", "grpc"):
         times = (0.0, 29.0, 31.0)
-        seldom = program.Seldom()
+        seldom = logs.RateLimitFilter()
         assert [passes(library, 1, second) for second in times] == [True, False, True]
         assert passes(library, 2, 31.0)
     assert [passes("connectors", 1, 31.0) for _ in range(2)] == [True, True]
@@ -580,17 +594,21 @@ def test_a_drain_is_told_once() -> None:
 
 def test_the_settings_reach_the_relay() -> None:
     same = {"pack": 1, "in_flight": 2, "window": 3, "window_bytes": 4, "tries": 5}
-    given = settings(commit_interval=0.5, dead_letter_row=6, dead_letter_share=0.25, **same)
-    policy = Policy(commit_interval=0.5, dead_row=6, dead_share=0.25, **same)
-    assert program._policy(given) == policy
+    given = settings(
+        commit_interval=0.5, max_consecutive_dead_letters=6, max_dead_letter_ratio=0.25, **same
+    )
+    policy = make_policy(
+        commit_interval=0.5, max_consecutive_rejections=6, max_rejection_ratio=0.25, **same
+    )
+    assert daemon.make_policy(given) == policy
 
 
 def test_the_defaults_are_those_of_the_relay() -> None:
-    assert program._policy(settings()) == Policy()
+    assert daemon.make_policy(settings()) == make_policy()
 
 
 def test_jitter_is_within_its_bound() -> None:
-    assert all(0.0 <= program._jitter(2.0) <= 2.0 for _ in range(100))
+    assert all(0.0 <= daemon.draw_jitter(2.0) <= 2.0 for _ in range(100))
 
 
 def test_the_module_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,11 +14,20 @@ import pytest
 import requests
 from prometheus_client import CollectorRegistry, generate_latest
 
-from connectors import codec, metrics
+from connectors import metrics
 from connectors.errors import Exit, Rewound, Stop
-from connectors.metrics import Health, Metered, Page, RelayCollector, pages, served
+from connectors.images import CANARY
+from connectors.metrics import (
+    Health,
+    InstrumentedBroker,
+    Page,
+    RelayCollector,
+    make_pages,
+    serve_pages,
+)
 from connectors.records import Prediction, Record, Rejection, Settled, Skipped
-from connectors.relay import Policy, Relay, Tally
+from connectors.relay import Relay, Stats
+from tests.connectors.policies import policy as make_policy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,6 +49,12 @@ class Clock:
 
 class Topic:
     """A Broker whose commits take time and may fail."""
+
+    def lag(self) -> None:
+        """Not known."""
+
+    def joined(self) -> bool:
+        return True
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
@@ -69,34 +84,34 @@ class Daemon:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.relay = Relay(Policy(), lambda upper: upper, codec.WITNESS)
+        self.relay = Relay(make_policy(), lambda upper: upper, CANARY)
         self.broker = Topic(self.clock)
-        self.metered = Metered(self.broker, self.clock, self.clock)
+        self.instrumented = InstrumentedBroker(self.broker, self.clock, self.clock)
         self.asked = 0
         self.trouble: str | None = None
         self.health = Health(
             self.relay, self.clock, self.ask, stuck_after=120.0, stalled_after=300.0
         )
         self.collector = RelayCollector(
-            self.relay, self.health, self.metered, self.clock, self.clock
+            self.relay, self.health, self.instrumented, self.clock, self.clock
         )
 
     def ask(self) -> str | None:
         self.asked += 1
         return self.trouble
 
-    def lap(self, lag: int = 0, *, joined: bool = True, after: float = 0.0) -> None:
+    def iterate(self, lag: int = 0, *, joined: bool = True, after: float = 0.0) -> None:
         self.clock.now += after
-        self.health.lap({LANE: lag}, self.metered.moved(), joined=joined)
+        self.health.note_iteration({LANE: lag}, self.instrumented.take_moved(), joined=joined)
 
     def take(self, count: int, age: float = 0.0) -> Sequence[Record]:
         """Read records, the first of them `age` seconds old, each a second younger."""
         self.broker.records = [record(n, self.clock.now - age + n) for n in range(count)]
-        return self.metered.poll(count, 0.0)
+        return self.instrumented.poll(count, 0.0)
 
     def commit(self, records: Sequence[Record], outcome: Outcome | None = None) -> None:
         found = outcome or Prediction({})
-        self.metered.commit([Settled(one, found) for one in records])
+        self.instrumented.commit([Settled(one, found) for one in records])
 
     def value(self, name: str, **labels: str) -> float | None:
         registry = CollectorRegistry(auto_describe=False)
@@ -125,7 +140,7 @@ def names(daemon: Daemon) -> list[str]:
 
 
 def test_names_and_labels_are_those_that_dashboards_rely_on(daemon: Daemon) -> None:
-    daemon.lap()
+    daemon.iterate()
     assert names(daemon) == GOLDEN.read_text().splitlines()
 
 
@@ -133,7 +148,7 @@ def test_names_and_labels_are_those_that_dashboards_rely_on(daemon: Daemon) -> N
 
 
 def test_a_scrape_shows_the_tally_of_the_moment(daemon: Daemon) -> None:
-    daemon.relay.tally = Tally(
+    daemon.relay.stats = Stats(
         received=9,
         predicted=5,
         rejected=Counter({"failed": 2}),
@@ -146,7 +161,7 @@ def test_a_scrape_shows_the_tally_of_the_moment(daemon: Daemon) -> None:
         held=10,
         held_bytes=11,
         waiting=12,
-        suspects=13,
+        quarantined=13,
         out=14,
         oldest_since=990.0,
         busy_since=980.0,
@@ -183,7 +198,7 @@ def test_what_did_not_happen_yet_is_zero(daemon: Daemon) -> None:
 
 def test_lag_is_told_in_records_and_in_seconds(daemon: Daemon) -> None:
     records = daemon.take(3, age=60.0)
-    daemon.lap(7)
+    daemon.iterate(7)
     assert daemon.value("lag_records", lane=LANE) == 7
     assert daemon.value("lag_seconds", lane=LANE) == 60
     daemon.commit(records[:2])
@@ -193,9 +208,9 @@ def test_lag_is_told_in_records_and_in_seconds(daemon: Daemon) -> None:
 
 
 def test_a_broker_that_knows_no_lag_shows_none(daemon: Daemon) -> None:
-    daemon.health.lap(None, (), joined=True)
+    daemon.health.note_iteration(None, (), joined=True)
     assert daemon.value("lag_records", lane=LANE) is None
-    assert daemon.health.stuck() is None
+    assert daemon.health.describe_stall() is None
 
 
 def test_the_time_from_record_to_result_ends_with_the_commit(daemon: Daemon) -> None:
@@ -222,7 +237,7 @@ def test_a_rewind_makes_void_what_was_read_and_a_failed_commit_is_not_timed(
     daemon: Daemon, at: str
 ) -> None:
     records = daemon.take(2, age=60.0)
-    daemon.lap(2)
+    daemon.iterate(2)
     daemon.broker.rewound = True
     with pytest.raises(Rewound):
         daemon.take(1) if at == "poll" else daemon.commit(records)
@@ -235,14 +250,14 @@ def test_a_rewind_makes_void_what_was_read_and_a_failed_commit_is_not_timed(
 
 def test_lanes_that_are_done_with_are_forgotten(daemon: Daemon) -> None:
     daemon.broker.records = [record(n, 0.0, lane=f"key {n}") for n in range(100)]
-    daemon.commit(daemon.metered.poll(100, 0.0))
-    assert not daemon.metered._held
-    assert len(daemon.metered.moved()) == 100
-    assert not daemon.metered.moved()
+    daemon.commit(daemon.instrumented.poll(100, 0.0))
+    assert not daemon.instrumented._held
+    assert len(daemon.instrumented.take_moved()) == 100
+    assert not daemon.instrumented.take_moved()
 
 
 def test_what_is_watched_is_closed(daemon: Daemon) -> None:
-    daemon.metered.close()
+    daemon.instrumented.close()
     assert daemon.broker.closed
 
 
@@ -250,108 +265,108 @@ def test_what_is_watched_is_closed(daemon: Daemon) -> None:
 
 
 def test_without_laps_it_is_stuck(daemon: Daemon) -> None:
-    daemon.lap()
+    daemon.iterate()
     daemon.clock.now += 119.0
-    assert daemon.health.stuck() is None
+    assert daemon.health.describe_stall() is None
     daemon.clock.now += 1.0
-    assert daemon.health.stuck() == "no lap for 120 s"
+    assert daemon.health.describe_stall() == "the main loop has not run for 120 s"
 
 
-def laps(daemon: Daemon, seconds: int, lag: int = 5, *, joined: bool = True) -> None:
+def iterations(daemon: Daemon, seconds: int, lag: int = 5, *, joined: bool = True) -> None:
     for _ in range(seconds):
-        daemon.lap(lag, joined=joined, after=1.0)
+        daemon.iterate(lag, joined=joined, after=1.0)
 
 
 def test_a_partition_with_lag_and_no_progress_is_stuck(daemon: Daemon) -> None:
-    daemon.lap(5)
-    laps(daemon, 299)
-    assert daemon.health.stuck() is None
-    laps(daemon, 1)
-    assert daemon.health.stuck() == "no progress in images/0 in spite of its lag"
+    daemon.iterate(5)
+    iterations(daemon, 299)
+    assert daemon.health.describe_stall() is None
+    iterations(daemon, 1)
+    assert daemon.health.describe_stall() == "no progress in images/0 in spite of its lag"
 
 
 def test_a_commit_is_progress_however_the_lag_stands(daemon: Daemon) -> None:
-    daemon.lap(5)
-    laps(daemon, 200)
+    daemon.iterate(5)
+    iterations(daemon, 200)
     daemon.commit(daemon.take(1))
-    laps(daemon, 200)
-    assert daemon.health.stuck() is None
+    iterations(daemon, 200)
+    assert daemon.health.describe_stall() is None
 
 
 def test_a_partition_without_lag_need_not_move(daemon: Daemon) -> None:
-    laps(daemon, 1000, lag=0)
-    assert daemon.health.stuck() is None
+    iterations(daemon, 1000, lag=0)
+    assert daemon.health.describe_stall() is None
 
 
 def test_an_outage_of_the_service_excuses(daemon: Daemon) -> None:
-    daemon.relay.tally = Tally(busy_since=0.0)
-    laps(daemon, 1000)
-    assert daemon.health.stuck() is None
-    daemon.relay.tally = Tally()
-    laps(daemon, 301)
-    assert daemon.health.stuck()
+    daemon.relay.stats = Stats(busy_since=0.0)
+    iterations(daemon, 1000)
+    assert daemon.health.describe_stall() is None
+    daemon.relay.stats = Stats()
+    iterations(daemon, 301)
+    assert daemon.health.describe_stall()
 
 
 def test_a_group_that_shares_out_its_partitions_excuses(daemon: Daemon) -> None:
-    laps(daemon, 1000, joined=False)
-    assert daemon.health.stuck() is None
+    iterations(daemon, 1000, joined=False)
+    assert daemon.health.describe_stall() is None
 
 
 def test_a_partition_that_was_taken_away_is_not_missed(daemon: Daemon) -> None:
-    daemon.lap(5)
+    daemon.iterate(5)
     for _ in range(400):
         daemon.clock.now += 1.0
-        daemon.health.lap({}, (), joined=True)
-    assert daemon.health.stuck() is None
+        daemon.health.note_iteration({}, (), joined=True)
+    assert daemon.health.describe_stall() is None
 
 
 def test_it_is_not_ready_before_it_has_joined(daemon: Daemon) -> None:
-    assert "has not given out" in str(daemon.health.waiting())
-    daemon.lap()
-    assert daemon.health.waiting() is None
+    assert "has not given out" in str(daemon.health.describe_unreadiness())
+    daemon.iterate()
+    assert daemon.health.describe_unreadiness() is None
 
 
 def test_it_is_not_ready_while_nobody_is_served(daemon: Daemon) -> None:
-    daemon.lap()
-    daemon.relay.tally = Tally(busy_since=0.0, busy_detail="503: full")
-    assert daemon.health.waiting() == "the service serves nobody: 503: full"
+    daemon.iterate()
+    daemon.relay.stats = Stats(busy_since=0.0, busy_detail="503: full")
+    assert daemon.health.describe_unreadiness() == "the service serves nobody: 503: full"
 
 
 def test_the_traffic_tells_that_the_service_answers(daemon: Daemon) -> None:
-    daemon.lap()
+    daemon.iterate()
     for predicted in range(1, 9):
-        daemon.relay.tally = Tally(predicted=predicted)
-        assert daemon.health.waiting() is None
+        daemon.relay.stats = Stats(predicted=predicted)
+        assert daemon.health.describe_unreadiness() is None
         daemon.clock.now += 29.0
     assert daemon.asked == 0
 
 
 def test_without_traffic_the_service_is_asked_now_and_then(daemon: Daemon) -> None:
-    daemon.lap()
+    daemon.iterate()
     for _ in range(60):
-        assert daemon.health.waiting() is None
+        assert daemon.health.describe_unreadiness() is None
         daemon.clock.now += 1.0
     assert daemon.asked == 2
 
 
 def test_a_service_in_trouble_is_asked_more_often_until_it_answers(daemon: Daemon) -> None:
-    daemon.lap()
+    daemon.iterate()
     daemon.trouble = "it is away"
     found = []
     for second in range(12):
         daemon.trouble = "it is away" if second < 7 else None
-        found.append(daemon.health.waiting())
+        found.append(daemon.health.describe_unreadiness())
         daemon.clock.now += 1.0
     assert found == ["it is away"] * 10 + [None] * 2
     assert daemon.asked == 3
 
 
 def test_traffic_ends_the_trouble_at_once(daemon: Daemon) -> None:
-    daemon.lap()
+    daemon.iterate()
     daemon.trouble = "it is away"
-    assert daemon.health.waiting() == "it is away"
-    daemon.relay.tally = Tally(predicted=1)
-    assert daemon.health.waiting() is None
+    assert daemon.health.describe_unreadiness() == "it is away"
+    daemon.relay.stats = Stats(predicted=1)
+    assert daemon.health.describe_unreadiness() is None
 
 
 # the server
@@ -359,7 +374,7 @@ def test_traffic_ends_the_trouble_at_once(daemon: Daemon) -> None:
 
 @contextmanager
 def listening(daemon: Daemon) -> Iterator[str]:
-    with served("127.0.0.1", 0, pages(daemon.collector, daemon.health)) as port:
+    with serve_pages("127.0.0.1", 0, make_pages(daemon.collector, daemon.health)) as port:
         yield f"http://127.0.0.1:{port}"
 
 
@@ -392,11 +407,11 @@ def test_the_stacks_are_dumped_once_when_it_turns_red(
     monkeypatch.setattr(
         faulthandler, "dump_traceback", lambda *, all_threads: dumps.append(all_threads)
     )
-    livez = pages(daemon.collector, daemon.health)["/livez"]
+    livez = make_pages(daemon.collector, daemon.health)["/livez"]
     daemon.clock.now += 200.0
     assert [livez().status, livez().status] == [503, 503]
     assert dumps == [True]
-    daemon.lap()
+    daemon.iterate()
     assert livez() == Page(200, "text/plain; charset=utf-8", b"ok\n")
     daemon.clock.now += 200.0
     livez()
@@ -406,7 +421,7 @@ def test_the_stacks_are_dumped_once_when_it_turns_red(
 def test_who_hangs_up_or_is_silent_harms_nobody(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(metrics, "PATIENCE", 0.05)
+    monkeypatch.setattr(metrics, "CONNECTION_TIMEOUT", 0.05)
     with listening(daemon) as url:
         port = int(url.rpartition(":")[2])
         silent = socket.create_connection(("127.0.0.1", port))
@@ -423,15 +438,18 @@ def test_a_mistake_of_ours_is_not_hidden(capfd: pytest.CaptureFixture[str]) -> N
     def broken() -> Page:
         raise ZeroDivisionError("oops")
 
-    with served("127.0.0.1", 0, {"/": broken}) as port, pytest.raises(requests.ConnectionError):
+    with (
+        serve_pages("127.0.0.1", 0, {"/": broken}) as port,
+        pytest.raises(requests.ConnectionError),
+    ):
         requests.get(f"http://127.0.0.1:{port}/", timeout=5)
     assert "ZeroDivisionError: oops" in capfd.readouterr().err
 
 
 def test_a_port_that_is_taken_stops_the_daemon_in_one_sentence() -> None:
     nothing: dict[str, Any] = {}
-    with served("127.0.0.1", 0, nothing) as port, pytest.raises(Stop) as stop:
-        served("127.0.0.1", port, nothing).__enter__()
+    with serve_pages("127.0.0.1", 0, nothing) as port, pytest.raises(Stop) as stop:
+        serve_pages("127.0.0.1", port, nothing).__enter__()
     assert stop.value.code == Exit.USAGE
     assert "--metrics-port" in str(stop.value)
     assert "\n" not in str(stop.value)

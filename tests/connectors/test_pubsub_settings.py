@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from connectors.errors import Exit, Stop
-from connectors.settings import (
+from connectors.brokers.pubsub.settings import (
     ListDeadPubSub,
     ListenPubSub,
     PubSubSettings,
     ReplayPubSub,
     RunPubSub,
     SendPubSub,
-    load,
 )
+from connectors.command_line import load
+from connectors.errors import Exit, Stop
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -103,8 +103,8 @@ def test_each_verb_asks_for_what_it_needs_and_no_more() -> None:
     assert "--output-topic is required" in refusal(ListenPubSub, *PROJECT)
     assert "dead_letter_subscription is required" in refusal(ListDeadPubSub, *PROJECT)
     flags = [*PROJECT, "--dead-letter-subscription", "shelf"]
-    letters = load(ListDeadPubSub, flags, "connectors")
-    assert (letters.subscription, letters.dead_letter_topic) == ("", "")
+    dead_letters = load(ListDeadPubSub, flags, "connectors")
+    assert (dead_letters.subscription, dead_letters.dead_letter_topic) == ("", "")
 
 
 def test_a_replay_has_somewhere_to_go() -> None:

@@ -21,7 +21,8 @@ from connectors.records import (
     Request,
     Skipped,
 )
-from connectors.relay import Arrival, Policy, Relay
+from connectors.relay import Arrival, Relay
+from tests.connectors.policies import policy as make_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -56,7 +57,7 @@ def longest(upper: float) -> float:
 
 
 def make(jitter: Callable[[float], float] = longest, **policy: Any) -> Relay:  # noqa: ANN401 - any field of Policy
-    return Relay(Policy(**policy), jitter, BLANK)
+    return Relay(make_policy(**policy), jitter, BLANK)
 
 
 def sent(relay: Relay, now: float = 0.0) -> list[str]:
@@ -130,26 +131,26 @@ class TestWindow:
     def test_what_is_held_takes_room_until_it_is_committed(self) -> None:
         relay = make(window=3)
         relay.receive(images("a", "b"), 0.0)
-        assert relay.room() == 1
+        assert relay.capacity() == 1
         serve(relay)
-        assert relay.room() == 1
+        assert relay.capacity() == 1
         commit(relay, 0.0)
-        assert relay.room() == 3
+        assert relay.capacity() == 3
 
     def test_room_is_never_negative(self) -> None:
         relay = make(window=1)
         relay.receive(images("a", "b"), 0.0)
-        assert relay.room() == 0
+        assert relay.capacity() == 0
 
     def test_there_is_no_room_when_the_values_fill_the_window(self) -> None:
         relay = make(window_bytes=10)
         relay.receive([(record("a", value=b"12345"), BAD), (record("b", value=None), BAD)], 0.0)
-        assert relay.room() > 0
+        assert relay.capacity() > 0
         relay.receive([(record("c", value=b"12345"), BAD)], 0.0)
-        assert relay.room() == 0
+        assert relay.capacity() == 0
         commit(relay, 0.0)
-        assert relay.room() > 0
-        assert relay.tally.held_bytes == 0
+        assert relay.capacity() > 0
+        assert relay.stats.held_bytes == 0
 
 
 class TestLanes:
@@ -230,8 +231,8 @@ class TestCommit:
         relay.committed(2.0)
         relay.receive(rejected("b"), 2.0)
         assert relay.wake_at(2.0) == 8.0
-        assert relay.tally.commits == 1
-        assert relay.tally.commit_seconds == 2.0
+        assert relay.stats.commits == 1
+        assert relay.stats.commit_seconds == 2.0
 
     def test_a_full_window_that_waits_for_nothing_else_is_committed_at_once(self) -> None:
         relay = make(window=2, commit_interval=1.0)
@@ -252,7 +253,7 @@ class TestCommit:
         relay.settled(0.0)
         relay.receive(rejected("b"), 0.0)
         relay.committed(0.0)
-        assert relay.tally.held == 1
+        assert relay.stats.held == 1
         assert ids(relay.settled(0.0)) == ["b"]
 
 
@@ -297,12 +298,12 @@ class TestBusy:
         for now in (0.0, 1.0, 2.0):
             relay.answer(_, REFUSED, now)
             _ = next(iter(relay.requests(now + 1.0)), _)
-        assert relay.tally.busy_since == 0.0
-        assert relay.tally.busy_detail == "refused"
+        assert relay.stats.busy_since == 0.0
+        assert relay.stats.busy_detail == "refused"
         relay.answer(b, served, 3.0)
-        assert relay.tally.busy_since is None
+        assert relay.stats.busy_since is None
         relay.answer(_, REFUSED, 3.0)
-        assert relay._pause.until == 3.05
+        assert relay._backoff.until == 3.05
 
     def test_hours_of_busy_reject_nothing(self) -> None:
         relay = make()
@@ -314,7 +315,7 @@ class TestBusy:
         assert now > 3600
         serve(relay, now)
         assert ids(relay.settled(now)) == ["a"]
-        assert relay.tally.retries == {"busy": 2000}
+        assert relay.stats.retries == {"busy": 2000}
 
 
 class TestSuspects:
@@ -345,7 +346,7 @@ class TestSuspects:
         ask(relay, FAILED, 0.0)
         assert ask(relay, FAILED, 2.0) == "a b"
         tried = []
-        while relay.tally.suspects:
+        while relay.stats.quarantined:
             request = only(relay.requests(4.0))
             tried.append(names(request))
             relay.answer(request, predictions(request), 4.0)
@@ -446,7 +447,7 @@ class TestWitness:
             assert ask(relay, [Prediction({})], now) == "blank"
         expected = Rejection("failed", "500: Worker died.", status=500, attempts=3)
         assert commit(relay, now) == [("a", expected)]
-        assert relay.tally.retries == {"failed": 1, "trial": 3}
+        assert relay.stats.retries == {"failed": 1, "trial": 3}
 
     def test_when_the_witness_fails_nothing_counts_and_the_suspect_goes_to_the_back(self) -> None:
         relay = make(pack=1, tries=1)
@@ -460,7 +461,7 @@ class TestWitness:
             now = relay.wake_at(now)
         assert tried == ["a", "b", "a", "b"]
         assert relay.settled(now) == []
-        assert relay.tally.retries["witness"] == 4
+        assert relay.stats.retries["witness"] == 4
 
     def test_the_same_suspect_stays_in_front_while_its_tries_count(self) -> None:
         relay = make(pack=1)
@@ -489,10 +490,10 @@ class TestWitness:
     def test_a_witness_of_which_nobody_takes_heed_any_more_is_stale(self) -> None:
         relay = make(tries=1)
         now = self.suspect(relay)
-        witness = only(relay.requests(now))
+        canary = only(relay.requests(now))
         relay.reset()
-        relay.answer(witness, [Prediction({})], now)
-        assert relay.tally.stale == 1
+        relay.answer(canary, [Prediction({})], now)
+        assert relay.stats.stale == 1
         assert relay.settled(now) == []
 
 
@@ -519,17 +520,17 @@ class TestFinal:
 
 class TestDeadLetterLimit:
     def test_too_many_in_a_row_stop_the_daemon_before_they_are_committed(self) -> None:
-        relay = make(dead_row=3, commit_interval=0.0)
+        relay = make(max_consecutive_rejections=3, commit_interval=0.0)
         relay.receive(rejected("a", "b"), 0.0)
         commit(relay, 0.0)
         relay.receive(rejected("c"), 0.0)
         with pytest.raises(Stop, match=r"3 records in a row .* c, as not_an_image \(no\)") as stop:
             relay.settled(0.0)
         assert stop.value.code is Exit.GIVEN_UP
-        assert relay.tally.rejected == {"not_an_image": 2}
+        assert relay.stats.rejected == {"not_an_image": 2}
 
     def test_a_prediction_ends_the_row_and_a_skipped_record_does_not(self) -> None:
-        relay = make(dead_row=3, commit_interval=0.0)
+        relay = make(max_consecutive_rejections=3, commit_interval=0.0)
         relay.receive(rejected("a", "b"), 0.0)
         relay.receive(images("c"), 0.0)
         relay.receive([*rejected("d", "e"), (record("f"), Skipped())], 0.0)
@@ -540,7 +541,7 @@ class TestDeadLetterLimit:
             relay.settled(0.0)
 
     def test_the_share_counts_from_its_least_number_on(self) -> None:
-        relay = make(dead_least=4, commit_interval=0.0)
+        relay = make(min_rejections=4, commit_interval=0.0)
         for number in range(3):
             relay.receive([*rejected(f"bad {number}"), *images(f"good {number}")], 0.0)
             serve(relay)
@@ -550,37 +551,37 @@ class TestDeadLetterLimit:
             relay.settled(0.0)
 
     def test_below_the_share_any_number_may_be_rejected(self) -> None:
-        relay = make(dead_least=4, dead_history=30, commit_interval=0.0)
+        relay = make(min_rejections=4, rejection_window=30, commit_interval=0.0)
         for number in range(100):
             relay.receive([*images(f"a {number}", f"b {number}"), *rejected(f"c {number}")], 0.0)
             serve(relay)
             assert len(commit(relay, 0.0)) == 3
-        assert relay.tally.rejected.total() == 100
+        assert relay.stats.rejected.total() == 100
 
     def test_only_the_last_outcomes_are_remembered(self) -> None:
-        relay = make(dead_least=3, dead_history=4)
+        relay = make(min_rejections=3, rejection_window=4)
         for arrivals in (rejected("a", "b"), images("c", "d", "e", "f"), rejected("g", "h")):
             relay.receive(arrivals, 0.0)
         serve(relay)
         assert len(commit(relay, 0.0)) == 8
 
     def test_skipped_records_are_not_counted_among_the_outcomes(self) -> None:
-        relay = make(dead_least=2, commit_interval=0.0)
+        relay = make(min_rejections=2, commit_interval=0.0)
         skipped = [(record(str(number)), Skipped()) for number in range(10)]
         relay.receive([*skipped, *rejected("a", "b")], 0.0)
         with pytest.raises(Stop, match="2 of 2 records"):
             relay.settled(0.0)
 
     def test_the_outcomes_of_an_aborted_commit_are_not_counted_twice(self) -> None:
-        relay = make(dead_row=3)
+        relay = make(max_consecutive_rejections=3)
         for _ in range(5):
             relay.receive(rejected("a", "b"), 0.0)
             assert ids(relay.settled(0.0)) == ["a", "b"]
             relay.reset()
-        assert relay.tally.rejected == {}
+        assert relay.stats.rejected == {}
 
     def test_the_history_survives_a_reset(self) -> None:
-        relay = make(dead_row=3, commit_interval=0.0)
+        relay = make(max_consecutive_rejections=3, commit_interval=0.0)
         relay.receive(rejected("a", "b"), 0.0)
         commit(relay, 0.0)
         relay.reset()
@@ -595,9 +596,9 @@ class TestReset:
         relay.receive([*rejected("a"), *images("b", "c", "d")], 0.0)
         relay.requests(0.0)
         relay.reset()
-        assert relay.tally.held == relay.tally.held_bytes == relay.tally.waiting == 0
+        assert relay.stats.held == relay.stats.held_bytes == relay.stats.waiting == 0
         assert relay.settled(0.0) == []
-        assert relay.room() == Policy().window
+        assert relay.capacity() == make_policy().window
         relay.receive(rejected("a"), 1.0)
         assert ids(relay.settled(1.0)) == ["a"]
 
@@ -608,11 +609,11 @@ class TestReset:
         relay.reset()
         relay.receive(images("a"), 0.0)
         assert sent(relay) == []
-        assert relay.tally.out == 1
+        assert relay.stats.out == 1
         assert relay.wake_at(0.0) == inf
         relay.answer(forgotten, predictions(forgotten), 0.0)
         assert relay.settled(0.0) == []
-        assert relay.tally.stale == 1
+        assert relay.stats.stale == 1
         assert sent(relay) == ["a"]
 
     @pytest.mark.parametrize("late", [REFUSED, FAILED, [BAD]])
@@ -623,7 +624,7 @@ class TestReset:
         relay.reset()
         relay.answer(forgotten, late, 0.0)
         assert relay.wake_at(0.0) == inf
-        assert relay.tally.retries == {}
+        assert relay.stats.retries == {}
 
     def test_a_trial_waits_for_forgotten_requests_too(self) -> None:
         relay = make()
@@ -643,7 +644,7 @@ class TestReset:
         ask(relay, FAILED, 0.0)
         trial = only(relay.requests(2.0))
         relay.reset()
-        assert relay.tally.suspects == 0
+        assert relay.stats.quarantined == 0
         relay.receive(images("a", "b"), 2.0)
         again = only(relay.requests(2.0))
         assert names(again) == "a b"
@@ -659,7 +660,7 @@ class TestDrain:
         commit(relay, 0.0)
         relay.receive(rejected("b"), 0.0)
         relay.drain(20.0)
-        assert relay.room() == 0
+        assert relay.capacity() == 0
         assert relay.wake_at(0.0) == 0.0
         assert not relay.done(0.0)
         assert [name for name, _ in commit(relay, 0.0)] == ["b"]
@@ -686,7 +687,7 @@ class TestDrain:
         assert relay.wake_at(2.0) == 3.0
         assert not relay.done(2.9)
         assert relay.done(3.0)
-        assert relay.tally.held == 1
+        assert relay.stats.held == 1
 
     def test_a_trial_goes_on_while_draining(self) -> None:
         relay = make()
@@ -743,7 +744,7 @@ class TestWakeAt:
 class TestTally:
     def test_it_is_replaced_and_never_changed(self) -> None:
         relay = make()
-        before = relay.tally
+        before = relay.stats
         relay.receive(images("a"), 0.0)
         ask(relay, REFUSED, 0.0)
         assert before.received == before.held == 0
@@ -753,23 +754,23 @@ class TestTally:
         relay = make(pack=2)
         relay.receive([*images("a", "b", "c"), *rejected("d"), (record("e"), Skipped())], 0.0)
         serve(relay)
-        assert relay.tally.predicted == relay.tally.skipped == 0
+        assert relay.stats.predicted == relay.stats.skipped == 0
         commit(relay, 0.0)
-        tally = relay.tally
-        assert (tally.received, tally.predicted, tally.skipped) == (5, 3, 1)
-        assert tally.rejected == {"not_an_image": 1}
-        assert tally.packs == {2: 1, 1: 1}
+        stats = relay.stats
+        assert (stats.received, stats.predicted, stats.skipped) == (5, 3, 1)
+        assert stats.rejected == {"not_an_image": 1}
+        assert stats.packs == {2: 1, 1: 1}
 
     def test_it_knows_since_when_the_oldest_record_has_no_outcome(self) -> None:
         relay = make(pack=1)
         relay.receive(images("a"), 1.0)
         relay.receive(images("b"), 2.0)
-        assert relay.tally.oldest_since == 1.0
+        assert relay.stats.oldest_since == 1.0
         a, b = relay.requests(2.0)
         relay.answer(a, predictions(a), 3.0)
-        assert relay.tally.oldest_since == 2.0
+        assert relay.stats.oldest_since == 2.0
         relay.answer(b, predictions(b), 3.0)
-        assert relay.tally.oldest_since is None
+        assert relay.stats.oldest_since is None
 
 
 class Worker:
@@ -817,7 +818,7 @@ def outcomes(
             fresh = dict(commit(relay, now))
             assert not found.keys() & fresh.keys()
             found |= fresh
-        if not any(relay.tally.held for relay in relays):
+        if not any(relay.stats.held for relay in relays):
             return found
         worker.work(now)
         alarms = [max(r.wake_at(now), start) for r, start in zip(relays, starts, strict=False)]

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from connectors.__main__ import main
+from connectors.brokers.kafka.settings import ListenKafka, ReplayKafka, RunKafka, SendKafka
+from connectors.command_line import load
 from connectors.errors import Exit, Stop
-from connectors.settings import KINDS, ListenKafka, ReplayKafka, RunKafka, SendKafka, load
+from connectors.registry import KINDS
+from connectors.settings import former_names, setting_name
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from pydantic.fields import FieldInfo
 
 TOPICS = ["--input-topic", "images", "--output-topic", "predictions"]
 TWO = "input_topic and dead_letter_topic must be different topics"
@@ -257,3 +263,148 @@ def test_a_secret_has_no_flag(capsys: pytest.CaptureFixture[str]) -> None:
 def test_settings_do_not_change() -> None:
     with pytest.raises(ValueError, match="frozen"):
         loaded().pack = 3
+
+
+# names that changed
+
+
+def test_every_setting_of_0_1_0_still_has_its_name_in_each_command() -> None:
+    known = json.loads((Path(__file__).parent / "settings_of_0.1.0.json").read_text())
+    assert {f"{verb} {broker}" for verb, broker in KINDS} >= set(known)
+    for command, names in known.items():
+        verb, _, broker = command.rpartition(" ")
+        kind = KINDS[verb, broker]
+        now = {setting_name(*field) for field in kind.model_fields.items()}
+        assert set(names.split()) <= now | set(former_names(kind)), command
+
+
+def test_every_flag_variable_and_key_of_a_kafka_daemon_of_0_1_0_still_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = json.loads((Path(__file__).parent / "settings_of_0.1.0.json").read_text())
+    renamed = former_names(RunKafka)
+    values = {  # another value than the default, and a valid one
+        setting_name(*field): different(str(setting_name(*field)), field[1], tmp_path)
+        for field in RunKafka.model_fields.items()
+    }
+    names = [name for name in known["run kafka"].split() if name not in {"config", "kafka"}]
+    assert len(names) > 30
+    given = {name: values[renamed.get(name, name)] for name in names}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    file = toml(tmp_path, "".join(f"{name} = {json.dumps(v)}\n" for name, v in given.items()))
+    by_flag = load(RunKafka, flags, "connectors")
+    by_file = load(RunKafka, ["--config", file], "connectors")
+    for name, value in given.items():
+        monkeypatch.setenv(f"CONNECTOR_{name.upper()}", str(value))
+    by_variable = load(RunKafka, [], "connectors")
+    wanted = {renamed.get(name, name): value for name, value in given.items()}
+    for found in (by_flag, by_file, by_variable):
+        told = {setting_name(*f): getattr(found, f[0]) for f in RunKafka.model_fields.items()}
+        assert {name: str(told[name]) for name in wanted} == {n: str(v) for n, v in wanted.items()}
+
+
+def different(name: str, field: FieldInfo, folder: Path) -> str | float:
+    """A valid value that is not the default, as TOML has it."""
+    special: dict[str, str | float] = {
+        "url": "http://localhost:1/p",
+        "security_protocol": "SASL_SSL",
+        "sasl_mechanism": "PLAIN",
+        "delivery": "at-least-once",
+        "from": "latest",
+        "log": "json",
+        "tombstones": "skip",
+        "max_dead_letter_ratio": 0.25,
+        "metrics_port": 9100,
+    }
+    if name in special:
+        return special[name]
+    if name.endswith("file"):
+        path = folder / name
+        path.touch()
+        return str(path)
+    if isinstance(field.default, float):
+        return field.default + 1.0
+    return field.default + 1 if isinstance(field.default, int) else f"another-{name}"
+
+
+FORMER = [
+    ("dead_letter_row", "max_consecutive_dead_letters", 7),
+    ("dead_letter_share", "max_dead_letter_ratio", 0.25),
+]
+
+
+@pytest.mark.parametrize(("former", "name", "value"), FORMER)
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+def test_a_former_name_works_and_warns_once(
+    former: str,
+    name: str,
+    value: float,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    flags = []
+    if source == "flag":
+        flags = [f"--{former.replace('_', '-')}", str(value)]
+    elif source == "variable":
+        monkeypatch.setenv(f"CONNECTOR_{former.upper()}", str(value))
+    else:
+        flags = ["--config", toml(tmp_path, f"{former} = {value}\n")]
+    settings = loaded(*flags)
+    assert getattr(settings, name) == value
+    (said,) = caplog.messages
+    assert former.upper().replace("_", "-") in said.upper().replace("_", "-")
+    assert "now called" in said
+
+
+@pytest.mark.parametrize(("former", "name", "value"), FORMER)
+@pytest.mark.parametrize("source", ["flag", "variable", "file"])
+def test_a_former_name_beside_the_new_one_is_refused(
+    former: str,
+    name: str,
+    value: float,
+    source: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    flags = []
+    if source == "flag":
+        flags = [f"--{one.replace('_', '-')}={value}" for one in (former, name)]
+    elif source == "variable":
+        for one in (former, name):
+            monkeypatch.setenv(f"CONNECTOR_{one.upper()}", str(value))
+    else:
+        flags = ["--config", toml(tmp_path, f"{former} = {value}\n{name} = {value}\n")]
+    assert "give one of them" in refusal(*TOPICS, *flags)
+
+
+def test_a_flag_by_its_new_name_beats_a_variable_by_its_former_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONNECTOR_DEAD_LETTER_ROW", "5")
+    assert loaded("--max-consecutive-dead-letters", "6").max_consecutive_dead_letters == 6
+    assert loaded().max_consecutive_dead_letters == 5
+
+
+def test_former_names_are_not_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        load(RunKafka, ["--help"], "connectors")
+    shown = capsys.readouterr().out
+    assert "--max-consecutive-dead-letters" in shown
+    assert "--dead-letter-row" not in shown
+
+
+def test_print_config_warns_once_of_a_former_name(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["print-config", "kafka", *TOPICS, "--dead-letter-row", "7"]) == 0
+    assert len(caplog.messages) == 1
+    assert "max_consecutive_dead_letters = 7  # flag" in capsys.readouterr().out
+
+
+def test_a_variable_in_lower_case_names_the_file_that_is_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("connector_config", toml(tmp_path, "pakc = 1\n"))
+    assert "pakc, which is unknown; did you mean pack?" in refusal(*TOPICS)

@@ -16,7 +16,10 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from connectors import codec, loop
-from connectors.brokers.memory import (
+from connectors.errors import Exit, Stop
+from connectors.records import Image
+from connectors.relay import Policy, Relay
+from tests.brokers.memory import (
     BreakCommit,
     Entry,
     Memory,
@@ -25,11 +28,8 @@ from connectors.brokers.memory import (
     Subscription,
     lose_answer,
 )
-from connectors.errors import Exit, Stop
-from connectors.records import Image
-from connectors.relay import Policy, Relay
-
-from .service import Killed, Machine, Service, ServiceClient, Timeline, Weather
+from tests.connectors.policies import policy as make_policy
+from tests.connectors.service import Killed, Machine, Service, ServiceClient, Timeline, Weather
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +41,7 @@ INPUT, OUTPUT, DEAD = "images", "predictions", "images.dead"
 SUBSCRIPTION = Subscription(input=INPUT, output=OUTPUT, dead=DEAD)
 DRAIN = 20.0  # seconds from SIGTERM to leaving what is not answered
 BOUNDLESS = 10**9  # a limit of dead letters that nobody reaches
-WITNESS = Image(b"ok witness")
+CANARY = Image(b"ok witness")
 REASONS = {b"bad": "not_an_image", b"kil": "failed", b"": "empty", None: "tombstone"}
 SEED = st.integers(0, 2**32 - 1)
 many_seeds = settings(
@@ -68,7 +68,9 @@ class World:
         self.timeline = timeline
         self.delivery = delivery
         self.random = Random(seed)
-        self.policy = policy or Policy(dead_row=BOUNDLESS, dead_least=BOUNDLESS)
+        self.policy = policy or make_policy(
+            max_consecutive_rejections=BOUNDLESS, min_rejections=BOUNDLESS
+        )
         self.memory = Memory(timeline, timeline.sleep)
         self.service = Service(timeline, self.random, machine or Machine())
         self.partitions = partitions
@@ -159,11 +161,11 @@ class Daemon:
         self.instance = instance
         self.exit: Exit | None = None
         self.client = ServiceClient(world.service, world.policy.in_flight)
-        self.relay = Relay(world.policy, partial(Random(world.random.random()).uniform, 0), WITNESS)
+        self.relay = Relay(world.policy, partial(Random(world.random.random()).uniform, 0), CANARY)
         self.broker = SlowBroker(world, instance)
         self._world = world
-        self._lapped_at = -1.0
-        self._laps = 0
+        self._iterated_at = -1.0
+        self._iterations = 0
         self._process = world.timeline.start(self._run)
 
     @property
@@ -181,20 +183,22 @@ class Daemon:
     def _run(self) -> None:
         timeline = self._world.timeline
         try:
-            loop.run(self.relay, self.broker, self.client, codec.decode, timeline, self._lap)
+            loop.run(
+                self.relay, self.broker, self.client, codec.decode, timeline, self._begin_iteration
+            )
             self.exit = Exit.OK
         except Stop as stop:
             self.exit = stop.code
         self.broker.close()
         self.client.close()
 
-    def _lap(self) -> None:
+    def _begin_iteration(self) -> None:
         """Check the window, and that time goes on: a loop that spins would stop it."""
-        assert self.relay.tally.held <= self._world.policy.window
+        assert self.relay.stats.held <= self._world.policy.window
         now = self._world.timeline.now
-        self._laps = self._laps + 1 if now == self._lapped_at else 0
-        self._lapped_at = now
-        assert self._laps < 100, "the loop spins"
+        self._iterations = self._iterations + 1 if now == self._iterated_at else 0
+        self._iterated_at = now
+        assert self._iterations < 100, "the loop spins"
 
 
 class SlowBroker(MemoryBroker):
@@ -312,12 +316,12 @@ def images(random: Random, number: int, killers: float = 0.02) -> Iterator[bytes
 
 
 def small_policy(random: Random) -> Policy:
-    return Policy(
+    return make_policy(
         pack=random.choice((1, 2, 7, 16)),
         in_flight=random.choice((1, 2, 4)),
         window=random.choice((1, 5, 40, 200)),
-        dead_row=BOUNDLESS,
-        dead_least=BOUNDLESS,
+        max_consecutive_rejections=BOUNDLESS,
+        min_rejections=BOUNDLESS,
     )
 
 
@@ -331,9 +335,9 @@ def any_machine(random: Random) -> Machine:
     )
 
 
-def fewer_laps() -> AbstractContextManager[float]:
+def fewer_iterations() -> AbstractContextManager[float]:
     """Look less often for records while requests are out: virtual time is free, a lap is not."""
-    return patch.object(loop, "GLANCE", 1.0)
+    return patch.object(loop, "POLL_INTERVAL", 1.0)
 
 
 def live_through(
@@ -344,7 +348,7 @@ def live_through(
 ) -> World:
     """Run daemons through a minute of trouble; check what must be true of every such minute."""
     random = Random(seed)
-    with Timeline() as timeline, fewer_laps():
+    with Timeline() as timeline, fewer_iterations():
         world = World(
             timeline,
             seed=seed,
@@ -402,7 +406,7 @@ def test_at_least_once_loses_nothing(seed: int) -> None:
 @pytest.mark.parametrize("refuses", [True, False])
 def test_a_killer_as_the_very_first_record_is_the_one_dead_letter(
     pack: int,
-    refuses: bool,  # noqa: FBT001  # a parameter of the test
+    refuses: bool,  # noqa: FBT001 - a parameter of the test
 ) -> None:
     """No image was predicted yet: the witness that is built in has to speak."""
     with Timeline() as timeline:
@@ -441,7 +445,7 @@ def test_nothing_but_killers_for_a_while_are_all_condemned() -> None:
 def test_relays_in_step_or_in_antiphase_do_not_condemn_each_others_innocents(
     later: float,
 ) -> None:
-    with Timeline() as timeline, fewer_laps():
+    with Timeline() as timeline, fewer_iterations():
         world = World(timeline, partitions=2, policy=rules(pack=8, tries=5))
         world.produce(*[b"kill"] * 6, *oks(60))
         Daemon(world, "one")
@@ -462,7 +466,7 @@ def test_a_rewind_in_the_middle_of_a_trial_forgets_the_trial(pack: int) -> None:
             world.run_until(lambda: in_trial(daemon), within=120.0)
             world.memory.rebalance(SUBSCRIPTION.group)
             world.run_until(lambda: not in_trial(daemon), within=5.0)
-            assert daemon.relay.tally.out, "what was forgotten is still out"
+            assert daemon.relay.stats.out, "what was forgotten is still out"
         world.run_until_settled(within=300.0)
         world.check_promise()
         assert [letter.value for letter in world.dead()] == [b"kill"]
@@ -475,7 +479,7 @@ def test_forgotten_requests_are_no_evidence_against_the_record_on_trial() -> Non
         world.produce(b"kill", b"ok 1", b"kill", b"ok 2", *oks(20))
         daemon = Daemon(world)
         for _ in range(20):
-            world.run_until(lambda: daemon.relay.tally.out > 0, within=60.0)
+            world.run_until(lambda: daemon.relay.stats.out > 0, within=60.0)
             world.memory.rebalance(SUBSCRIPTION.group)
             timeline.sleep(1.0)
         world.run_until_settled(within=600.0)
@@ -484,7 +488,7 @@ def test_forgotten_requests_are_no_evidence_against_the_record_on_trial() -> Non
 
 
 def test_a_flapping_service_condemns_nobody() -> None:
-    with Timeline() as timeline, fewer_laps():
+    with Timeline() as timeline, fewer_iterations():
         world = World(timeline, partitions=3, policy=rules(pack=8))
         world.service.weather = "flapping"
         world.produce(*oks(200))
@@ -498,7 +502,7 @@ def test_a_flapping_service_condemns_nobody() -> None:
 
 @pytest.mark.parametrize("weather", ["500", "507", "silent", "busy"])
 def test_ten_minutes_of_a_failing_service_reject_nothing_and_heal(weather: Weather) -> None:
-    with Timeline() as timeline, fewer_laps():
+    with Timeline() as timeline, fewer_iterations():
         world = World(timeline, partitions=3, policy=rules(pack=8))
         world.service.weather = weather
         world.produce(*oks(500))
@@ -512,7 +516,7 @@ def test_ten_minutes_of_a_failing_service_reject_nothing_and_heal(weather: Weath
 
 
 def test_packs_that_are_too_large_for_the_service_are_cut() -> None:
-    with Timeline() as timeline, fewer_laps():
+    with Timeline() as timeline, fewer_iterations():
         world = World(timeline, policy=rules(pack=8))
         world.service.weather = "413"
         world.produce(*oks(50))
@@ -558,14 +562,14 @@ def test_a_drain_commits_all_that_the_service_still_answers() -> None:
         world.run_until(lambda: len(world.results()) > 100)
         daemon.stop()
         world.run_until(lambda: not daemon.alive, within=DRAIN)
-        received, committed = daemon.relay.tally.received, len(world.results())
+        received, committed = daemon.relay.stats.received, len(world.results())
         assert committed == received < 1000
         assert world.memory.offsets(SUBSCRIPTION.group) == {(INPUT, 0): received}
 
 
 def test_a_hundred_rejections_in_a_row_stop_the_daemon_before_they_are_committed() -> None:
     with Timeline() as timeline:
-        world = World(timeline, policy=Policy(pack=8))
+        world = World(timeline, policy=make_policy(pack=8))
         world.produce(*oks(20), *[b"bad"] * 300)
         daemon = Daemon(world)
         world.run_until(lambda: not daemon.alive, within=60.0)
@@ -598,8 +602,10 @@ def oks(number: int) -> list[bytes]:
 
 def in_trial(daemon: Daemon) -> bool:
     """Tell whether a suspect is out."""
-    return any(sent.errand == "trial" for sent in daemon.relay._out.values())
+    return any(sent.purpose == "trial" for sent in daemon.relay._out.values())
 
 
 def rules(**changes: int) -> Policy:
-    return replace(Policy(dead_row=BOUNDLESS, dead_least=BOUNDLESS), **changes)
+    return replace(
+        make_policy(max_consecutive_rejections=BOUNDLESS, min_rejections=BOUNDLESS), **changes
+    )

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import missing
-from tools import stack_kafka, stack_pubsub
-from tools.stack import ARCHIVE, StackError, TorchServe
+from tools.servers import kafka as stack_kafka
+from tools.servers import pubsub as stack_pubsub
+from tools.servers.process import StackError
+from tools.servers.torchserve import ARCHIVE, TorchServe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tools.stack_kafka import Cluster
-    from tools.stack_pubsub import Emulation
+    from tools.servers.kafka import Cluster
+    from tools.servers.pubsub import Emulation
 
 
 @pytest.fixture(scope="session")

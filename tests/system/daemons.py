@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from tools.stack import ROOT, Process
+from tools.servers.process import ROOT, Process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 BOOT = (ROOT / "tests" / "data" / "ankle-boot.png").read_bytes()
 
-names = (f"site-{os.getpid()}-{number}" for number in count())
+names = (f"test-{os.getpid()}-{number}" for number in count())
 
 
 def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
@@ -34,21 +34,21 @@ def png(pixels: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
     return buffer.getvalue()
 
 
-def await_that(condition: Callable[[], object], within: float = 60.0) -> None:
+def wait_until(condition: Callable[[], object], within: float = 60.0) -> None:
     deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, f"not in {within} s"
         time.sleep(0.05)
 
 
-def ends(daemon: Process, within: float = 25.0) -> int:
+def wait_for_exit(daemon: Process, within: float = 25.0) -> int:
     """Wait for a daemon and return its exit code."""
     return daemon.child.wait(within)
 
 
-def drained(daemon: Process) -> int:
+def drain(daemon: Process) -> int:
     daemon.child.send_signal(signal.SIGTERM)
-    return ends(daemon)
+    return wait_for_exit(daemon)
 
 
 @dataclass(kw_only=True)
@@ -75,5 +75,5 @@ class Daemons(ABC):
         return process
 
     def words(self) -> str:
-        """What the daemons said last."""
+        """Return the end of each daemon's log."""
         return "\n".join(daemon.tail(15) for daemon in self.daemons)

@@ -16,14 +16,14 @@ import requests
 from PIL import Image
 
 from tools.exported import classes, first_images
-from tools.stack import ROOT
+from tools.servers.process import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy as np
 
-    from tools.stack import TorchServe
+    from tools.servers.torchserve import TorchServe
 
 pytestmark = pytest.mark.system
 

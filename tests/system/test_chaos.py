@@ -1,4 +1,4 @@
-"""Exactly once while everything is hurt, for a minute; `python -m tools.chaos` takes its time."""
+"""Exactly once through faults of all kinds, for a minute; `python -m tests.chaos` takes longer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.chaos.scenarios import killer, link
+from tests.chaos.testbed import Service, ask_classes
 from tests.conftest import missing
-from tools.chaos import killer, link
-from tools.stack import ARCHIVE, ROOT, StackError, TorchServe
-from tools.stack_kafka import libraries
+from tools.servers.kafka import fetch_libraries
+from tools.servers.process import ROOT, StackError
+from tools.servers.torchserve import ARCHIVE, TorchServe
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -26,7 +28,7 @@ def _servers() -> None:
     if not ARCHIVE.exists():
         missing("model_store/fmnist.mar is not there: run `make archive`")
     try:
-        libraries()
+        fetch_libraries()
     except StackError as error:
         missing(str(error))
 
@@ -36,7 +38,7 @@ def test_a_minute_of_chaos_loses_nothing_and_doubles_nothing(tmp_path: Path) -> 
     output = tmp_path / "chaos.json"
     flags = ["--duration", "60", "--rate", "120", "--seed", "1", "--output", str(output)]
     # A program of its own: kafka-python leaves sockets open when a broker is away.
-    argv = [sys.executable, "-m", "tools.chaos", *flags]
+    argv = [sys.executable, "-m", "tests.chaos", "kills", *flags]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads(output.read_text())
@@ -46,19 +48,22 @@ def test_a_minute_of_chaos_loses_nothing_and_doubles_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("_servers")
-@pytest.mark.parametrize("name", list(link.CASES))
+@pytest.mark.parametrize("name", list(link.LATE_REQUESTS))
 def test_a_request_that_comes_20_seconds_late_touches_no_later_transaction(
     server: TorchServe, tmp_path: Path, name: str
 ) -> None:
-    assert link.run(link.CASES[name], server, 20.0, link.DEFENDED, tmp_path) == {}
+    service = Service(server, ask_classes(server))
+    assert link.run_held(link.LATE_REQUESTS[name], service, 20.0, link.DEFENDED, tmp_path) == {}
 
 
 @pytest.mark.usefixtures("_servers")
 def test_an_image_that_kills_the_worker_is_the_only_dead_letter(tmp_path: Path) -> None:
-    verdict = killer.run(40.0, tmp_path, print)
+    verdict = killer.run_killer(40.0, tmp_path, print)
     found = verdict.found
     assert (found["dead_letters"], found["lost"], found["doubled"]) == (1, 0, 0)
     assert (found["reason"], found["attempts"]) == ("failed", 3)
     # A worker that comes back later than the relay waits costs its neighbours trials of their own.
-    told = (tmp_path / "seat.log").read_text()
-    assert verdict.passed or found["longest_call_seconds"] >= killer.WAITS, verdict.table() + told
+    log = (tmp_path / "relay.log").read_text()
+    assert verdict.passed or found["longest_call_seconds"] >= killer.SERVICE_TIMEOUT_S, (
+        verdict.render() + log
+    )

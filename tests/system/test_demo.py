@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import missing
-from tools import stack_kafka, stack_pubsub
-from tools.stack import ARCHIVE, ROOT, StackError
+from tools.servers import kafka as stack_kafka
+from tools.servers import pubsub as stack_pubsub
+from tools.servers.process import ROOT, StackError
+from tools.servers.torchserve import ARCHIVE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.system
 
 NEEDED: dict[str, tuple[str, Callable[[], object]]] = {
-    "kafka": ("KAFKA_BOOTSTRAP_SERVERS", stack_kafka.libraries),
+    "kafka": ("KAFKA_BOOTSTRAP_SERVERS", stack_kafka.fetch_libraries),
     "pubsub": (stack_pubsub.HOST, stack_pubsub.program),
 }
 

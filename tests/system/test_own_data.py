@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tools import archive
-from tools.stack import ROOT, TorchServe
+from tools.servers.process import ROOT
+from tools.servers.torchserve import TorchServe
 
 if TYPE_CHECKING:
     from pathlib import Path

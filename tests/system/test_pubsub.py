@@ -7,6 +7,7 @@ import os
 import time
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import grpc
@@ -18,19 +19,21 @@ from google.pubsub_v1.services.publisher.transports import PublisherGrpcTranspor
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 from google.pubsub_v1.types import PubsubMessage
 
-from tests.system.daemons import BOOT, Daemons, drained, ends, png
-from tools.chaos.answers import AnswerProxy, serving
-from tools.chaos.pubsub.run import run
-from tools.chaos.pubsub.scene import Case
-from tools.chaos.scene import classes as classes_of_pictures
+from tests.chaos.answers import AnswerProxy, serve
+from tests.chaos.brokers.pubsub.testbed import PubSubCase as Case
+from tests.chaos.brokers.pubsub.testbed import PubSubTestbed
+from tests.chaos.runner import run_case
+from tests.chaos.testbed import Service, ask_classes
+from tests.schemas import find_faults, load_schema
+from tests.system.daemons import BOOT, Daemons, drain, png, wait_for_exit
 from tools.exported import classes, first_images, first_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    from tools.stack import TorchServe
-    from tools.stack_pubsub import Emulation
+    from tools.servers.pubsub import Emulation
+    from tools.servers.torchserve import TorchServe
 
 pytestmark = pytest.mark.system
 
@@ -140,7 +143,7 @@ def test_all_test_images_go_through_with_keys_and_attributes_and_as_the_model_sa
     assert [served[i] for i in range(1_000)] == offline.tolist()
     accuracy = np.mean([served[i] == label for i, label in enumerate(first_labels(1_000))])
     assert accuracy == np.mean(offline == first_labels(1_000))
-    assert drained(daemon) == 0
+    assert drain(daemon) == 0
     assert site.read(site.topics[2], 0) == []
 
 
@@ -159,6 +162,8 @@ def test_one_unreadable_image_in_a_pack_is_the_only_dead_letter(
     results = site.read(site.topics[1], 63)
     assert [one.result["label"] for one in results] == ["Ankle boot"] * 63
     (letter,) = site.read(site.topics[2], 1)
+    assert [find_faults(one.result, load_schema("result")) for one in results] == [[]] * 63
+    assert find_faults(dict(letter.attributes), load_schema("dead-letter-headers")) == []
     assert (letter.value, letter.key) == (bad.data, bad.ordering_key)
     assert letter.attributes.items() >= dict(bad.attributes).items()
     assert letter.attributes["connector.reason"] == "not_an_image"
@@ -171,12 +176,12 @@ def test_who_is_asked_to_stop_publishes_what_it_can_and_gives_back_the_rest(
     site: Site, server: TorchServe
 ) -> None:
     site.create(ack_deadline=600, ordering=False)
-    with serving(AnswerProxy(server.url, delay=0.3)) as slow:
+    with serve(AnswerProxy(server.url, delay=0.3)) as slow:
         site.publish([PubsubMessage(data=BOOT) for _ in range(1_000)])
         narrow = ["--pack", "20", "--in-flight", "2", "--drain-limit", "1"]
         daemon = site.daemon(slow.url, *narrow, "--ack-deadline", "600")
         first = site.read(site.topics[1], 1)
-        assert drained(daemon) == 0
+        assert drain(daemon) == 0
     first += site.read(site.topics[1], 0)
     assert 0 < len(first) < 1_000
     site.daemon(server.url)  # at once, not when the leases of ten minutes are over
@@ -188,7 +193,7 @@ def test_a_service_without_workers_costs_time_and_nothing_else(
     site: Site, server: TorchServe
 ) -> None:
     site.create()
-    with serving(AnswerProxy(server.url)) as proxy:
+    with serve(AnswerProxy(server.url)) as proxy:
         proxy.order("503", 30)
         site.publish([PubsubMessage(data=BOOT) for _ in range(300)])
         site.daemon(proxy.url)
@@ -202,7 +207,7 @@ def test_what_is_missing_is_named_and_not_created(site: Site, server: TorchServe
     flags = ("--subscription", "--output-topic", "--dead-letter-topic")
     daemons = [site.daemon(server.url, flag, f"no{flag}") for flag in flags]
     for flag, daemon in zip(flags, daemons, strict=True):
-        assert ends(daemon, 60) == 69
+        assert wait_for_exit(daemon, 60) == 69
         assert f"no{flag}" in daemon.tail()
         assert len(daemon.tail().splitlines()) == 1
     assert not {f"no{flag}" for flag in flags} & set(site.emulation.topics())
@@ -232,5 +237,6 @@ CASES = [
 def test_nothing_is_lost_and_doubles_have_equal_ids_through(
     case: Case, server: TorchServe, tmp_path: Path
 ) -> None:
-    found = run(case, server.url, classes_of_pictures(server), tmp_path, print)
-    assert found.passed, found.table()
+    service = Service(server, ask_classes(server))
+    report = run_case(partial(PubSubTestbed.open, case, service, tmp_path), print)
+    assert report.passed, report.render()

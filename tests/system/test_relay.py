@@ -16,15 +16,17 @@ import pytest
 import requests
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from tests.system.daemons import BOOT, Daemons, await_that, drained, ends, names, png
+from tests.schemas import as_object, find_faults, load_schema
+from tests.system.daemons import BOOT, Daemons, drain, names, png, wait_for_exit, wait_until
 from tools.exported import classes, first_images, first_labels
-from tools.stack import TorchServe, free_ports, on_free_ports
+from tools.servers.process import free_ports
+from tools.servers.torchserve import TorchServe, on_free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from tools.stack_kafka import Cluster
+    from tools.servers.kafka import Cluster
 
 pytestmark = pytest.mark.system
 
@@ -143,7 +145,7 @@ def test_all_test_images_go_through_once_in_order_and_as_the_model_says(
     assert [served[i] for i in range(10_000)] == offline.tolist()
     accuracy = np.mean([served[i] == label for i, label in enumerate(first_labels(10_000))])
     assert accuracy == np.mean(offline == first_labels(10_000))
-    assert drained(daemon) == 0
+    assert drain(daemon) == 0
     assert site.read(site.topics[2], 0) == []
 
 
@@ -157,7 +159,7 @@ def test_killed_daemons_lose_nothing_and_double_nothing(site: Site, server: Torc
     for each in range(2 * kills):
         time.sleep(total / rate / (2 * kills + 1))
         running[each % 2].signal(signal.SIGKILL)
-        killed += ends(running[each % 2]) == -signal.SIGKILL
+        killed += wait_for_exit(running[each % 2]) == -signal.SIGKILL
         running[each % 2] = site.daemon(server.url, *slots[each % 2])
     feeder.join(120)
     assert not feeder.is_alive()
@@ -186,7 +188,9 @@ def test_one_unreadable_image_in_a_pack_is_the_only_dead_letter(
     site.daemon(server.url, "--pack", "64")
     results = site.read(site.topics[1], 63)
     assert [one.result["label"] for one in results] == ["Ankle boot"] * 63
+    assert [find_faults(one.result, load_schema("result")) for one in results] == [[]] * 63
     (letter,) = site.read(site.topics[2], 1)
+    assert find_faults(as_object(letter.headers), load_schema("dead-letter-headers")) == []
     assert (letter.value, letter.key) == (bad, b"the bad one")
     assert letter.headers[:4] == headers
     ours = dict(letter.headers[4:])
@@ -227,15 +231,15 @@ def test_a_service_that_is_away_costs_time_and_nothing_else(site: Site, server: 
     site.stack.callback(away.close)
     daemon = site.daemon(away.url)
     site.produce(pictures(300))
-    await_that(lambda: "has served nobody" in daemon.tail())
+    wait_until(lambda: "has served nobody" in daemon.tail())
     away.start().wait()
     assert len(site.read(site.topics[1], 300)) == 300
     away.process.stop()
     site.produce(pictures(300))
-    await_that(lambda: daemon.tail().count("has served nobody") == 2)
+    wait_until(lambda: daemon.tail().count("has served nobody") == 2)
     away.start().wait()
     assert len(site.read(site.topics[1], 600)) == 600
-    assert drained(daemon) == 0
+    assert drain(daemon) == 0
     assert site.read(site.topics[2], 0) == []
 
 
@@ -245,8 +249,8 @@ def test_a_wrong_address_waits_and_warns_and_blames_no_record(
 ) -> None:
     daemon = site.daemon(f"{server.address}/{path}", "--drain-limit", "2")
     site.produce(pictures(10))
-    await_that(lambda: "has served nobody" in daemon.tail())
-    assert drained(daemon) == 0
+    wait_until(lambda: "has served nobody" in daemon.tail())
+    assert drain(daemon) == 0
     assert "Left 10 records without a commit" in daemon.tail()
     assert site.read(site.topics[1], 0) == site.read(site.topics[2], 0) == []
 
@@ -283,14 +287,14 @@ def test_of_two_daemons_with_one_name_the_older_leaves(site: Site, server: Torch
     while older.alive() and time.monotonic() < start + 60:
         site.produce(pictures(30))
         time.sleep(0.5)
-    assert ends(older) == 75
+    assert wait_for_exit(older) == 75
     assert "--instance" in older.tail()
 
 
 def test_a_broker_that_is_not_there_is_one_sentence(site: Site, server: TorchServe) -> None:
     flags = ["--bootstrap-servers", f"127.0.0.1:{free_ports(1)[0]}"]
     daemon = site.daemon(server.url, *flags)
-    assert ends(daemon, 60) == 69
+    assert wait_for_exit(daemon, 60) == 69
     assert len(daemon.tail().splitlines()) == 1
     assert "--bootstrap-servers" in daemon.tail()
 
@@ -299,5 +303,5 @@ def test_a_missing_topic_is_named_and_not_created(site: Site, server: TorchServe
     site.name = next(names)
     for _ in range(2):  # the first one must not have created it for the second
         daemon = site.daemon(server.url)
-        assert ends(daemon, 60) == 69
+        assert wait_for_exit(daemon, 60) == 69
         assert site.name in daemon.tail()

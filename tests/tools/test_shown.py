@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
-from connectors import codec
+from connectors.images import CANARY, encode_png
+from connectors.inference import torchserve
 from connectors.records import Image
+from tests.chaos.brokers.kafka.groups import parse_group_metadata
+from tests.chaos.goodput import STABLE_S, Sample, compute_rate, count_at, find_recovery
+from tests.chaos.load import POISON, Input
+from tests.chaos.scenarios import killer, outage, soak
+from tests.chaos.verdict import Verdict, conclude, make_log_folder
 from tools import demo
-from tools.chaos import killer, outage, soak
-from tools.chaos.groups import membership
-from tools.chaos.load import POISON, Input
-from tools.chaos.meter import HELD, Sample, back_after, count_at, rate
-from tools.chaos.verdict import Verdict, concluded, logs_of
-from tools.stack import StackError
+from tools.servers.process import StackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,22 +39,22 @@ def test_outcomes_are_counted_between_two_moments() -> None:
         50,
         495,
     )
-    assert rate(samples, 102, 106) == 50
+    assert compute_rate(samples, 102, 106) == 50
 
 
 @pytest.mark.parametrize("late", [0, 3, 7])
 def test_goodput_is_back_when_it_comes_and_stays(late: int) -> None:
     samples = [*steady(100, 110 + late, 0), *steady(110 + late, 140, 50)]
-    assert back_after(samples, 110, 45) == pytest.approx(late + 0.9, abs=0.11)
+    assert find_recovery(samples, 110, 45) == pytest.approx(late + 0.9, abs=0.11)
 
 
 def test_a_burst_alone_is_not_goodput() -> None:
     samples = [*steady(100, 111, 0), *steady(111, 140, 5, first=300)]
-    assert back_after(samples, 110, 45) is None
+    assert find_recovery(samples, 110, 45) is None
 
 
 def test_goodput_that_nobody_watched_for_long_enough_is_not_back() -> None:
-    assert back_after(steady(100, 110 + HELD - 1, 50), 110, 45) is None
+    assert find_recovery(steady(100, 110 + STABLE_S - 1, 50), 110, 45) is None
 
 
 def members(group: str, generation: int) -> tuple[bytes, bytes]:
@@ -64,10 +65,10 @@ def members(group: str, generation: int) -> tuple[bytes, bytes]:
 
 
 def test_a_rebalance_is_read_from_what_the_broker_notes() -> None:
-    assert membership(*members("chaos", 7)) == ("chaos", 7)
-    assert membership(members("chaos", 7)[0], None) is None
+    assert parse_group_metadata(*members("chaos", 7)) == ("chaos", 7)
+    assert parse_group_metadata(members("chaos", 7)[0], None) is None
     offset = struct.pack(">hh", 1, 5) + b"chaos" + struct.pack(">h", 6) + b"images" + bytes(4)
-    assert membership(offset, b"an offset") is None
+    assert parse_group_metadata(offset, b"an offset") is None
 
 
 GOOD_OUTAGE: dict[str, Any] = {
@@ -81,7 +82,7 @@ GOOD_OUTAGE: dict[str, Any] = {
 
 
 def test_an_outage_that_cost_time_only_passes() -> None:
-    assert outage.complaints(GOOD_OUTAGE, {"lost": 0}) == []
+    assert outage.find_complaints(GOOD_OUTAGE, {"lost": 0}) == []
 
 
 @pytest.mark.parametrize(
@@ -96,32 +97,32 @@ def test_an_outage_that_cost_time_only_passes() -> None:
     ],
 )
 def test_an_outage_that_cost_more_does_not(flaw: dict[str, Any]) -> None:
-    assert len(outage.complaints(GOOD_OUTAGE | flaw, {})) == 1
+    assert len(outage.find_complaints(GOOD_OUTAGE | flaw, {})) == 1
 
 
 def test_lost_records_of_an_outage_are_told() -> None:
-    assert outage.complaints(GOOD_OUTAGE, {"lost": 3, "doubled": 0}) == ["3 lost"]
+    assert outage.find_complaints(GOOD_OUTAGE, {"lost": 3, "doubled": 0}) == ["3 lost"]
 
 
-PICTURES = [codec.png(2, 2, bytes([number] * 4)) for number in range(killer.PACK * killer.PACKS)]
+PICTURES = [encode_png(2, 2, bytes([number] * 4)) for number in range(killer.PACK * killer.PACKS)]
 
 
-def asked(calls: killer.Calls, *images: bytes, status: int = 200) -> None:
+def ask(calls: killer.Calls, *images: bytes, status: int = 200) -> None:
     """One call, packed as the relay packs it, and its answer."""
-    kind, body = codec.body([Image(image) for image in images])
-    proxy = killer.CountingProxy("http://127.0.0.1:1/", calls)
-    with proxy, proxy.noted(kind, body) as heard:
-        heard(status)
+    kind, body = torchserve.encode_multipart([Image(image) for image in images])
+    proxy = killer.RecordingProxy("http://127.0.0.1:1/", calls)
+    with proxy, proxy.enclose(kind, body) as on_answer:
+        on_answer(status)
 
 
 def test_a_call_is_extra_when_it_asks_about_nothing_for_the_first_time() -> None:
     calls = killer.Calls([*PICTURES, killer.KILLER], [])
-    asked(calls, PICTURES[0], killer.KILLER)
-    asked(calls, PICTURES[0])  # a trial
-    asked(calls, killer.KILLER)  # another
-    asked(calls, codec.WITNESS.data)
-    asked(calls, PICTURES[0], PICTURES[1])  # one that the load needs
-    made = calls.made()
+    ask(calls, PICTURES[0], killer.KILLER)
+    ask(calls, PICTURES[0])  # a trial
+    ask(calls, killer.KILLER)  # another
+    ask(calls, CANARY.data)
+    ask(calls, PICTURES[0], PICTURES[1])  # one that the load needs
+    made = calls.list_all()
     assert [call.new for call in made] == [2, 0, 0, 0, 1]
     assert [call.killer for call in made] == [True, False, True, False, False]
     assert [call.images for call in made] == [2, 1, 1, 1, 2]
@@ -130,20 +131,20 @@ def test_a_call_is_extra_when_it_asks_about_nothing_for_the_first_time() -> None
 def test_an_other_is_answered_once_and_not_when_it_is_refused() -> None:
     packs, others = PICTURES[:2], PICTURES[2:]
     calls = killer.Calls([*packs, killer.KILLER], others)
-    asked(calls, *packs, others[0])
-    asked(calls, others[1], status=503)
-    asked(calls, others[0], others[1])
-    asked(calls, killer.KILLER, others[2], status=500)
-    asked(calls, packs[0])
-    assert [call.others for call in calls.made()] == [0, 1, 1, 2, 2]
+    ask(calls, *packs, others[0])
+    ask(calls, others[1], status=503)
+    ask(calls, others[0], others[1])
+    ask(calls, killer.KILLER, others[2], status=500)
+    ask(calls, packs[0])
+    assert [call.others for call in calls.list_all()] == [0, 1, 1, 2, 2]
 
 
 def test_the_killer_is_in_a_full_pack_and_the_others_in_other_partitions() -> None:
-    packs = list(killer.full_packs(PICTURES))
+    packs = list(killer.generate_full_packs(PICTURES))
     assert len(packs) == killer.PACK * killer.PACKS
-    assert [one.value for one in packs].index(killer.KILLER) == killer.PLACE
+    assert [one.value for one in packs].index(killer.KILLER) == killer.POSITION
     assert {one.partition for one in packs} == {0}
-    others = list(killer.others(PICTURES))
+    others = list(killer.generate_others(PICTURES))
     assert not {one.value for one in packs} & {one.value for one in others}
     assert 0 not in {one.partition for one in others}
     keys = [one.key for one in packs + others]
@@ -163,8 +164,10 @@ GOOD_KILLER: dict[str, Any] = {
 
 
 def test_a_killer_that_harmed_itself_only_passes() -> None:
-    assert killer.complaints(GOOD_KILLER, {"lost": 0}) == []
-    assert killer.complaints(GOOD_KILLER, {"wrong dead letters": 1}) == ["1 wrong dead letters"]
+    assert killer.find_complaints(GOOD_KILLER, {"lost": 0}) == []
+    assert killer.find_complaints(GOOD_KILLER, {"wrong dead letters": 1}) == [
+        "1 wrong dead letters"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -181,14 +184,14 @@ def test_a_killer_that_harmed_itself_only_passes() -> None:
     ],
 )
 def test_a_killer_that_harmed_others_does_not(flaw: dict[str, Any]) -> None:
-    assert len(killer.complaints(GOOD_KILLER | flaw, {})) == 1
+    assert len(killer.find_complaints(GOOD_KILLER | flaw, {})) == 1
 
 
-def flat(*megabytes: float) -> list[soak.Sample]:
+def flat(*megabytes: float) -> list[soak.MemorySample]:
     """One sample every 5 s of a relay that does 1,000 records a second."""
     return [
-        soak.Sample(
-            60.0 + 5 * number, round(size * soak.MB), 5_000 * number, 5_000 * number + 9_000
+        soak.MemorySample(
+            60.0 + 5 * number, round(size * soak.MEGABYTE), 5_000 * number, 5_000 * number + 9_000
         )
         for number, size in enumerate(megabytes)
     ]
@@ -198,30 +201,30 @@ LAST = {"dead_letters": 5, "poison": 5, "outcomes": 99, "records": 99, "exit_cod
 
 
 def test_the_memory_of_a_soak_is_measured() -> None:
-    found = soak.measured(flat(90), flat(100, 101, 99, 100, 104))
+    found = soak.measure(flat(90), flat(100, 101, 99, 100, 104))
     assert found["rss_mb_median"] == 100
     assert found["rss_percent_off_the_median"] == 4
     assert (found["images_per_second"], found["least_ahead"]) == (1000, 9_000)
     assert len(found["samples"]) == 6
-    assert soak.complaints(found | LAST) == []
+    assert soak.find_complaints(found | LAST) == []
 
 
 def test_a_leak_has_a_slope() -> None:
-    assert soak.slope(flat(100, 101, 102)) == pytest.approx(720)
+    assert soak.compute_slope(flat(100, 101, 102)) == pytest.approx(720)
 
 
 @pytest.mark.parametrize("size", [94.9, 105.1])
 def test_one_sample_that_is_off_the_median_is_enough(size: float) -> None:
-    found = soak.measured([], flat(100, 100, size, 100, 100))
-    assert len(soak.complaints(found | LAST)) == 1
+    found = soak.measure([], flat(100, 100, size, 100, 100))
+    assert len(soak.find_complaints(found | LAST)) == 1
 
 
 @pytest.mark.parametrize(
     "flaw", [{"least_ahead": 8191}, {"dead_letters": 4}, {"outcomes": 98}, {"exit_code": 70}]
 )
 def test_a_soak_that_shows_nothing_does_not_pass(flaw: dict[str, int]) -> None:
-    found = soak.measured([], flat(100, 100))
-    assert len(soak.complaints(found | LAST | flaw)) == 1
+    found = soak.measure([], flat(100, 100))
+    assert len(soak.find_complaints(found | LAST | flaw)) == 1
 
 
 def test_the_counts_are_those_of_the_relay() -> None:
@@ -232,20 +235,20 @@ def test_the_counts_are_those_of_the_relay() -> None:
         'connector_dead_letters_total{reason="failed"} 1.0\n'
         "# TYPE connector_rewinds_total counter\nconnector_rewinds_total 5.0\n"
     )
-    assert soak.counts(page) == (40, 3, 5)
+    assert soak.parse_counts(page) == (40, 3, 5)
 
 
 def test_the_supply_waits_for_the_relay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(soak, "AHEAD", 2)
+    monkeypatch.setattr(soak, "MOST_AHEAD", 2)
     supply = soak.Supply()
     load = [Input(value, b"", [], 0) for value in (b"1", POISON[0], b"3", b"4", b"5")]
-    fed: list[Input] = []
-    for record in supply.measured_out(load):
-        fed.append(record)
-        supply.relayed(len(fed) - 1)  # or it would wait for ever
-        if len(fed) == 4:
+    sent: list[Input] = []
+    for record in supply.throttle(load):
+        sent.append(record)
+        supply.note_relayed(len(sent) - 1)  # or it would wait for ever
+        if len(sent) == 4:
             supply.end()
-    assert fed == load[:4]
+    assert sent == load[:4]
     assert supply.poison == 1
 
 
@@ -260,19 +263,19 @@ def _deaf() -> Iterator[None]:
 @pytest.mark.usefixtures("_deaf")
 def test_a_verdict_shows_everything_and_passes_without_complaints(tmp_path: Path) -> None:
     good, bad = Verdict({"extra_calls": 7, "samples": [1]}, []), Verdict({}, ["a leak"])
-    output = logs_of(tmp_path / "run" / "one.json").parent / "one.json"
-    assert concluded(lambda: good, output, print) == 0
+    output = make_log_folder(tmp_path / "run" / "one.json").parent / "one.json"
+    assert conclude(lambda: good, output, print) == 0
     assert json.loads(output.read_text()) == {
         "passed": True,
         "broken": [],
         "extra_calls": 7,
         "samples": [1],
     }
-    assert concluded(lambda: bad, output, print) == 1
+    assert conclude(lambda: bad, output, print) == 1
     assert not json.loads(output.read_text())["passed"]
-    assert "extra calls" in good.table()
-    assert "samples" not in good.table()
-    assert "a leak" in bad.table()
+    assert "extra calls" in good.render()
+    assert "samples" not in good.render()
+    assert "a leak" in bad.render()
 
 
 @pytest.mark.usefixtures("_deaf")
@@ -280,9 +283,9 @@ def test_a_server_that_does_not_start_is_69(tmp_path: Path) -> None:
     def run() -> NoReturn:
         raise StackError("no luck today")
 
-    said: list[str] = []
-    assert concluded(run, tmp_path / "one.json", said.append) == 69
-    assert said == ["no luck today"]
+    lines: list[str] = []
+    assert conclude(run, tmp_path / "one.json", lines.append) == 69
+    assert lines == ["no luck today"]
 
 
 def end_me(*_: object) -> Verdict:
@@ -294,7 +297,7 @@ def end_me(*_: object) -> Verdict:
 def test_a_program_that_is_asked_to_end_cleans_up_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert concluded(end_me, tmp_path / "one.json", print) == 130
+    assert conclude(end_me, tmp_path / "one.json", print) == 130
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     monkeypatch.setattr(demo, "run", end_me)
     assert demo.main(["--output", str(tmp_path / "demo.json")]) == 130

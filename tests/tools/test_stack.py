@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tools import stack
-from tools.stack import Process, StackError, TorchServe, check_archive, on_free_ports
+from tools.servers import process
+from tools.servers import torchserve as stack
+from tools.servers.process import Process, StackError
+from tools.servers.torchserve import TorchServe, check_archive, on_free_ports
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,7 +69,7 @@ def test_no_java_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StackError, match="make setup"):
-        stack.java()
+        process.java()
 
 
 def test_a_server_that_ends_at_once_shows_its_last_words(archive: Path) -> None:
@@ -93,3 +95,12 @@ def test_stop_also_ends_what_ignores_it(tmp_path: Path) -> None:
 def test_ports_of_two_servers_differ() -> None:
     one = on_free_ports()
     assert len(set(one.values())) == len(stack.PORTS)
+
+
+def test_the_end_of_a_log_is_that_of_this_start(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for word in ("first", "second"):
+        process = Process(["echo", word], log).start()
+        process.child.wait(10)
+        assert process.tail() == word
+    assert log.read_text().split() == ["first", "second"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import missing
-from tools import stack_pubsub
-from tools.stack import StackError
-from tools.stack_pubsub import HOST, PROGRAM, WITHIN_SDK, Emulation, Emulator, pubsub
+from tools.servers import pubsub as stack_pubsub
+from tools.servers.process import StackError
+from tools.servers.pubsub import HOST, PROGRAM, WITHIN_SDK, Emulation, Emulator, pubsub
 
 if TYPE_CHECKING:
     from pathlib import Path

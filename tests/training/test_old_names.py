@@ -59,7 +59,7 @@ def age(run: Path) -> None:
 
 
 def test_every_older_name_leads_to_a_present_one() -> None:
-    assert set(OLD_NETWORKS.values()) == set(NETWORKS)
+    assert set(OLD_NETWORKS.values()) <= set(NETWORKS)
     assert set(OLD_RECIPE_KEYS.values()) <= set(Recipe.__slots__)
     assert not set(OLD_RECIPE_KEYS) & set(Recipe.__slots__)
 

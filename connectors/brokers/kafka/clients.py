@@ -1,0 +1,256 @@
+"""Clients of kafka-python: made, asked, and closed in bounded time; and what their errors mean."""
+
+from __future__ import annotations
+
+import socket
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import errors as kafka_errors
+from kafka.errors import KafkaError
+from kafka.net.compat import KafkaNetClient
+from kafka.protocol.producer import (
+    AddOffsetsToTxnRequest,
+    AddPartitionsToTxnRequest,
+    EndTxnRequest,
+    TxnOffsetCommitRequest,
+)
+
+from ...errors import Exit, Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from .. import Untyped
+    from .settings import KafkaSettings
+
+
+FENCED = (
+    kafka_errors.ProducerFencedError,
+    kafka_errors.InvalidProducerEpochError,  # the same, as partitions say it
+    kafka_errors.FencedInstanceIdError,
+)
+REFUSED = (
+    kafka_errors.AuthorizationError,
+    kafka_errors.SaslAuthenticationFailedError,
+    kafka_errors.UnsupportedSaslMechanismError,
+)
+UNUSABLE = (
+    kafka_errors.KafkaConfigurationError,
+    kafka_errors.InvalidSessionTimeoutError,
+    kafka_errors.InvalidGroupIdError,
+    kafka_errors.InvalidTransactionTimeoutError,
+    kafka_errors.IncompatibleBrokerVersion,
+)
+CLIENT_TIMEOUTS = {
+    "bootstrap_timeout_ms": 10_000,
+    "request_timeout_ms": 15_000,
+    "reconnect_backoff_max_ms": 1_000,
+    "max_block_ms": 10_000,
+}
+"""What bounds each wait of the library, but for the end of a transaction, which has no bound."""
+
+CALL_TIMEOUT = 10.0
+"""Seconds for one question to the broker."""
+
+CLOSE_TIMEOUT = 3.0
+"""Seconds for closing one client."""
+
+
+class CountingNetClient(KafkaNetClient):  # type: ignore[misc]  # kafka-python ships no types
+    """Counts the transactional requests that a broken connection cut off.
+
+    kafka-python sends those again and says nothing, but the first copy may still be on its way:
+    a stray EndTxn ends a later transaction, a stray TxnOffsetCommit moves its offsets back.
+    What is sent again after an answer (CONCURRENT_TRANSACTIONS) is normal and not counted.
+    """
+
+    counted = (
+        AddPartitionsToTxnRequest,
+        AddOffsetsToTxnRequest,
+        TxnOffsetCommitRequest,
+        EndTxnRequest,
+    )
+
+    def __init__(self, **configs: Untyped) -> None:
+        super().__init__(**configs)
+        self.cut_off = 0
+
+    def send(self, node_id: int, request: object, **options: Untyped) -> Untyped:
+        """Send as ever; return the future of the answer."""
+        future = super().send(node_id, request, **options)
+        if isinstance(request, self.counted):
+            future.add_errback(self._count)
+        return future
+
+    def _count(self, error: Exception) -> None:
+        if isinstance(error, kafka_errors.KafkaConnectionError):
+            self.cut_off += 1
+
+
+def open_client(
+    kind: type, settings: KafkaSettings, ours: Mapping[str, Any]
+) -> tuple[Untyped, CountingNetClient]:
+    """Make a client of kafka-python; what its constructor leaves open when it fails is closed."""
+    net_clients: list[CountingNetClient] = []
+
+    def connect(**configs: Untyped) -> CountingNetClient:
+        net_clients.append(CountingNetClient(**configs))
+        return net_clients[-1]
+
+    try:
+        return kind(kafka_client=connect, **client_arguments(kind, settings, ours)), net_clients[0]
+    except BaseException:
+        for net_client in net_clients:
+            net_client.close()
+        raise
+
+
+def client_arguments(
+    kind: Untyped, settings: KafkaSettings, ours: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The keyword arguments of a client: ours, the operator's `kafka` table, the flags.
+
+    The table holds arguments of the consumer and of the producer; each client takes its own.
+    """
+    known = {*KafkaConsumer.DEFAULT_CONFIG, *KafkaProducer.DEFAULT_CONFIG}
+    for name in settings.kafka:
+        if name not in known:
+            raise Stop(f"the kafka table sets {name}, which kafka-python does not know", Exit.USAGE)
+        if name in ours:
+            raise Stop(f"the kafka table sets {name}, which this program must decide", Exit.USAGE)
+    arguments = {**CLIENT_TIMEOUTS, **_connection(settings), **settings.kafka, **ours}
+    return {name: arguments[name] for name in arguments if name in kind.DEFAULT_CONFIG}
+
+
+def _connection(settings: KafkaSettings) -> dict[str, Any]:
+    """Where the broker is and how to be let in; the password is read anew each time."""
+    files = {
+        name: str(path)
+        for name in ("ssl_cafile", "ssl_certfile", "ssl_keyfile")
+        if (path := getattr(settings, name))
+    }
+    return {
+        "bootstrap_servers": settings.bootstrap_servers.split(","),
+        "client_id": settings.instance,
+        "security_protocol": settings.security_protocol,
+        "sasl_mechanism": settings.sasl_mechanism,
+        "sasl_plain_username": settings.sasl_username,
+        "sasl_plain_password": settings.sasl_password(),
+        "allow_auto_create_topics": False,
+        **files,
+    }
+
+
+def close_now(producer: Untyped) -> None:
+    """Close a producer and drop what it has not delivered, in bounded time.
+
+    Its own `close` first waits for that, and gives up without ending its thread.
+    """
+    producer._sender.force_close()  # noqa: SLF001 - there is no public way; tested
+    producer.close(timeout=CLOSE_TIMEOUT)
+
+
+def forget_fetches(consumer: Untyped) -> None:
+    """Make the next `committed` ask the coordinator.
+
+    One that timed out leaves its request behind, and the next would take that one's late answer,
+    which may be older than what another member has committed since.
+    """
+    consumer._coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - there is no public way; tested
+
+
+def rejoin(consumer: Untyped) -> None:
+    """Let a member that is not settled go on joining; it does no harm to one that does.
+
+    The library joins again when partitions were added, but if that takes longer than one poll it
+    forgets why, and stays outside for ever without a word.
+    """
+    consumer._coordinator.request_rejoin()  # noqa: SLF001 - there is no public way; tested
+
+
+def position_of(consumer: Untyped, partition: TopicPartition) -> int:
+    """Where reading goes on, -1 when that is not known; asks nobody, as `position` would."""
+    state = consumer._subscription.assignment.get(partition)  # noqa: SLF001 - there is no public way; tested
+    return state.position.offset if state and state.position else -1
+
+
+def find_unreadable(consumer: Untyped, error: Exception) -> TopicPartition | None:
+    """Whose next record the library cannot take apart, as when a header's name is not UTF-8.
+
+    Such a record is whole, or the checksum of its batch would have been wrong, which is a broken
+    transmission and no record's fault: None. What was fetched is dropped, to be fetched again:
+    the library would search what is left of it for ever.
+    """
+    records = consumer._fetcher._next_partition_records  # noqa: SLF001 - there is no public way; tested
+    if not records or not isinstance(error.__context__, ValueError | IndexError):
+        return None
+    records.drain()
+    partition: TopicPartition = records.topic_partition
+    return partition
+
+
+def raise_if_permanent(error: Exception, settings: KafkaSettings) -> None:
+    """Raise Stop when time will not cure it."""
+    # What failed after the cause, and because of it, may carry it along.
+    causes = (error, *error.args)
+    if any(isinstance(one, FENCED) for one in causes):
+        raise Stop(
+            f"fenced: either a younger daemon is called {settings.instance} too, or this one slept "
+            f"longer than its transaction timeout ({settings.transaction_timeout:g} s); give each "
+            "its own --instance, or just start again",
+            Exit.FENCED,
+        ) from error
+    if any(isinstance(one, REFUSED) for one in causes):
+        raise Stop(
+            f"the broker at {settings.bootstrap_servers} refuses this client ({error}): correct "
+            "its credentials or its rights",
+            Exit.UNAVAILABLE,
+        ) from error
+    if isinstance(error, UNUSABLE):
+        raise Stop(f"Kafka cannot work with these settings ({error}): correct them", Exit.USAGE)
+
+
+@contextmanager
+def stop_if_unreachable(settings: KafkaSettings) -> Iterator[None]:
+    """Turn what goes wrong at the start into Stop: nothing has been promised yet."""
+    try:
+        yield
+    except KafkaError as error:
+        raise_if_permanent(error, settings)
+        servers = settings.bootstrap_servers
+        if any(map(_is_listening, servers.split(","))):
+            what = f"who listens at {servers} does not let us in: correct the security flags"
+        else:
+            what = f"no Kafka broker listens at {servers}: start it, or correct --bootstrap-servers"
+        raise Stop(f"{what} ({error})", Exit.UNAVAILABLE) from error
+
+
+def _is_listening(server: str) -> bool:
+    """Say whether a connection can be made.
+
+    kafka-python gives no other hint: it drops what a broker says when it hangs up right after.
+    """
+    host, _, port = server.strip().rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=3).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """How many partitions each topic has; Stop when one is missing, since none is ever created."""
+    with stop_if_unreachable(settings), ExitStack() as undo:
+        admin, _ = open_client(KafkaAdminClient, settings, {})
+        undo.callback(admin.close)
+        found = {one["name"]: one for one in admin.describe_topics(list(set(topics)))}
+    for topic in topics:
+        if code := found[topic]["error_code"]:
+            why = kafka_errors.for_code(code).__name__
+            raise Stop(
+                f"topic {topic} cannot be used ({why}): create it, or correct its name",
+                Exit.UNAVAILABLE,
+            )
+    return {topic: len(found[topic]["partitions"]) for topic in topics}

@@ -1,0 +1,205 @@
+"""Settings of the Kafka connector, for each verb."""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, FilePath, model_validator
+
+from ...verbs import (
+    Check,
+    Daemon,
+    DeadLetters,
+    Doctor,
+    ListDead,
+    Listen,
+    PrintConfig,
+    Replay,
+    Seconds,
+    Send,
+    ShowDead,
+    require_different,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from ...settings import Settings
+
+
+class KafkaSettings(Daemon):
+    """Kafka."""
+
+    bootstrap_servers: str = Field(
+        default="127.0.0.1:9092", description="host:port, comma separated"
+    )
+    input_topic: str = Field(default="", description="images in")
+    output_topic: str = Field(default="", description="predictions out")
+    dead_letter_topic: str = Field(
+        default_factory=lambda known: f"{known['input_topic']}.dead",
+        description="records without a prediction (default: <input topic>.dead)",
+    )
+    group: str = Field(default="fmnist", description="consumer group", min_length=1)
+    instance: str = Field(
+        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        description="name of this daemon, unique in its group (default: <hostname>-<process id>); "
+        "a stable name lets a restart fence its predecessor at once",
+        min_length=1,
+    )
+    delivery: Literal["exactly-once", "at-least-once"] = Field(
+        default="exactly-once", description="one transaction for results and offsets, or none"
+    )
+    start: Literal["earliest", "latest"] = Field(
+        default="earliest",
+        validation_alias="from",
+        description="where a group without offsets begins",
+    )
+    session_timeout: Seconds = Field(
+        default=10.0, description="seconds of silence before the group moves on without this daemon"
+    )
+    heartbeat_interval: Seconds = Field(default=2.0, description="seconds between two heartbeats")
+    transaction_timeout: Seconds = Field(
+        default=8.0, description="seconds before the broker aborts a transaction nobody ends"
+    )
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        default="PLAINTEXT", description="how to speak with the broker"
+    )
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
+        default=None, description="how to log in"
+    )
+    sasl_username: str | None = Field(default=None, description="who logs in")
+    sasl_password_file: FilePath | None = Field(
+        default=None, description="file that holds the password"
+    )
+    ssl_cafile: FilePath | None = Field(default=None, description="authorities to trust (PEM)")
+    ssl_certfile: FilePath | None = Field(
+        default=None, description="certificate of this client (PEM)"
+    )
+    ssl_keyfile: FilePath | None = Field(default=None, description="its private key (PEM)")
+    kafka: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,  # may hold secrets
+        description="arguments for kafka-python's clients, as they are: a table of the file",
+    )
+
+    @model_validator(mode="after")
+    def _login_is_complete(self) -> Self:
+        login = (self.sasl_mechanism, self.sasl_username, self.sasl_password_file)
+        if any(login) and not self.security_protocol.startswith("SASL"):
+            msg = "security_protocol must be SASL_SSL or SASL_PLAINTEXT when a sasl_ flag is given"
+            raise ValueError(msg)
+        if any(login) and not all(login):
+            msg = "sasl_mechanism, sasl_username and sasl_password_file go together"
+            raise ValueError(msg)
+        return self
+
+    def sasl_password(self) -> str | None:
+        """The password, without the newline that editors put at the end of a file."""
+        file = self.sasl_password_file
+        return file.read_text(encoding="utf-8").rstrip("\r\n") if file else None
+
+
+class RunKafka(KafkaSettings):
+    """Relay images from a Kafka topic to the inference API, and its predictions to another.
+
+    Example: python -m connectors kafka --input-topic images --output-topic predictions
+    """
+
+    input_topic: str = Field(description="images in", min_length=1)
+    output_topic: str = Field(description="predictions out", min_length=1)
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        require_different(self, "input_topic", "output_topic", "dead_letter_topic")
+        return self
+
+
+class SendKafka(Send, KafkaSettings):
+    """Send images to a Kafka topic.
+
+    Example: python -m connectors send kafka --input-topic images --test-set --limit 1000
+    """
+
+    input_topic: str = Field(description="images in", min_length=1)
+
+
+class ListenKafka(Listen, KafkaSettings):
+    """Watch the predictions in a Kafka topic.
+
+    Example: python -m connectors listen kafka --output-topic predictions
+    """
+
+    output_topic: str = Field(description="predictions out", min_length=1)
+
+
+class DeadKafka(DeadLetters, KafkaSettings):
+    """Dead letters of a Kafka topic."""
+
+    input_topic: str = Field(description="where the dead letters came from", min_length=1)
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        require_different(self, "input_topic", "dead_letter_topic")
+        return self
+
+
+class ListDeadKafka(ListDead, DeadKafka):
+    """List dead letters: a line for each, and how many there are of each reason.
+
+    Example: python -m connectors dlq list kafka --input-topic images --where reason=failed
+    """
+
+
+class ShowDeadKafka(ShowDead, DeadKafka):
+    """Show whole dead letters, or write the value of one to a file.
+
+    Example: python -m connectors dlq show kafka --input-topic images --where id=images/3/1042
+    """
+
+
+class ReplayKafka(Replay, DeadKafka):
+    """Send dead letters back to the input topic, each once under one name.
+
+    The same name goes on where it stopped, with the same conditions; a new name begins with the
+    oldest dead letter. It ends with the dead letters that were there when it began.
+
+    Example: python -m connectors dlq replay kafka --input-topic images --name after-fix
+    """
+
+
+class CheckKafka(Check, RunKafka):
+    """Check whether a daemon with these settings could work.
+
+    Example: python -m connectors check kafka --input-topic images --output-topic predictions
+    """
+
+
+class DoctorKafka(Doctor, RunKafka):
+    """Check everything, look at the surroundings too, and say what could be better.
+
+    Example: python -m connectors doctor kafka --input-topic images --output-topic predictions
+    """
+
+
+class PrintConfigKafka(PrintConfig, RunKafka):
+    """Print each setting, its value and where that came from.
+
+    Example: python -m connectors print-config kafka --config connector.toml --json
+    """
+
+
+VERBS: Mapping[str, type[Settings]] = {
+    "run": RunKafka,
+    "send": SendKafka,
+    "listen": ListenKafka,
+    "dlq list": ListDeadKafka,
+    "dlq show": ShowDeadKafka,
+    "dlq replay": ReplayKafka,
+    "check": CheckKafka,
+    "doctor": DoctorKafka,
+    "print-config": PrintConfigKafka,
+}
+"""What can be set for each verb."""

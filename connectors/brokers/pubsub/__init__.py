@@ -1,0 +1,1 @@
+"""Google Pub/Sub, through google-cloud-pubsub, imported when it is asked for."""

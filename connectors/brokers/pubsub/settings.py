@@ -1,0 +1,194 @@
+"""Settings of the Pub/Sub connector, for each verb."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field, model_validator
+
+from ...verbs import (
+    Check,
+    Daemon,
+    DeadLetters,
+    Doctor,
+    ListDead,
+    Listen,
+    PrintConfig,
+    Replay,
+    Send,
+    ShowDead,
+    require_different,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+    from ...settings import Settings
+
+
+Id = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}$")]
+"""Of a topic or a subscription of Pub/Sub (https://cloud.google.com/pubsub/docs/pubsub-basics)."""
+
+
+class PubSubSettings(Daemon):
+    """Pub/Sub."""
+
+    project: str = Field(
+        default_factory=lambda: os.environ.get("GOOGLE_CLOUD_PROJECT", ""),
+        description="Google Cloud project (required, unless GOOGLE_CLOUD_PROJECT names it)",
+        pattern="^[^/ ]+$",
+    )
+    subscription: Id = Field(default="", description="images in")
+    input_topic: Id = Field(default="", description="the topic of that subscription")
+    output_topic: Id = Field(default="", description="predictions out")
+    dead_letter_topic: Id = Field(
+        default_factory=lambda known: known["subscription"] and f"{known['subscription']}-dead",
+        description="records without a prediction (default: <subscription>-dead)",
+    )
+    dead_letter_subscription: Id = Field(
+        default_factory=lambda known: known["dead_letter_topic"],
+        description="keeps the dead letters (default: the id of the dead-letter topic)",
+    )
+    output_subscription: Id = Field(default="", description="keeps the predictions, for listeners")
+    create: bool = Field(
+        default=False, description="make the topics and subscriptions that are missing"
+    )
+    ack_deadline: int = Field(
+        default=60,
+        ge=10,
+        le=600,
+        description="seconds until what a daemon held that died comes again; also that of the "
+        "subscriptions that --create makes",
+    )
+
+    @model_validator(mode="after")
+    def _there_is_a_project(self) -> Self:
+        if not self.project:
+            msg = "project is required: give --project, or set GOOGLE_CLOUD_PROJECT"
+            raise ValueError(msg)
+        return self
+
+
+class RunPubSub(PubSubSettings):
+    """Relay images from a Pub/Sub subscription to the inference API, and its predictions on.
+
+    Example: python -m connectors pubsub --subscription images --output-topic predictions
+    """
+
+    subscription: Id = Field(description="images in")
+    output_topic: Id = Field(description="predictions out")
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        if self.create and not self.input_topic:
+            msg = "input_topic is needed by --create: a missing subscription is made of it"
+            raise ValueError(msg)
+        require_different(self, "input_topic", "output_topic", "dead_letter_topic")
+        return self
+
+
+class SendPubSub(Send, PubSubSettings):
+    """Send images to a Pub/Sub topic.
+
+    Example: python -m connectors send pubsub --input-topic images --test-set
+    """
+
+    input_topic: Id = Field(description="images in")
+    ordering_keys: bool = Field(
+        default=False,
+        description="make each image's name its ordering key, at the price of a request for each",
+    )
+
+
+class ListenPubSub(Listen, PubSubSettings):
+    """Watch the predictions in a Pub/Sub topic.
+
+    Example: python -m connectors listen pubsub --output-topic predictions
+    """
+
+    output_topic: Id = Field(description="predictions out")
+
+
+class DeadPubSub(DeadLetters, PubSubSettings):
+    """Dead letters in a Pub/Sub subscription."""
+
+    @model_validator(mode="after")
+    def _letters_are_somewhere(self) -> Self:
+        if not self.dead_letter_subscription:
+            msg = "dead_letter_subscription is required; it also follows from --subscription"
+            raise ValueError(msg)
+        return self
+
+
+class ListDeadPubSub(ListDead, DeadPubSub):
+    """List dead letters: a line for each, and how many there are of each reason.
+
+    What is looked at is nobody else's meanwhile, and given back at the end.
+
+    Example: python -m connectors dlq list pubsub --subscription images
+    """
+
+
+class ShowDeadPubSub(ShowDead, DeadPubSub):
+    """Show whole dead letters, or write the value of one to a file.
+
+    What is looked at is nobody else's meanwhile, and given back at the end.
+
+    Example: python -m connectors dlq show pubsub --subscription images --limit 1
+    """
+
+
+class ReplayPubSub(Replay, DeadPubSub):
+    """Send dead letters back to the input topic, and take them out of their subscription.
+
+    At least once: a dead letter that was sent is taken out only afterwards. The name is a mark:
+    what comes back dead with it is not sent again under the same name. What --where leaves out
+    stays.
+
+    Example: python -m connectors dlq replay pubsub --subscription images --input-topic images
+               --name after-fix
+    """
+
+    input_topic: Id = Field(description="where the dead letters came from")
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        require_different(self, "input_topic", "dead_letter_topic")
+        return self
+
+
+class CheckPubSub(Check, RunPubSub):
+    """Check whether a daemon with these settings could work.
+
+    Example: python -m connectors check pubsub --subscription images --output-topic predictions
+    """
+
+
+class DoctorPubSub(Doctor, RunPubSub):
+    """Check everything, look at the surroundings too, and say what could be better.
+
+    Example: python -m connectors doctor pubsub --subscription images --output-topic predictions
+    """
+
+
+class PrintConfigPubSub(PrintConfig, RunPubSub):
+    """Print each setting, its value and where that came from.
+
+    Example: python -m connectors print-config pubsub --config connector.toml --json
+    """
+
+
+VERBS: Mapping[str, type[Settings]] = {
+    "run": RunPubSub,
+    "send": SendPubSub,
+    "listen": ListenPubSub,
+    "dlq list": ListDeadPubSub,
+    "dlq show": ShowDeadPubSub,
+    "dlq replay": ReplayPubSub,
+    "check": CheckPubSub,
+    "doctor": DoctorPubSub,
+    "print-config": PrintConfigPubSub,
+}
+"""What can be set for each verb."""

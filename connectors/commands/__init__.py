@@ -1,0 +1,1 @@
+"""What an operator runs beside the daemon: one module for each command."""

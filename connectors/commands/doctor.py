@@ -1,0 +1,111 @@
+"""Checks before a daemon runs, or when it does not: is all there, does the service predict."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from ..errors import Exit, Stop
+from ..images import CANARY
+from ..inference import open_client
+from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ..command_line import Setting
+    from ..records import Check
+    from ..verbs import Service
+
+
+class Finding(NamedTuple):
+    """What one check found; `code` is what the process should end with because of it."""
+
+    check: str
+    result: Literal["ok", "advice", "failed", "skipped"]
+    text: str
+    code: Exit = Exit.OK
+
+
+def run_all(settings: Service, broker: Sequence[Check], *, thorough: bool) -> Iterator[Finding]:
+    """Make the checks one after the other; the service is asked whatever the broker says."""
+    if thorough:
+        yield run_check(("surroundings", _describe_machine))
+    yield run_check(("settings", lambda: Ok("valid")))  # or nothing would have come so far
+    yield from run_checks(broker)
+    yield run_check(("service", partial(ask_service, settings, settings.timeout)))
+
+
+def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
+    """Make checks of which each depends on the one before: after a failure the rest is skipped."""
+    failed = ""
+    for check in checks:
+        name = check[0]
+        finding = Finding(name, "skipped", f"{failed} comes first") if failed else run_check(check)
+        failed = failed or (name if finding.result == "failed" else "")
+        yield finding
+
+
+def run_check(check: Check) -> Finding:
+    """Make one check."""
+    name, run = check
+    try:
+        found = run()
+    except Stop as stop:
+        return Finding(name, "failed", str(stop), stop.code)
+    return Finding(name, "advice" if isinstance(found, Advice) else "ok", found.text)
+
+
+def render_findings(findings: Iterable[Finding], *, as_json: bool) -> Iterator[str]:
+    """Give a line for each; at the end, raise Stop with the first failure's code."""
+    failures = []
+    for finding in findings:
+        failures += [finding] if finding.result == "failed" else []
+        yield _render_json(finding) if as_json else _render_line(finding)
+    if failures:
+        names = ", ".join(failure.check for failure in failures)
+        raise Stop(f"not all is well: {names}", failures[0].code)
+
+
+def _render_line(finding: Finding) -> str:
+    return f"{finding.result:8}{finding.check:14}{finding.text}"
+
+
+def _render_json(finding: Finding) -> str:
+    return json.dumps({name: getattr(finding, name) for name in ("check", "result", "text")})
+
+
+def _describe_machine() -> Ok:
+    return Ok(f"Python {platform.python_version()}, {platform.system()} {platform.release()}")
+
+
+def ask_service(settings: Service, timeout: float) -> Ok:
+    """Send the blank image; raises Stop(69) when it is not predicted within `timeout` seconds."""
+    began = time.monotonic()
+    with closing(open_client(settings, timeout=timeout, in_flight=1)) as client:
+        client.send(Request((CANARY,)))
+        answered = client.collect(timeout)
+    match answered:
+        case [(_, [Prediction(body)])]:
+            model, seconds = body["model"], time.monotonic() - began
+            return Ok(f"{model['name']} {model['version']} answers in {seconds * 1000:.0f} ms")
+        case [(_, Busy(detail) | Failed(detail))] | [(_, [Rejection(_, detail)])]:
+            why = detail
+        case _:
+            why = f"silent for {timeout:g} s"
+    raise Stop(
+        f"{settings.url} does not predict a blank image ({why}): start it, or correct --url",
+        Exit.UNAVAILABLE,
+    )
+
+
+def render_settings(settings: Iterable[Setting], *, as_json: bool) -> Iterator[str]:
+    """Give a line for each setting: its value, and where that came from."""
+    for one in settings:
+        yield (
+            json.dumps(one._asdict()) if as_json else f"{one.name} = {one.value!r}  # {one.origin}"
+        )

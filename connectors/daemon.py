@@ -1,0 +1,157 @@
+"""The daemon: broker, relay and service put together, run until a signal, and closed.
+
+Threads: the main one runs the loop and owns broker and relay; `watchdog` watches it and reports;
+`metrics` answers probes; the transport of `inference` and the broker's library have their own.
+Whoever is not the main thread reads only what the main one replaces as a whole (`Relay.stats`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import time
+from contextlib import ExitStack, closing, contextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+from . import codec, loop, metrics
+from .commands import doctor
+from .errors import Stop
+from .images import CANARY
+from .inference import open_client
+from .logs import configure_logging, set_library_log_level
+from .relay import Policy, Relay
+from .status import Report
+from .watchdog import Watchdog, run_watchdog
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Mapping
+
+    from .records import Broker
+    from .verbs import Daemon
+
+CLOSING_SHARE = 0.2
+"""The share of the drain limit that is kept for the last commit and for closing."""
+
+MARGIN = 5.0
+"""Seconds past the drain limit at which a process that hangs is ended."""
+
+READINESS_TIMEOUT = 2.0
+"""Seconds that /readyz waits for the service."""
+
+_log = logging.getLogger("connectors")
+
+
+def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
+    """Relay until a signal asks to stop; raises Stop, and whatever is unexpected."""
+    configure_logging(settings.log)
+    relay = Relay(make_policy(settings), draw_jitter, CANARY)
+    watchdog = Watchdog(settings.stuck_after)
+    report = Report(relay, settings, time.monotonic())
+
+    def drain() -> None:  # inside a signal handler: assignments only
+        relay.drain(time.monotonic() + settings.drain_limit * (1 - CLOSING_SHARE))
+        watchdog.set_deadline(settings.drain_limit + MARGIN)
+        report.draining = True
+
+    with ExitStack() as stack:
+        stack.enter_context(handle_signals(drain))
+        stack.enter_context(run_watchdog(watchdog, report))
+        client = open_client(settings, timeout=settings.timeout, in_flight=settings.in_flight)
+        stack.enter_context(closing(client))
+        broker = stack.enter_context(closing(open_broker()))
+        set_library_log_level(logging.ERROR)
+        report.relaying = True
+        _log.info("Relaying by way of %s.", settings.url)
+        decode = partial(codec.decode, tombstones=settings.tombstones)
+        broker, note_iteration = stack.enter_context(serve_metrics(settings, relay, broker))
+
+        def begin_iteration() -> None:
+            watchdog.note_iteration()
+            report.lag = broker.lag()  # here, since a broker belongs to the loop's thread
+            note_iteration(report.lag)
+
+        loop.run(relay, broker, client, decode, time.monotonic, begin_iteration)
+    _log.info("Stopped as asked.")
+
+
+@contextmanager
+def serve_metrics(
+    settings: Daemon, relay: Relay, broker: Broker
+) -> Iterator[tuple[Broker, Callable[[Mapping[Hashable, int] | None], None]]]:
+    """Serve `--metrics-port`, if there is one.
+
+    Gives the broker to use, and what to call with the lag at each iteration of the loop.
+    """
+    if settings.metrics_port is None:
+        yield broker, lambda _: None
+        return
+    clock, wall = time.monotonic, time.time
+    health = metrics.Health(
+        relay,
+        clock,
+        partial(describe_trouble, settings),
+        stuck_after=settings.stuck_after,
+        stalled_after=settings.stalled_after,
+    )
+    instrumented = metrics.InstrumentedBroker(broker, clock, wall)
+
+    def note_iteration(lag: Mapping[Hashable, int] | None) -> None:
+        health.note_iteration(lag, instrumented.take_moved(), joined=instrumented.joined())
+
+    collector = metrics.RelayCollector(relay, health, instrumented, clock, wall)
+    pages = metrics.make_pages(collector, health)
+    address = settings.metrics_address
+    with metrics.serve_pages(address, settings.metrics_port, pages) as port:
+        _log.info("Serving metrics at http://%s:%d/metrics.", address, port)
+        yield instrumented, note_iteration
+
+
+def describe_trouble(settings: Daemon) -> str | None:
+    """Say why the service does not predict; None when it does."""
+    try:
+        doctor.ask_service(settings, READINESS_TIMEOUT)
+    except Stop as stop:
+        return str(stop)
+    return None
+
+
+def make_policy(settings: Daemon) -> Policy:
+    """Hand the operator's numbers to the relay."""
+    return Policy(
+        pack=settings.pack,
+        in_flight=settings.in_flight,
+        window=settings.window,
+        window_bytes=settings.window_bytes,
+        tries=settings.tries,
+        commit_interval=settings.commit_interval,
+        max_consecutive_rejections=settings.max_consecutive_dead_letters,
+        max_rejection_ratio=settings.max_dead_letter_ratio,
+    )
+
+
+def draw_jitter(upper: float) -> float:
+    """Draw a number of seconds from [0, upper]."""
+    return random.uniform(0.0, upper)  # noqa: S311 - spreads load, guards nothing
+
+
+@contextmanager
+def handle_signals(ask: Callable[[], None]) -> Iterator[None]:
+    """Let the first SIGTERM or SIGINT ask; the second leaves at once with 130 or 143."""
+    asked = False
+
+    def handle(number: int, _: object) -> None:
+        nonlocal asked
+        if asked:
+            os._exit(128 + number)
+        asked = True
+        ask()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

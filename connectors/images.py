@@ -1,0 +1,29 @@
+"""Images that the connectors make themselves: a PNG encoder, and the first canary."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from .records import Image
+
+
+def encode_png(width: int, height: int, pixels: bytes) -> bytes:
+    """Encode a greyscale image of 8 bits, given row by row (PNG specification, 5.3, 7.2, 11.2)."""
+    rows = (pixels[start : start + width] for start in range(0, width * height, width))
+    unfiltered = b"".join(b"\0" + row for row in rows)
+    header = struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(unfiltered)), (b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_encode_chunk(*chunk) for chunk in chunks)
+
+
+def _encode_chunk(name: bytes, data: bytes) -> bytes:
+    tagged = name + data
+    return struct.pack(">I", len(data)) + tagged + struct.pack(">I", zlib.crc32(tagged))
+
+
+CANARY = Image(encode_png(28, 28, bytes(28 * 28)), "image/png")
+"""A blank image that a healthy service can always read: it tells a bad record from a sick service.
+
+The relay replaces it with the last image that was predicted (see `connectors.relay`).
+"""

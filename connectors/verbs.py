@@ -1,0 +1,200 @@
+"""Settings of the verbs, whichever broker they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .settings import Settings, renamed_from
+
+if TYPE_CHECKING:
+    from typing import Self
+
+
+Seconds = Annotated[float, Field(gt=0)]
+
+Count = Annotated[int, Field(ge=1)]
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+Condition = Annotated[
+    str, Field(pattern=r"^(id|reason|key|header\.[^=]+)=", min_length=4, max_length=100)
+]
+
+
+def require_different(settings: Settings, *names: str) -> None:
+    """Refuse the same topic under two of these names: what goes out would come in, or be mixed."""
+    if len({getattr(settings, name) for name in names}) < len(names):
+        raise ValueError(f"{', '.join(names[:-1])} and {names[-1]} must be different topics")
+
+
+class Service(Settings):
+    """The inference API."""
+
+    url: str = Field(
+        default="http://127.0.0.1:8080/predictions/fmnist",
+        description="where images are sent",
+        pattern="^https?://[^/@]+(/|$)",  # a password does not belong into argv
+    )
+    token_file: Path | None = Field(
+        default=None, description="TorchServe's key_file.json; read again whenever it changes"
+    )
+    timeout: Seconds = Field(
+        default=20.0,
+        description="seconds to wait for an answer; above the server's responseTimeout",
+    )
+
+
+class Pace(Settings):
+    """Pace and limits."""
+
+    pack: Count = Field(
+        default=64, le=1024, description="most images in one request; 1,024 at most"
+    )
+    in_flight: Count = Field(default=4, description="most requests out at once")
+    window: Count = Field(default=4096, description="most records held")
+    window_bytes: Count = Field(
+        default=64 << 20, description="most bytes held; one poll may exceed it"
+    )
+    commit_interval: Seconds = Field(
+        default=0.1, description="least seconds from the end of one commit to the next"
+    )
+    tries: Count = Field(
+        default=3, description="failures of a record, alone, before it is rejected"
+    )
+    max_consecutive_dead_letters: Count = Field(
+        default=100,
+        description="dead letters in a row that stop the daemon (78)",
+        json_schema_extra=renamed_from("dead_letter_row"),
+    )
+    max_dead_letter_ratio: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.5,
+        description="dead letters among the last 1,000 records that stop the daemon, as a ratio",
+        json_schema_extra=renamed_from("dead_letter_share"),
+    )
+    drain_limit: Seconds = Field(default=25.0, description="seconds to leave in after SIGTERM")
+    stuck_after: Seconds = Field(
+        default=120.0, description="seconds without progress of the main loop before giving up (70)"
+    )
+
+
+class Log(Settings):
+    """Log."""
+
+    log: Literal["text", "json"] = Field(default="text", description="form of the lines on stderr")
+    status_every: Seconds = Field(default=10.0, description="seconds between two status lines")
+
+
+class Monitoring(Settings):
+    """Monitoring."""
+
+    metrics_port: Port | None = Field(
+        default=None,
+        description="port of /metrics, /livez and /readyz; 0: a free one; none: not served",
+    )
+    metrics_address: str = Field(
+        default="127.0.0.1", description="address of that port; whoever reaches it may read it"
+    )
+    stalled_after: Seconds = Field(
+        default=300.0,
+        description="seconds in which a partition with lag makes no progress until /livez is red; "
+        "an outage of the service does not count",
+    )
+
+
+class Form(Settings):
+    """Form of the output."""
+
+    json_lines: bool = Field(
+        default=False,
+        validation_alias="json",
+        description="one JSON object per line instead of text",
+    )
+
+
+class Daemon(Service, Pace, Log, Monitoring):
+    """The relay."""
+
+    tombstones: Literal["dead-letter", "skip"] = Field(
+        default="dead-letter", description="what becomes of records without a value"
+    )
+
+
+class Send(Settings):
+    """What to send."""
+
+    paths: list[Path] = Field(
+        default_factory=list, description="image files, or folders that hold some"
+    )
+    test_set: bool = Field(default=False, description="send Fashion-MNIST's 10,000 test images")
+    data: Path = Field(default=Path("data"), description="folder of the data set")
+    limit: Count | None = Field(default=None, description="stop after so many")
+    rate: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="most images per second"
+    )
+    repeat: Count = Field(default=1, description="send everything so many times")
+
+    @model_validator(mode="after")
+    def _something_to_send(self) -> Self:
+        if bool(self.paths) == self.test_set:
+            msg = "name either paths or --test-set"
+            raise ValueError(msg)
+        return self
+
+
+class Listen(Form):
+    """What to show."""
+
+    from_beginning: bool = Field(default=False, description="also what is already in the topic")
+    limit: Count | None = Field(default=None, description="stop after so many")
+    idle_timeout: Seconds | None = Field(
+        default=None, description="stop after so many silent seconds"
+    )
+
+
+class DeadLetters(Form):
+    """Which dead letters."""
+
+    where: list[Condition] = Field(
+        default_factory=list,
+        max_length=8,
+        description="only those of which this holds: id=, reason=, key= or header.NAME=, then the "
+        "exact value (id: of the source record, or of the dead letter); repeated: all must hold",
+    )
+    limit: Count | None = Field(default=None, description="stop after so many")
+
+
+class ListDead(DeadLetters):
+    """List dead letters."""
+
+
+class ShowDead(DeadLetters):
+    """What becomes of the value."""
+
+    output: Path | None = Field(
+        default=None, description="file for the value of the one dead letter that is asked for"
+    )
+
+
+class Replay(DeadLetters):
+    """The replay."""
+
+    input_topic: str = Field(description="where the dead letters came from", min_length=1)
+    name: str = Field(
+        description="of this replay; letters, digits, - and _", pattern="^[A-Za-z0-9_-]{1,64}$"
+    )
+    dry_run: bool = Field(default=False, description="count what would be sent, and send nothing")
+
+
+class Check(Form, Service):
+    """Check whether a daemon could work."""
+
+
+class Doctor(Check):
+    """Check everything."""
+
+
+class PrintConfig(Form):
+    """Print each setting."""

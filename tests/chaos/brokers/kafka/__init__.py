@@ -1,0 +1,1 @@
+"""Kafka: exactly once, through kills, zombies, scale-ups and broken servers."""

@@ -1,0 +1,1 @@
+"""Google Pub/Sub: at least once, through kills and cut streams, on Google's emulator."""

@@ -1,0 +1,181 @@
+"""TorchServe for tests, the demo and `make serve`: free ports, a private folder, one archive."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import requests
+
+from tools.servers.process import (
+    ROOT,
+    Process,
+    StackError,
+    check_free,
+    free_ports,
+    java_environment,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+ARCHIVE = ROOT / "model_store" / "fmnist.mar"
+PICTURE = ROOT / "tests" / "data" / "ankle-boot.png"
+
+
+def check_archive(archive: Path) -> None:
+    """Raise StackError when `archive` is missing or is no whole zip file."""
+    if not archive.exists():
+        raise StackError(f"{archive} is not there: run `make archive`")
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            broken = opened.testzip()
+    except zipfile.BadZipFile:
+        broken = archive.name
+    if broken:
+        raise StackError(f"{archive} is damaged (at {broken}): rm it and run `make archive`")
+
+
+def read_properties(path: Path) -> dict[str, str]:
+    """Return the keys and values of a Java properties file of the simple kind."""
+    lines = (line.strip() for line in path.read_text().splitlines())
+    return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+
+PORTS = (
+    "inference_address",
+    "management_address",
+    "metrics_address",
+    "grpc_inference_port",
+    "grpc_management_port",
+)
+
+
+def on_free_ports() -> dict[str, str]:
+    """Return the five settings that let another TorchServe run on this machine."""
+    return on_ports(free_ports(len(PORTS)))
+
+
+def on_ports(ports: Sequence[int]) -> dict[str, str]:
+    """Return the settings that let TorchServe listen on these ports, one for each of PORTS."""
+    return {
+        key: str(port) if key.endswith("port") else f"http://127.0.0.1:{port}"
+        for key, port in zip(PORTS, ports, strict=True)
+    }
+
+
+class TorchServe:
+    """A TorchServe with the shipped config.properties, but for `overrides`; one archive.
+
+    Its folder holds everything that it writes; without one it gets a private one, removed at
+    the end. Readiness is a real prediction: /ping calls a server healthy that has no worker.
+    """
+
+    def __init__(
+        self,
+        archive: Path = ARCHIVE,
+        folder: Path | None = None,
+        overrides: Mapping[str, str] | None = None,
+    ) -> None:
+        self.archive = archive
+        self.settings = read_properties(ROOT / "config.properties") | dict(
+            overrides or on_free_ports()
+        )
+        self.settings["model_store"] = str(archive.resolve().parent)
+        for key in ("metrics_config", "vmargs"):  # it runs in its folder, not in ours
+            self.settings[key] = self.settings[key].replace("serving/", f"{ROOT / 'serving'}/")
+        self.model = archive.stem
+        self._own = tempfile.TemporaryDirectory(prefix="fmnist-") if folder is None else None
+        self.folder = Path(self._own.name) if self._own else folder or ROOT
+        self.process = Process(
+            [
+                *(str(Path(sys.executable).parent / "torchserve"), "--start", "--ncs"),
+                *("--foreground", "--ts-config", str(self.folder / "config.properties")),
+                *("--models", f"{self.model}={archive.name}"),
+            ],
+            log=self.folder / "torchserve.log",
+            env=self._environment(),
+            cwd=self.folder,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        # Java's temporary folder follows TEMP, the launcher's pid file TMPDIR. TS_CONFIG_FILE
+        # would overrule the settings.
+        kept = {k: v for k, v in java_environment().items() if k != "TS_CONFIG_FILE"}
+        scratch = str(self.folder / "tmp")
+        return kept | {"TEMP": scratch, "TMPDIR": scratch}
+
+    @property
+    def address(self) -> str:
+        """The inference API's address."""
+        return self.settings["inference_address"]
+
+    @property
+    def url(self) -> str:
+        """Where predictions are asked for."""
+        return f"{self.address}/predictions/{self.model}"
+
+    def start(self) -> Self:
+        """Start it; it does not answer yet. Raises StackError when it cannot."""
+        check_archive(self.archive)
+        for key in PORTS:
+            check_free(int(self.settings[key].rsplit(":", 1)[-1]))
+        (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
+        lines = [f"{key}={value}\n" for key, value in self.settings.items()]
+        (self.folder / "config.properties").write_text("".join(lines))
+        self.process.start()
+        return self
+
+    def wait(self, timeout: float = 120.0) -> Self:
+        """Return when it predicts; raises StackError with the end of its log when it does not."""
+        deadline = time.monotonic() + timeout
+        while self.process.alive() and time.monotonic() < deadline:
+            if self.predicts():
+                return self
+            time.sleep(0.2)
+        raise StackError(f"TorchServe does not predict; its log ends with:\n{self.process.tail()}")
+
+    def predicts(self) -> bool:
+        """Say whether it answers one real question."""
+        picture, token = PICTURE.read_bytes(), {}
+        with suppress(FileNotFoundError, ValueError):  # not there, or half written
+            token = {"Authorization": f"Bearer {self.key('inference')}"}
+        try:
+            return requests.post(self.url, data=picture, headers=token, timeout=5).ok
+        except requests.RequestException:
+            return False
+
+    @property
+    def key_file(self) -> Path:
+        """Where TorchServe writes its tokens when it wants one with each request."""
+        return self.folder / "key_file.json"
+
+    def key(self, kind: str) -> str:
+        """Return the token of one kind: inference, management or API."""
+        found: str = json.loads(self.key_file.read_text())[kind]["key"]
+        return found
+
+    def __enter__(self) -> Self:
+        """Start it and wait until it predicts."""
+        try:
+            return self.start().wait()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(self, *_: object) -> None:
+        """End it and remove what it wrote."""
+        self.close()
+
+    def close(self) -> None:
+        """End it, and remove its folder when it is its own."""
+        if hasattr(self.process, "child"):
+            self.process.stop()
+        if self._own:
+            self._own.cleanup()
