@@ -6,10 +6,12 @@ BUDGET ?= 3m
 BROKER ?= kafka
 CASE ?= kills
 CHAOS = $(BIN)/python -m tests.chaos
-CHAOS_FLAGS = --broker $(BROKER) $(if $(LENGTH),$(if $(filter soak,$(CASE)),--length,--duration) $(LENGTH)) \
-  $(if $(SEED),--seed $(SEED)) $(if $(RATE),--rate $(RATE))
+# LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
+CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
+  $(if $(LENGTH),$(if $(filter soak,$(CASE)),--length,--duration) $(LENGTH)) $(if $(RATE),--rate $(RATE))) \
+  $(if $(filter kills controls,$(CASE)),$(if $(SEED),--seed $(SEED)))
 # What decides alone, without a service: every branch of it is tested.
-PURE := connectors.records connectors.codec connectors.relay connectors.loop connectors.text \
+PURE := connectors.records connectors.codec connectors.relay connectors.loop connectors.text connectors.images \
   connectors.inference.dialect connectors.inference.torchserve fmnist_images fmnist_wire
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \

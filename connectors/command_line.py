@@ -173,7 +173,8 @@ def _parse_flags(kind: type[Settings], arguments: Sequence[str], prog: str) -> d
     found, unknown = parser.parse_known_intermixed_args(list(arguments))
     for word in unknown:
         flag = word.partition("=")[0]
-        known = [f for action in parser._actions for f in action.option_strings]  # noqa: SLF001 - no public list
+        visible = [each for each in parser._actions if each.help != argparse.SUPPRESS]  # noqa: SLF001 - no public list
+        known = [f for action in visible for f in action.option_strings]
         parser.error(f"{flag} is unknown{_suggest(flag, known)}")
     return vars(found)
 

@@ -94,6 +94,7 @@ def _import(broker: str, module: str) -> Any:  # noqa: ANN401 - a module, with t
         if str(error.name).startswith(str(__package__)):
             raise
         raise Stop(
-            f"{error.name} is not installed, which {broker} needs: pip install 'fmnist[{broker}]'",
+            f"{error.name} is not installed, which {broker} needs: install this project with its "
+            f"extra, in its checkout: pip install '.[{broker}]'",
             Exit.UNAVAILABLE,
         ) from error

@@ -1,4 +1,4 @@
-"""Send images to a broker, and watch the predictions that come back: the two ends of the relay."""
+"""Show the predictions in a topic, as a live table or as JSON lines."""
 
 from __future__ import annotations
 

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.progress import track
 
-from connectors.images import encode_png
-
 from ..errors import Exit, Stop
+from ..images import encode_png
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

@@ -242,14 +242,17 @@ def test_the_two_ends_of_pubsub_go_their_way(
     taken: list[object] = []
     pubsub = "connectors.brokers.pubsub.endpoints"
     monkeypatch.setattr(f"{pubsub}.TopicPublisher", lambda _: "publisher")
-    monkeypatch.setattr(f"{pubsub}.TopicReader", lambda _, topic: topic)
+    monkeypatch.setattr(
+        f"{pubsub}.TopicReader", lambda settings, topic: (topic, settings.from_beginning)
+    )
     monkeypatch.setattr("connectors.commands.send.send", lambda _, way: taken.append(way))
     monkeypatch.setattr("connectors.commands.listen.listen", lambda _, way: taken.append(way))
     assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set", *flags]) == 0
-    assert main(["listen", "pubsub", *PUBSUB, *OUT, *flags]) == 0
+    kept = ["--from-beginning", "--output-subscription", "predictions"]
+    assert main(["listen", "pubsub", *PUBSUB, *OUT, *kept, *flags]) == 0
     unordered, reader = taken
     assert isinstance(unordered, Unordered)
-    assert reader == "predictions"
+    assert reader == ("predictions", True)
     assert made == ["images"] * 2 * len(flags)
     assert main(["send", "pubsub", *PUBSUB, *IN, "--test-set", "--ordering-keys"]) == 0
     assert taken[2:] == ["publisher"]

@@ -65,7 +65,7 @@ def test_a_missing_library_is_one_sentence_that_names_the_extra(
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, library, None)  # what importing one that is not there does
     settings = BROKERS[broker]["check"](**ASKED[broker])
-    with pytest.raises(Stop, match=rf"not installed.*pip install 'fmnist\[{broker}\]'") as stop:
+    with pytest.raises(Stop, match=rf"not installed.*pip install '\.\[{broker}\]'") as stop:
         registry.list_checks(broker, settings, thorough=False)
     assert stop.value.code is Exit.UNAVAILABLE
     assert "\n" not in str(stop.value)

@@ -408,3 +408,7 @@ def test_a_variable_in_lower_case_names_the_file_that_is_checked(
 ) -> None:
     monkeypatch.setenv("connector_config", toml(tmp_path, "pakc = 1\n"))
     assert "pakc, which is unknown; did you mean pack?" in refusal(*TOPICS)
+
+
+def test_a_former_name_is_no_advice_for_a_mistyped_flag() -> None:
+    assert "--dead-letter-row" not in refusal(*TOPICS, "--dead-letter-rw", "7")

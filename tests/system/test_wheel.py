@@ -72,5 +72,5 @@ def test_the_kafka_extra_alone_runs_the_command(wheel: Path, tmp_path: Path) -> 
         check=False,
     )
     assert missing.returncode == 69
-    assert "pip install 'fmnist[pubsub]'" in missing.stderr
+    assert "pip install '.[pubsub]'" in missing.stderr
     assert "Traceback" not in missing.stderr

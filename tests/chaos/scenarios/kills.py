@@ -55,7 +55,7 @@ def run(asked: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> 
     """See `Scenario.run`; Kafka's one case is its own report."""
     seed = secrets.randbelow(2**31) if asked.seed is None else asked.seed
     if asked.control:
-        return run_controls(asked.broker, [asked.control], seed, say)
+        return run_controls(asked.broker, [asked.control], asked.seed or 1, say)
     broker = load_cases(asked.broker)
     cases = broker.select_cases(asked, seed)
     reports = []
