@@ -13,16 +13,13 @@ import re
 from typing import TYPE_CHECKING, Literal
 
 from .records import Image, Message, Prediction, Rejection, Skipped
-from .text import truncate_utf8
+from .text import MAX_DETAIL_BYTES, truncate_utf8
 
 if TYPE_CHECKING:
     from .records import Headers, Record, Settled
 
 MAX_IMAGE_BYTES = 5_000_000
 """Bytes of one image; TorchServe takes 6,553,500 for a whole request."""
-
-MAX_DETAIL_BYTES = 1024
-"""Of the header that says why a record has no prediction."""
 
 _NAME = rb"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}"  # RFC 6838, 4.2; half its length is plenty
 _MEDIA_TYPE = re.compile(_NAME + b"/" + _NAME)

@@ -79,7 +79,7 @@ The six rules
 6. Drain is a state, not a procedure: the capacity is 0, commits are due at once, and `done` is true
    when nothing is held or the deadline has passed.
 
-Where it was tried to break: tests/connectors/test_relay.py, each rule; test_exhaustive.py, all
+Tests that try to break it: tests/connectors/test_relay.py, each rule; test_exhaustive.py, all
 orders of events of small worlds; test_simulation.py, random faults in virtual time.
 """
 
@@ -143,12 +143,12 @@ class Policy:
     max_rejection_ratio: float  # of the last `rejection_window` outcomes, likewise
 
     pack_bytes: int = 5_000_000  # of images in a request; TorchServe takes 6.5 MB of body
-    commit_rest: float = 3.0  # the same, in durations of the last commit
+    commit_rest: float = 3.0  # least time between commits, in durations of the last one
     busy_first: float = 0.05  # the longest wait after the first Busy; doubles
     busy_limit: float = 2.0
     trial_first: float = 2.0  # the longest wait for the first trial; doubles
     trial_limit: float = 60.0
-    rejection_window: int = 1000
+    rejection_window: int = 1000  # outcomes that the ratio is of
     min_rejections: int = 100  # rejections from which on the ratio counts
 
 
@@ -479,13 +479,13 @@ class Relay:
         if now < self._backoff.until:
             return []
         if now >= self._exclusive_from():
-            flight = [] if self._count_out() else [self._send(self._quarantine.take())]
+            requests = [] if self._count_out() else [self._send(self._quarantine.take())]
         else:
-            flight = list(self._fill_packs())
-        packs = self.stats.packs + Counter(len(request.images) for request in flight)
+            requests = list(self._fill_packs())
+        packs = self.stats.packs + Counter(len(request.images) for request in requests)
         self.stats = replace(self.stats, packs=packs)
         self._publish_stats()
-        return flight
+        return requests
 
     def _count_out(self) -> int:
         return len(self._out) + len(self._void)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import overload
 
+MAX_DETAIL_BYTES = 1024
+"""Of a header that says why a record has no prediction."""
+
 
 @overload
 def decode_text(value: bytes) -> str: ...

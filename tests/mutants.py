@@ -164,8 +164,8 @@ MUTANTS = (
     Mutant(
         "trials-beside-traffic",
         RELAY,
-        "flight = [] if self._count_out() else [self._send(self._quarantine.take())]",
-        "flight = [self._send(self._quarantine.take())]",
+        "requests = [] if self._count_out() else [self._send(self._quarantine.take())]",
+        "requests = [self._send(self._quarantine.take())]",
         "a quarantined record is tried beside neighbours that may be to blame",
     ),
     Mutant(

@@ -42,7 +42,7 @@ class Quality:
 def measure_quality(probabilities: Tensor, labels: Tensor) -> Quality:
     """Return how far probabilities [N, classes] can be believed; labels are int64 [N]."""
     exact = probabilities.double()
-    true = torch.take_along_dim(exact, labels[:, None], dim=1)
+    true = exact.gather(1, labels[:, None])
     target = torch.zeros_like(exact).scatter_(1, labels[:, None], 1.0)
     confidence, accuracy, sizes = measure_reliability(exact, labels)
     distance = (confidence - accuracy).abs() * sizes
@@ -72,7 +72,7 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     The negative log-likelihood is convex in 1 / temperature, so its slope is halved to zero.
     """
     exact = logits.double()
-    seen = torch.take_along_dim(exact, labels[:, None], dim=1).mean()
+    seen = exact.gather(1, labels[:, None]).mean()
     low, high = 1 / HOTTEST, HOTTEST
     for _ in range(HALVINGS):
         middle = sqrt(low * high)

@@ -221,7 +221,9 @@ class TrainingState:
 
 
 class Fit:
-    """One training of a model, in state. It can stop after any event, and go on from its state.
+    """One training of a model, which it changes in place.
+
+    It can stop after any event, and go on from its state.
 
     The learning rate follows the larger of two shares, that of the steps and that of the time, so
     it always reaches zero at the end, however fast the machine is and whatever else it does.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import Exit, Stop
-from ..text import truncate_utf8
+from ..text import MAX_DETAIL_BYTES, truncate_utf8
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -85,8 +85,8 @@ def replace_headers(headers: Iterable[tuple[str, Any]], ours: Mapping[str, Any])
 
 
 def error_message(rejection: Rejection) -> bytes:
-    """Say why a record has no prediction, in at most 1,024 bytes of UTF-8."""
-    return truncate_utf8(rejection.detail, 1024)
+    """Say why a record has no prediction, in at most MAX_DETAIL_BYTES of UTF-8."""
+    return truncate_utf8(rejection.detail, MAX_DETAIL_BYTES)
 
 
 class RetryDelay:

@@ -92,9 +92,9 @@ def to_dict(dead_letter: Record) -> dict[str, Any]:
 
 def find_source(dead_letter: Record) -> str:
     """The id of the record that the dead letter was; its own, when the headers do not tell."""
-    fields = last_header(dead_letter, "connector.id")
-    if fields:
-        return fields.decode("utf-8", "replace")
+    source_id = last_header(dead_letter, "connector.id")
+    if source_id:
+        return decode_text(source_id)
     names = ("topic", "partition", "offset")
     found = [last_header(dead_letter, f"__connect.errors.{name}") for name in names]
     return "/".join(str(decode_text(part)) for part in found) if all(found) else dead_letter.id
@@ -174,7 +174,9 @@ def show(settings: ShowDead, reader: DeadLetterReader) -> Iterator[str]:
     """Whole dead letters, or none when the value of the only one is written to a file."""
     with closing(reader):
         if settings.output:
-            settings.output.write_bytes(_require_one(list(islice(select(reader, settings), 2))))
+            settings.output.write_bytes(
+                _require_one_value(list(islice(select(reader, settings), 2)))
+            )
             return
         for dead_letter in select(reader, settings):
             yield (
@@ -184,7 +186,7 @@ def show(settings: ShowDead, reader: DeadLetterReader) -> Iterator[str]:
             )
 
 
-def _require_one(dead_letters: Sequence[Record]) -> bytes:
+def _require_one_value(dead_letters: Sequence[Record]) -> bytes:
     """The value of the only dead letter; raises Stop(2) when there are more, or it has none."""
     match dead_letters:
         case [dead_letter]:
@@ -212,7 +214,7 @@ def _list_headers(dead_letter: Record) -> list[tuple[str, str | None]]:
 
 def _render_page(dead_letter: Record) -> str:
     digest = hashlib.sha256(dead_letter.value or b"").hexdigest()
-    lines = [f"{name}: {fields}" for name, fields in to_dict(dead_letter).items()]
+    lines = [f"{name}: {value}" for name, value in to_dict(dead_letter).items()]
     lines += [f"header {name}: {value}" for name, value in _list_headers(dead_letter)]
     return "\n".join(map(replace_control_characters, [*lines, f"sha256: {digest}"])) + "\n"
 

@@ -111,14 +111,14 @@ def read_idx(path: Path) -> tuple[tuple[int, ...], bytes]:
 
 
 def pace(
-    find_samples: Iterable[Sample],
+    samples: Iterable[Sample],
     rate: float | None,
     clock: Callable[[], float],
     sleep: Callable[[float], None],
 ) -> Iterator[Sample]:
     """No more than `rate` a second: each is held until its time, counted from the first."""
     start = clock()
-    for count, sample in enumerate(find_samples):
+    for count, sample in enumerate(samples):
         if rate is not None:
             sleep(max(0.0, start + count / rate - clock()))
         yield sample

@@ -38,7 +38,9 @@ def list_scenarios() -> Iterator[str]:
 def make_parser(name: str, scenario: Scenario, broker: str) -> argparse.ArgumentParser:
     """Return the command line of one scenario."""
     brokers = SCENARIOS[name].brokers
-    parser = argparse.ArgumentParser(prog=f"{PROGRAM} {name}", description=scenario.__doc__)
+    parser = argparse.ArgumentParser(
+        prog=f"{PROGRAM} {name}", description=scenario.__doc__, allow_abbrev=False
+    )
     parser.add_argument("--broker", choices=brokers, default=broker, help="default: kafka")
     scenario.add_arguments(parser, broker)
     parser.add_argument("--output", type=Path, default=default_output(name, broker), help="JSON")

@@ -333,6 +333,19 @@ FORMER = [
 ]
 
 
+def give(
+    source: str, names: list[str], value: float, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """Give a value to each name in one source; return the flags that belong to it."""
+    if source == "flag":
+        return [f"--{name.replace('_', '-')}={value}" for name in names]
+    if source == "file":
+        return ["--config", toml(folder, "".join(f"{name} = {value}\n" for name in names))]
+    for name in names:
+        monkeypatch.setenv(f"CONNECTOR_{name.upper()}", str(value))
+    return []
+
+
 @pytest.mark.parametrize(("former", "name", "value"), FORMER)
 @pytest.mark.parametrize("source", ["flag", "variable", "file"])
 def test_a_former_name_works_and_warns_once(
@@ -344,14 +357,7 @@ def test_a_former_name_works_and_warns_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    flags = []
-    if source == "flag":
-        flags = [f"--{former.replace('_', '-')}", str(value)]
-    elif source == "variable":
-        monkeypatch.setenv(f"CONNECTOR_{former.upper()}", str(value))
-    else:
-        flags = ["--config", toml(tmp_path, f"{former} = {value}\n")]
-    settings = loaded(*flags)
+    settings = loaded(*give(source, [former], value, tmp_path, monkeypatch))
     assert getattr(settings, name) == value
     (said,) = caplog.messages
     assert former.upper().replace("_", "-") in said.upper().replace("_", "-")
@@ -368,14 +374,7 @@ def test_a_former_name_beside_the_new_one_is_refused(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    flags = []
-    if source == "flag":
-        flags = [f"--{one.replace('_', '-')}={value}" for one in (former, name)]
-    elif source == "variable":
-        for one in (former, name):
-            monkeypatch.setenv(f"CONNECTOR_{one.upper()}", str(value))
-    else:
-        flags = ["--config", toml(tmp_path, f"{former} = {value}\n{name} = {value}\n")]
+    flags = give(source, [former, name], value, tmp_path, monkeypatch)
     assert "give one of them" in refusal(*TOPICS, *flags)
 
 

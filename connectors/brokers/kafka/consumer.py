@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 STALE_OFFSET_TIMEOUT = 60.0
-"""Seconds for which a coordinator may say what cannot be."""
+"""Seconds for which a coordinator may answer with an offset that is too low."""
 
 REBALANCE_SESSIONS = 5
 """Session timeouts that a rebalance waits for a member; one iteration of the loop takes less."""
@@ -63,12 +63,9 @@ def rebalance_timeout(settings: KafkaSettings) -> float:
     return min(settings.stuck_after, REBALANCE_SESSIONS * settings.session_timeout)
 
 
-def _highest(*min_offsets: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
+def _highest(*floors: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
     """The highest of each."""
-    return {
-        one: max(min_offset.get(one, -1) for min_offset in min_offsets)
-        for one in set().union(*min_offsets)
-    }
+    return {one: max(each.get(one, -1) for each in floors) for one in set().union(*floors)}
 
 
 def make_record(found: Untyped) -> Record:
@@ -102,7 +99,7 @@ class GroupConsumer:
         self._settings = settings
         self._committed: dict[TopicPartition, int] = {}
         self._min_offsets: dict[TopicPartition, int] = {}  # below which no committed offset can be
-        self._stale: tuple[str, float] = "", 0.0  # what was said that cannot be, since when
+        self._stale: tuple[str, float] = "", 0.0  # which answer was too low, since when
         self._why = ""  # why a rewind is still owed
         self._handed_out: dict[TopicPartition, int] = {}  # what follows the last one
         ours = {
@@ -237,19 +234,21 @@ class GroupConsumer:
         log (docs/decisions/013). It is asked again until it is done.
         """
         min_offsets = _highest(self._min_offsets, self._published_offsets.find_ends(offsets))
-        known = {one: offset for one, offset in offsets.items() if offset is not None}
+        committed = {one: offset for one, offset in offsets.items() if offset is not None}
         for partition in offsets:
-            if known.get(partition, -1) < min_offsets.get(partition, -1):
-                self._reject_stale_offset(partition, min_offsets[partition], known.get(partition))
+            if committed.get(partition, -1) < min_offsets.get(partition, -1):
+                self._reject_stale_offset(
+                    partition, min_offsets[partition], committed.get(partition)
+                )
         self._stale = "", 0.0
-        self._min_offsets = min_offsets | known
+        self._min_offsets = min_offsets | committed
 
     def _reject_stale_offset(
-        self, partition: TopicPartition, min_offset: int, known: int | None
+        self, partition: TopicPartition, min_offset: int, committed: int | None
     ) -> None:
         """Raise CoordinatorLoadInProgressError, or Stop when it has said the same for long."""
         name = f"{partition.topic}/{partition.partition}"
-        what = f"the group's offset of {name} went back from {min_offset} to {known}"
+        what = f"the group's offset of {name} went back from {min_offset} to {committed}"
         if what != self._stale[0]:
             self._stale = what, time.monotonic()
         if time.monotonic() - self._stale[1] > STALE_OFFSET_TIMEOUT:

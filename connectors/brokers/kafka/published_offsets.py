@@ -25,7 +25,7 @@ SOURCE = f"{OURS}source"
 MIN_LOOKBACK, MAX_LOOKBACK = 10, 100_000
 """Offsets from the end of a partition within which the last outcome is looked for."""
 
-CLIENT_TIMEOUTS = 2.0
+READ_TIMEOUT = 2.0
 """Seconds in which the ends of all partitions are read, or it is tried again later."""
 
 
@@ -109,7 +109,7 @@ class PublishedOffsets:
         self._consumer.assign(list(starts))
         for place, offset in starts.items():
             self._consumer.seek(place, offset)
-        deadline = time.monotonic() + CLIENT_TIMEOUTS
+        deadline = time.monotonic() + READ_TIMEOUT
         ends: dict[TopicPartition, int] = {}
         while not all(position_of(self._consumer, one) >= ends.get(one, 1 << 63) for one in starts):
             if time.monotonic() > deadline:

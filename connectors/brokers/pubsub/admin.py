@@ -50,7 +50,7 @@ MAX_BATCH = 500
 """Most dead letters of one pull, and most ids in one request (which has at most 512 KiB)."""
 
 MAX_HELD = 200_000
-"""Letters held at once: all that a listing looks at, all that a replay leaves out."""
+"""Dead letters held at once: all that a listing looks at, all that a replay leaves out."""
 
 MIN_DELIVERY_ATTEMPTS = 20
 """Attempts of the service's own dead-letter policy that an outage may use up."""
@@ -381,7 +381,7 @@ def _library() -> Ok | Advice:
 
 def _broker(settings: PubSubSettings) -> Ok | Advice:
     with _open_service(settings) as service:
-        service.has_topic(settings.output_topic)  # or not: that will be told next
+        service.has_topic(settings.output_topic)  # or not: the next check says so
     return Ok(f"{_where()}, project {settings.project}")
 
 
@@ -493,16 +493,16 @@ def _policy(settings: PubSubSettings) -> Ok | Advice:
 def _keeping(settings: PubSubSettings) -> Ok | Advice:
     """How long dead letters are kept, and whether all of them can be seen."""
     name = settings.dead_letter_subscription
-    shelf = _as_it_is(settings, _subscriptions(settings)[1])
-    if shelf.enable_message_ordering:
+    subscription = _as_it_is(settings, _subscriptions(settings)[1])
+    if subscription.enable_message_ordering:
         return Advice(
             f"make {name} anew, without message ordering, or `dlq` may miss later dead letters of "
             "a key"
         )
-    days = shelf.message_retention_duration.days
-    if shelf.expiration_policy.ttl:
+    days = subscription.message_retention_duration.days
+    if subscription.expiration_policy.ttl:
         return Advice(
             f"let {name} never expire, or all dead letters are lost when nobody has asked for "
-            f"them for {shelf.expiration_policy.ttl.days} days"
+            f"them for {subscription.expiration_policy.ttl.days} days"
         )
     return Ok(f"kept for {days} days" if days else "kept as long as Pub/Sub does by default")

@@ -115,7 +115,7 @@ class DeadPubSub(DeadLetters, PubSubSettings):
     """Dead letters in a Pub/Sub subscription."""
 
     @model_validator(mode="after")
-    def _letters_are_somewhere(self) -> Self:
+    def _dead_letters_are_somewhere(self) -> Self:
         if not self.dead_letter_subscription:
             msg = "dead_letter_subscription is required; it also follows from --subscription"
             raise ValueError(msg)
