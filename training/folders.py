@@ -16,8 +16,8 @@ from unicodedata import normalize
 
 from .errors import DataError
 from .files import explain_error, show_path
-from .image_files import list_names, starts_like_image
-from .output import say
+from .image_files import starts_like_image
+from .output import list_names, say
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

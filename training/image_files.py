@@ -25,6 +25,7 @@ from .data import border, estimate_background
 from .errors import DataError
 from .files import explain_error, open_regular, show_path
 from .image_gate import FORMATS, File, Limits, Refused, find_format, inspect
+from .output import list_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -58,9 +59,6 @@ OPPOSITE_SHARE = 2 / 3
 MIN_CONTRAST = {"L": 64, "RGB": 32}
 """Grey values, by mode: what is visible of an image with holes lies that far from their ground, or
 they are filled with the opposite of the background."""
-
-MAX_NAMED = 10
-"""Files that a message names; it counts the others."""
 
 UPRIGHT = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
@@ -188,12 +186,6 @@ def _render_kind(kind: str, files: dict[Path, str]) -> str:
 
 def _bracket(detail: str) -> str:
     return f" ({detail})" if detail else ""
-
-
-def list_names(names: Sequence[str]) -> str:
-    """Return names for a message: the first ones, and how many more there are."""
-    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
 
 
 def _read_clean(file: Path) -> File:
