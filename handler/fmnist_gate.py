@@ -430,7 +430,7 @@ def read_frame(data: bytes | bytearray, marker: int, body: int, earlier: Frame |
     if not 1 <= components <= MAX_COMPONENTS:
         raise damaged(f"it has {components} components")
     factors = [unpack_from(">BB", data, body + 8 + 3 * index) for index in range(components)]
-    across, down = (max(1, *(f >> shift & 15 for _, f in factors)) for shift in (4, 0))
+    across, down = (max(1, *(f >> low & 15 for _, f in factors)) for low in (4, 0))
     return Frame(
         width,
         height,
