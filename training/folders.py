@@ -124,11 +124,12 @@ def _list_classes(root: Path) -> Found:
     folders = _list_folders(root)
     _require_utf8(folders)
     _refuse_repetition(root, folders)
+    known = {_identify(path) for path in (root, *root.resolve().parents, *folders)}
     names = sorted({normalize("NFC", path.name) for path in folders})
     found = [
         (file, names.index(normalize("NFC", path.name)))
         for path in folders
-        for file in _walk(path, set())
+        for file in _walk(path, known - {_identify(path)})
     ]
     found.sort(key=lambda pair: pair[1])
     kept = _pass_over_litter(found)
@@ -174,16 +175,24 @@ def _join(paths: Iterable[Path]) -> str:
 
 
 def _walk(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-    """Yield the files of a class, those of its sub-folders too; each folder once."""
-    status = folder.stat()
-    if (status.st_dev, status.st_ino) in seen:
+    """Yield the files of a class, those of its sub-folders too; no folder that was seen before.
+
+    A link may lead back up, or into another class.
+    """
+    identity = _identify(folder)
+    if identity in seen:
         return
-    seen.add((status.st_dev, status.st_ino))
+    seen.add(identity)
     entries = _list_visible(folder)
-    inner = [path for path in entries if path.is_dir()]
+    inner = {path for path in entries if path.is_dir()}
     yield from (path for path in entries if path not in inner)
-    for path in inner:
+    for path in sorted(inner):
         yield from _walk(path, seen)
+
+
+def _identify(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
 
 
 def _pass_over_litter(found: Sequence[tuple[Path, int]]) -> list[tuple[Path, int]]:
