@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -17,10 +16,10 @@ from .calibration import explain_no_fit, fit_temperature
 from .checkpoint import read_checkpoint
 from .choices import DEFAULT_NETWORK, modernise_network
 from .data import ImageSet, load_into_memory
-from .errors import DataError, RunError, TrainingWarning
+from .errors import DataError, RunError
 from .files import atomic_write
 from .networks import FlipTTA, Network, find_network, run_dry
-from .output import list_names
+from .output import list_names, warn
 from .recipe import Clock, Epoch, Fit, Recipe, Step
 
 if TYPE_CHECKING:
@@ -211,7 +210,7 @@ class ImageClassifier:
         """Make the probabilities as sure as they should be; return the temperature found.
 
         The images should be such as were not learned. No label changes. The temperature is 1, and
-        a TrainingWarning says why, where there is nothing to fit one to: with fewer than
+        a warning on stderr says why, where there is nothing to fit one to: with fewer than
         `calibration.MIN_IMAGES` images, or without a mistake among them.
         """
         images = self._load(validation_set)
@@ -220,8 +219,7 @@ class ImageClassifier:
         reason = explain_no_fit(found, len(images))
         if reason:
             found = 1.0
-            message = f"{reason}: the temperature is 1, give more validation images"
-            warnings.warn(message, TrainingWarning, stacklevel=2)
+            warn(f"{reason}: the temperature is 1, give more validation images")
         self.model.temperature.fill_(found)
         return found
 
@@ -346,11 +344,9 @@ class ImageClassifier:
         counts = torch.bincount(training.labels, minlength=self.classes)
         empty = [names[label] for label in (counts == 0).nonzero().flatten().tolist()]
         if empty:
-            warnings.warn(
+            warn(
                 f"no image is of class {list_names(empty)}: the classifier has {self.classes} "
-                f"classes, the images show {self.classes - len(empty)}",
-                TrainingWarning,
-                stacklevel=4,
+                f"classes, the images show {self.classes - len(empty)}"
             )
         return names
 

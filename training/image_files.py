@@ -57,7 +57,7 @@ NEAR_END = 32
 OPPOSITE_SHARE = 2 / 3
 """A grey image becomes its negative if more of its border lies on the other side of grey."""
 MIN_CONTRAST = {"L": 64, "RGB": 32}
-"""Grey values, by mode: what is visible of an image with holes lies that far from their ground, or
+"""Grey values, by mode: what an image with holes shows lies that far from what fills them, or
 they are filled with the opposite of the background."""
 
 UPRIGHT = {
@@ -336,7 +336,7 @@ def _round_grey(values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
 
 
 def _estimate_background(images: Iterable[Scaled], mode: str) -> int:
-    """Return what lies around the images; those with holes are taken on the ground that suits.
+    """Return what lies around the images; those with holes are filled as suits.
 
     A background is not known yet, so dark ones lie on white and bright ones on black.
     """
@@ -345,7 +345,7 @@ def _estimate_background(images: Iterable[Scaled], mode: str) -> int:
 
 
 def _fill_holes(image: Image.Image, mode: str, filling: int) -> Image.Image:
-    """Return an image of `mode`; the ground, 0 to 255, shows through the holes of an RGBA one."""
+    """Return an image of `mode`; `filling`, 0 to 255, shows through the holes of an RGBA one."""
     if image.mode != "RGBA":
         return image
     filled = Image.new(mode, image.size, (filling,) * len(mode))

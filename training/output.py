@@ -24,6 +24,14 @@ def say(sentence: str) -> None:
     sys.stderr.write(sentence + "\n")
 
 
+def warn(sentence: str) -> None:
+    """Tell people on stderr that it goes on, but not as they may expect.
+
+    Also where the package is used from Python: not by `warnings`, which say each thing once.
+    """
+    say(f"warning: {sentence}")
+
+
 def list_names(names: Sequence[str]) -> str:
     """Return names for a message: the first ones, and how many more there are."""
     more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
