@@ -14,7 +14,7 @@ import torch
 
 from .data import ImageSet
 from .errors import DataError
-from .files import explain_error
+from .files import explain_error, open_regular
 from .idx import read_idx
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _path(folder: Path, name: str) -> Path:
 def _verify_file(folder: Path, name: str) -> Path:
     path = _path(folder, name)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise DataError(f"{path} is missing: `make setup` fetches it") from None

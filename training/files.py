@@ -7,10 +7,11 @@ import json
 import os
 import stat
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from io import BufferedReader
     from pathlib import Path
 
 KINDS = {
@@ -23,7 +24,7 @@ KINDS = {
 """What is no regular file, by its type."""
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """Open a regular file to read its bytes; raises OSError for anything else of that name.
 
     It never waits: a pipe among the files would hold up its reader until somebody writes to it.

@@ -340,20 +340,20 @@ def _estimate_background(images: Iterable[Scaled], mode: str) -> int:
 
     A background is not known yet, so dark ones lie on white and bright ones on black.
     """
-    filled = (_fill_holes(each.image, mode, _choose_ground(each.image, "L", 0)) for each in images)
+    filled = (_fill_holes(each.image, mode, _choose_filling(each.image, "L", 0)) for each in images)
     return estimate_background(torch.cat([border(_to_pixels(image)[None]) for image in filled]))
 
 
-def _fill_holes(image: Image.Image, mode: str, ground: int) -> Image.Image:
+def _fill_holes(image: Image.Image, mode: str, filling: int) -> Image.Image:
     """Return an image of `mode`; the ground, 0 to 255, shows through the holes of an RGBA one."""
     if image.mode != "RGBA":
         return image
-    filled = Image.new(mode, image.size, (ground,) * len(mode))
+    filled = Image.new(mode, image.size, (filling,) * len(mode))
     filled.paste(image, (0, 0), image)
     return filled
 
 
-def _choose_ground(image: Image.Image, mode: str, background: int) -> int:
+def _choose_filling(image: Image.Image, mode: str, background: int) -> int:
     """Return what shows through holes: the background, or its opposite to stand out from.
 
     A black drawing on a transparent ground was drawn for white paper. Only a background of black
@@ -377,8 +377,8 @@ def _to_form(scaled: Scaled, mode: str, size: Size, background: int) -> Image.Im
     """Return the image, of mode L or RGB, on the middle of its background."""
     if scaled.own:
         return scaled.image
-    ground = _choose_ground(scaled.image, mode, background)
-    image = _fill_holes(scaled.image, mode, ground)
+    filling = _choose_filling(scaled.image, mode, background)
+    image = _fill_holes(scaled.image, mode, filling)
     if mode == "L" and _is_near_end(background):
         image = _match_background(image, background)
     height, width = size

@@ -99,6 +99,10 @@ def _check_labels(images: ImageSet) -> ImageSet:
     if channels not in {1, 3}:
         raise DataError(f"the images have {channels} channels: make them grey (1) or RGB (3)")
     lowest, highest = int(images.labels.min()), int(images.labels.max())
+    if not images.names and highest >= len(images):
+        raise DataError(
+            f"labels go up to {highest:,} for {len(images):,} images: number the classes from 0"
+        )
     names = images.names or tuple(str(label) for label in range(highest + 1))
     if lowest < 0 or highest >= len(names):
         raise DataError(

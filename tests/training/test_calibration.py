@@ -3,7 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from training.calibration import Quality, fit_temperature, measure_quality, measure_reliability
+from training.calibration import (
+    MIN_IMAGES,
+    Quality,
+    explain_no_fit,
+    fit_temperature,
+    measure_quality,
+    measure_reliability,
+)
 
 
 def believed(number: int, heat: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,6 +46,24 @@ def test_a_set_without_a_mistake_has_a_temperature_too() -> None:
     logits = 3 * torch.eye(4)
 
     assert fit_temperature(logits, torch.arange(4)) == pytest.approx(1 / 20)
+
+
+@pytest.mark.parametrize("number", [1, 6, MIN_IMAGES - 1])
+def test_a_handful_of_images_calibrates_nothing(number: int) -> None:
+    found = explain_no_fit(1.5, number)
+    assert found == f"{number} images are too few to calibrate, it takes {MIN_IMAGES}"
+    assert not explain_no_fit(1.5, MIN_IMAGES)
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 3.0, 30.0])
+@pytest.mark.parametrize(("moved", "sentence"), [(0, "no image of 40 is wrong"), (1, "hardly an")])
+def test_where_all_are_right_or_none_there_is_nothing_to_fit(
+    sharpness: float, moved: int, sentence: str
+) -> None:
+    labels = torch.arange(40) % 4
+    found = fit_temperature(sharpness * torch.eye(4)[labels], (labels + moved) % 4)
+
+    assert explain_no_fit(found, 40).startswith(sentence)
 
 
 def test_the_three_measures_of_a_sure_prophet() -> None:

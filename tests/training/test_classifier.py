@@ -1,28 +1,30 @@
 from __future__ import annotations
 
 import math
+import os
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils.data import TensorDataset
+from torch.utils.data import TensorDataset, random_split
 
 from training import ImageClassifier
 from training.calibration import measure_quality
 from training.choices import PRECISIONS
 from training.classifier import Normalised
 from training.data import ImageSet
-from training.errors import DataError, RunError
+from training.errors import DataError, RunError, TrainingWarning
 from training.networks import FlipTTA
 from training.recipe import Epoch, Recipe, Step
 
 from .conftest import answers_of, stripes
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 QUICK = Recipe(batch=16, epochs=12)
 
@@ -190,6 +192,53 @@ def test_calibrated_it_is_more_honest_and_answers_the_same() -> None:
     assert classifier.calibrate(doubtful) == pytest.approx(found, rel=1e-4)
 
 
+@pytest.mark.parametrize("number", [1, 6, 19, 20, 60])
+def test_without_enough_images_or_a_mistake_the_temperature_is_1_with_a_warning(
+    number: int,
+) -> None:
+    classifier = trained()
+    classifier.model.temperature.fill_(3.0)
+
+    with pytest.warns(TrainingWarning, match="the temperature is 1, give more validation images"):
+        assert classifier.calibrate(stripes(number)) == 1.0
+    assert classifier.model.temperature.item() == 1.0
+
+
+@pytest.mark.parametrize(
+    ("classes", "names", "empty"),
+    [
+        (5, ("a", "b", "c"), "3, 4"),
+        (4, ("a", "b", "c"), "3"),
+        (4, (), "3"),
+        (4, ("a", "b", "c", "d"), "d"),
+        (30, ("a", "b", "c"), r"3, 4, .*, 12 and 17 more"),
+    ],
+)
+def test_classes_that_no_image_shows_are_warned_of_and_the_others_keep_their_names(
+    classes: int, names: tuple[str, ...], empty: str
+) -> None:
+    data = stripes(30)
+    classifier = ImageClassifier(1, classes, network=tiny)
+
+    with pytest.warns(TrainingWarning, match=rf"no image is of class {empty}: the classifier has"):
+        classifier.train(ImageSet(data.images, data.labels, names), None, recipe=Recipe(epochs=1))
+
+    assert len(classifier.names) == classes
+    assert classifier.names[: len(names)] == names
+    assert classifier.names[len(names) :] == tuple(map(str, range(len(names), classes)))
+
+
+def test_names_given_to_a_part_of_a_data_set_reach_the_classifier() -> None:
+    images = stripes(30)
+    whole = TensorDataset(images.images, images.labels)
+    whole.classes = {"b": 1, "a": 0, "c": 2}  # type: ignore[attr-defined] # as data sets have it
+    classifier = ImageClassifier(1, 3, network=tiny)
+
+    classifier.train(random_split(whole, [24, 6])[0], None, recipe=Recipe(epochs=1))
+
+    assert classifier.names == ("a", "b", "c")
+
+
 def test_a_new_training_begins_uncalibrated(tmp_path: Path) -> None:
     classifier, images = trained(), stripes(60)
     wrong = torch.where(torch.arange(60) % 4 == 0, images.labels.roll(1), images.labels)
@@ -280,6 +329,101 @@ def test_a_checkpoint_of_another_format_is_refused(tmp_path: Path) -> None:
     torch.save({"format": 0}, tmp_path / "checkpoint.pt")
 
     with pytest.raises(RunError, match="of this version"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a checkpoint of a training that was interrupted."""
+    classifier = ImageClassifier(1, 3)
+    next(iter(classifier.steps(stripes(60), None, recipe=QUICK)))
+    path = tmp_path_factory.mktemp("checkpoint") / "checkpoint.pt"
+    classifier.save(path)
+    return path
+
+
+KEYS = (
+    *("channels", "classes", "size", "network", "seed"),
+    *("names", "background", "data", "weights", "underway"),
+)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_checkpoint_that_lacks_a_key_is_refused_in_one_sentence(
+    tmp_path: Path, checkpoint: Path, key: str
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    del content[key]
+    torch.save(content, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(RunError, match=f"is not a whole checkpoint, it lacks {key}: take another"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize("value", [-1, 2.5, [1], {"a": 1}, b"x", [[1]], {"place": {}}, True])
+def test_a_checkpoint_with_a_value_of_another_kind_is_refused_in_one_sentence(
+    tmp_path: Path, checkpoint: Path, key: str, value: object
+) -> None:
+    if (key, value) == ("seed", -1):
+        value = "seed"  # any whole number is a seed
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | {key: value}, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(RunError, match=rf"is damaged, its .*{key}.* cannot be that: take another"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("part", ["place", "optimiser"])
+def test_a_checkpoint_whose_training_is_not_whole_is_refused(
+    tmp_path: Path, checkpoint: Path, part: str
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    del content["underway"][part]
+    torch.save(content, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(RunError, match="is damaged, its underway cannot be that"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("change", [{"channels": 3}, {"network": "baseline"}, {"weights": {}}])
+def test_weights_of_another_network_are_refused_in_one_sentence(
+    tmp_path: Path, checkpoint: Path, change: dict[str, object]
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save(content | change, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(RunError, match="holds weights of another network than"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_a_checkpoint_that_is_cut_is_refused(
+    tmp_path: Path, checkpoint: Path, share: float
+) -> None:
+    content = checkpoint.read_bytes()
+    (tmp_path / "checkpoint.pt").write_bytes(content[: int(share * len(content))])
+
+    with pytest.raises(RunError, match="is not a checkpoint of this program: train again"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.parametrize(
+    "content", [{"a": 1}, [1], torch.zeros(3), "text", None, {"format": [2]}, {"format": "2"}]
+)
+def test_another_programs_checkpoint_is_refused(tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(RunError, match="is not a checkpoint of this version: train again"):
+        ImageClassifier.load(tmp_path / "checkpoint.pt")
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo, lambda path: path.symlink_to(path.name)])
+def test_what_is_no_file_is_no_checkpoint(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    make(tmp_path / "checkpoint.pt")
+
+    with pytest.raises(RunError, match=r"checkpoint.pt cannot be read: "):
         ImageClassifier.load(tmp_path / "checkpoint.pt")
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import itertools
 import json
 import math
 import os
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from PIL import Image
 
 from training import ImageClassifier, commands, configure, study, train_command
 from training.__main__ import main
@@ -20,10 +22,11 @@ from training.card import compute_spread
 from training.choices import FASHION_MNIST, NETWORKS, PRECISIONS
 from training.corruptions import CORRUPTIONS
 from training.data import split
+from training.errors import RunError
 from training.evaluation import count_confusion, wilson
 from training.export import load_module
 from training.fashion_mnist import data_folder
-from training.options import duration, percentage, size
+from training.options import duration, make_parser, percentage, size
 from training.progress import Progress
 from training.recipe import Epoch, Recipe, Step
 from training.runs import Run
@@ -549,6 +552,45 @@ def test_the_probabilities_of_a_run_are_calibrated(workplace: Path) -> None:
     assert summary["calibrated"]["nll"] < summary["uncalibrated"]["nll"]
     classifier = Run("first").classifier()
     assert classifier.model.temperature.item() == pytest.approx(summary["temperature"])
+
+
+@pytest.mark.parametrize("images", [24, 36, 108])
+def test_on_a_handful_of_validation_images_it_warns_and_calibrates_nothing(
+    workplace: Path, capsys: pytest.CaptureFixture[str], images: int
+) -> None:
+    for at, name in itertools.product(range(images), ("cat", "dog")):
+        (workplace / "own" / name).mkdir(parents=True, exist_ok=True)
+        pixels = stripes(2).images[int(name == "dog"), 0].numpy()
+        Image.fromarray(pixels).save(workplace / "own" / name / f"{at}.png")
+
+    assert main(["train", "--run", "few", "--data", f"folder:{workplace}/own"]) == 0
+    assert f"warning: {images // 6} images are too few to calibrate" in capsys.readouterr().err
+    assert Run("few").summary()["temperature"] == 1.0
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\ud800"])
+@pytest.mark.parametrize("name", ["config.json", "summary.json"])
+def test_a_damaged_file_of_a_run_is_named(workplace: Path, name: str, content: str) -> None:
+    (workplace / "runs" / "first").mkdir(parents=True)
+    for each in ("config.json", "summary.json"):
+        (workplace / "runs" / "first" / each).write_text("{}")
+    damaged = workplace / "runs" / "first" / name
+    damaged.write_bytes(content.encode("utf-8", "surrogatepass"))
+
+    with pytest.raises(RunError, match=rf"{name} is damaged .*: train again|, it holds no table"):
+        Run("first").config_json() if name == "config.json" else Run("first").summary()
+
+
+@pytest.mark.parametrize("path", ["~", "~/data", "~/new/folder"])
+def test_a_path_behind_an_equals_sign_may_begin_with_the_home(
+    monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    monkeypatch.setenv("DATA_DIR", path)
+    given = make_parser().parse_args(["export", f"--data-dir={path}", f"--output={path}"])
+
+    expected = Path(path.replace("~", "/home/someone"))
+    assert given.data_dir == given.output == data_folder() == expected
 
 
 @pytest.mark.usefixtures("workplace")

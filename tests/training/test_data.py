@@ -8,11 +8,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, IterableDataset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+    random_split,
+)
 
 from training.data import (
     ImageSet,
     choose_held_out,
+    find_names,
     hash_indices,
     load_into_memory,
     split,
@@ -124,6 +132,124 @@ def test_the_names_of_a_torchvision_data_set_are_kept() -> None:
 def test_unusable_data_is_refused_in_one_sentence(samples: list[Any], sentence: str) -> None:
     with pytest.raises(DataError, match=sentence):
         load_into_memory(Samples(*samples), channels=1, classes=3)
+
+
+class Failing(Samples):
+    """Raises where a sample is an error."""
+
+    def __getitem__(self, index: int) -> Any:  # noqa: ANN401 - wrong ones on purpose
+        sample = super().__getitem__(index)
+        if isinstance(sample, Exception):
+            raise sample
+        return sample
+
+
+@pytest.mark.parametrize(
+    ("samples", "sentence"),
+    [
+        ([{"image": GREY, "label": 0}], r"sample 0 is a dict with image, label: return a pair"),
+        ([(GREY, 0), {"x": GREY}], r"sample 1 is a dict with x: return a pair"),
+        ([(GREY, 0), (COLOUR, 0)], r"sample 1 has 3 channels but sample 0 has 1 .*: convert all"),
+        ([(COLOUR, 0), (GREY, 0)], r"sample 1 has 1 channels but sample 0 has 3"),
+        ([(GREY.half() / 255, 0)], r"sample 0: floats of torch.float16 are too coarse .*float32"),
+        ([(GREY.bfloat16() / 255, 0)], r"sample 0: floats of torch.bfloat16 are too coarse"),
+        ([(GREY.half().numpy() / 255, 0)], r"sample 0: floats of torch.float16 are too coarse"),
+        ([(torch.zeros(9, 8, 3), 0)], r"sample 0: this is \[9, 8, 3\], .* \[H, W, C\] with 3 ch"),
+        ([(np.zeros((9, 8, 1)), 0)], r"sample 0: .* with 1 channels: give arrays as \[C, H, W\]"),
+        ([(np.zeros((9, 8, 4), np.uint8), 0)], r"sample 0: .* \[H, W, C\] with 4 channels"),
+        ([(torch.zeros(1, 0, 4), 0)], r"sample 0: an image must have pixels, but this is"),
+        ([(np.array([["a"]]), 0)], r"sample 0: pixels must be uint8, .* these are <U1"),
+        ([(np.array([[None]]), 0)], r"sample 0: pixels must be uint8, .* these are object"),
+        ([OSError("no such file")], r"sample 0 cannot be loaded, it raised OSError \(no such file"),
+        ([(GREY, 0), KeyError("cat")], r"sample 1 cannot be loaded, it raised KeyError \('cat'\)"),
+        ([(GREY, 0), ValueError("x")], r"sample 1 cannot be loaded, it raised ValueError \(x\)"),
+        ([(GREY, 0), StopIteration()], r"sample 1 cannot be loaded, it raised StopIteration"),
+        ([(GREY, 0, "cat.png")], r"sample 0 is not a pair \(image, label\)"),
+    ],
+)
+def test_a_sample_that_cannot_be_taken_is_named_with_the_cause(
+    samples: list[Any], sentence: str
+) -> None:
+    with pytest.raises(DataError, match=sentence):
+        load_into_memory(Failing(*samples), channels=1, classes=3)
+
+
+def named(classes: object, attribute: str = "classes") -> Samples:
+    made = Samples((GREY, 0), (GREY, 1), (GREY, 2))
+    setattr(made, attribute, classes)
+    return made
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        ["cat", "dog", "ant"],
+        ("cat", "dog", "ant"),
+        np.array(["cat", "dog", "ant"]),
+        {"dog": 1, "cat": 0, "ant": 2},
+        {"ant": np.int64(2), "dog": np.int64(1), "cat": np.int64(0)},
+        {0: "cat", 2: "ant", 1: "dog"},
+        {"cat": 0, "dog": 1, "ant": 2}.keys(),
+        [("cat",), ("dog",), ("ant",)],
+    ],
+)
+def test_the_names_of_the_classes_are_those_of_their_labels(classes: object) -> None:
+    if isinstance(classes, type({}.keys())):
+        classes = list(classes)
+    assert load_into_memory(named(classes), channels=1, classes=3).names == ("cat", "dog", "ant")
+
+
+def test_names_may_stand_in_class_to_idx_and_accents_are_coded_in_one_way() -> None:
+    assert find_names(named({"b": 1, "a": 0}, "class_to_idx")) == ("a", "b")
+    assert find_names(named(["cafe\u0301"])) == ("caf\u00e9",)
+    assert find_names(named(3)) == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        "cat",
+        {"cat", "dog"},
+        {"cat": 0, "dog": 0},
+        {"cat": 1, "dog": 2},
+        {"cat": "a", "dog": "b"},
+        {0: "cat", 2: "dog"},
+        {"0": "cat"},
+        3.5,
+        len,
+        ["caf\udce9"],
+    ],
+)
+def test_names_without_an_order_are_refused_before_an_image_is_read(classes: object) -> None:
+    unread = Failing(AssertionError("an image was read"))
+    unread.classes = classes  # type: ignore[attr-defined] # as data sets have it
+
+    with pytest.raises(DataError, match=r"give a list of names in the order of|is not UTF-8"):
+        load_into_memory(unread, channels=1, classes=3)
+
+
+NAMED = named(["cat", "dog", "ant"])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        Subset(NAMED, [0, 2]),
+        Subset(Subset(NAMED, [0, 1, 2]), [1]),
+        random_split(NAMED, [2, 1])[0],
+        ConcatDataset([NAMED, NAMED]),
+        ConcatDataset([Samples((GREY, 0)), Subset(NAMED, [1])]),
+        Subset(ConcatDataset([NAMED, NAMED]), [4]),
+    ],
+)
+def test_a_part_of_a_data_set_has_the_names_of_the_whole(part: Dataset[Any]) -> None:
+    assert load_into_memory(part, channels=1, classes=3).names == ("cat", "dog", "ant")
+
+
+@pytest.mark.parametrize("other", [["dog", "cat", "ant"], ["cat", "dog"], 3])
+def test_parts_that_name_their_classes_differently_are_refused(other: object) -> None:
+    with pytest.raises(DataError, match=r"the parts have different classes, .*: name them alike"):
+        load_into_memory(ConcatDataset([NAMED, named(other)]), channels=1, classes=3)
 
 
 def test_a_stream_is_refused() -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,7 @@ from training.fashion_mnist import data_folder, download, load_fashion_mnist
 from .conftest import stripes
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Callable
 
 
 def test_fashion_mnist_is_read_from_idx_files(small_data: Path) -> None:
@@ -73,3 +75,22 @@ def test_the_folder_is_as_given_else_from_the_environment_else_data(
     monkeypatch.setenv("DATA_DIR", "elsewhere")
     assert str(data_folder()) == "elsewhere"
     assert data_folder(tmp_path) == tmp_path
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_told_and_never_waited_for(
+    small_data: Path, make: Callable[[Path], None]
+) -> None:
+    path = small_data / "FashionMNIST" / "raw" / "train-images-idx3-ubyte"
+    path.unlink()
+    make(path)
+
+    with pytest.raises(DataError, match="train-images-idx3-ubyte cannot be read: it is a"):
+        load_fashion_mnist(small_data, train=True)
+
+
+def test_a_file_in_the_place_of_the_folder_is_told(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"")
+
+    with pytest.raises(DataError, match="cannot be read: Not a directory"):
+        load_fashion_mnist(tmp_path / "data", train=True)

@@ -279,6 +279,19 @@ def test_labels_that_nobody_can_learn_are_refused(
         load_training_images("json:given", tmp_path)
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("highest", [9, 2**31 - 1, 2**62])
+def test_labels_that_number_no_classes_are_refused_without_a_name_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, highest: int
+) -> None:
+    labels = torch.tensor([0, 0, highest, highest])
+    given: Any = ImageSet(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), labels)
+    monkeypatch.setattr("json.given", given, raising=False)
+
+    with pytest.raises(DataError, match=f"go up to {highest:,} for 4 images: number the classes"):
+        load_training_images("json:given", tmp_path)
+
+
 def test_channels_that_the_handler_does_not_serve_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
