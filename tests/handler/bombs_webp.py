@@ -88,7 +88,8 @@ def groups(side: int, count: int) -> bytes:
     for _ in range(3):
         put_single(bits, (0,))
     for number in range((side // 4) ** 2):
-        bits.put(min(number, count - 1), 16)
+        chosen = min(number, count - 1)  # codes stand with their highest bit first
+        bits.text.append(format(chosen & 255, "08b") + format(chosen >> 8, "08b"))
     for _ in range(count):
         put_single(bits)
     return chunk(b"VP8L", bits.data())
