@@ -11,7 +11,7 @@ from typing import Any
 import fmnist_wire as wire
 import numpy as np
 import pytest
-from fmnist_images import Code, Refused
+from fmnist_gate import Code, Refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -304,4 +304,7 @@ def test_a_description_holds_the_limits_of_a_sender_and_no_other_setting() -> No
     told = wire.describe(CARD, GREY, SETTINGS)
     assert told["model"] == CARD
     assert told["labels"] == ["coat", "bag", "boot"]
-    assert set(told["limits"]) == {"max_bytes", "max_images", "max_pixels", "max_request_pixels"}
+    assert set(told["limits"]) == {
+        *("max_bytes", "max_images", "max_pixels", "max_heavy_pixels"),
+        *("max_request_pixels", "max_request_ms"),
+    }
