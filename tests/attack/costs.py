@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from tests.handler.costs import Cost, Target
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from tests.handler.bomb import Bomb
 
@@ -26,13 +26,3 @@ def render(bomb: Bomb, cost: Cost) -> str:
     mark = "!" if cost.find_excess() else " "
     figures = f"{len(bomb.body()):>9,} {cost.cpu_s:>6.2f} {cost.memory_mb:>6.0f}"
     return f"{bomb.row:<3} {figures} {mark}{bomb.name[:64]:<64} {cost.answer[:70]}"
-
-
-def show_costs(bombs: Iterable[Bomb], mode: str, say: Callable[[str], None]) -> list[str]:
-    """Print the table; return a sentence for each bomb that exceeds a bound."""
-    broken = []
-    say(HEAD)
-    for bomb, cost in measure_all(bombs, mode):
-        say(render(bomb, cost))
-        broken += [f"{bomb.key}: {excess}" for excess in cost.find_excess()]
-    return broken
