@@ -208,6 +208,9 @@ PNG_HEAD_END = 33
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits of a sample that each colour type may have."""
 GREY, RGB, PALETTE = 0, 2, 3
+KEY_SCALES = {(GREY, 2): 85, (GREY, 4): 17, (RGB, 16): 1 / 256}
+"""By colour type and depth: what brings a transparent colour to the scale that Pillow decodes to.
+16-bit grey is compared in 16 bits."""
 PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
@@ -235,7 +238,11 @@ def read_png(data: bytes | bytearray) -> Outline:
     heavy = depth > 8 or colour > PALETTE or clear  # noqa: PLR2004 - a byte has 8 bits
     rate = (30 if heavy else 15) * (1 + interlace)
     cost = NS * (rate * width * height + 15 * len(data)) + 1e-6 * len(kept)
-    clean = b"".join([PNG_MAGIC, *(data[chunk.start : chunk.end] for chunk in kept)])
+    parts = [data[chunk.start : chunk.end] for chunk in kept]
+    if clear and (colour, depth) in KEY_SCALES:
+        at = [chunk.name for chunk in kept].index(b"tRNS")
+        parts[at] = scale_key(data, kept[at], KEY_SCALES[colour, depth])
+    clean = b"".join([PNG_MAGIC, *parts])
     return Outline(clean, width, height, cost, read_png_orientation(data, chunks), heavy)
 
 
@@ -250,8 +257,7 @@ def walk_png(data: bytes | bytearray) -> Iterator[Chunk]:
         if name == b"IEND":
             return
         position, count = after, count + 1
-        if count > MAX_PARTS:
-            count_parts(count, MAX_PARTS, "chunks")
+        count_parts(count, MAX_PARTS, "chunks")
 
 
 def keep_png(data: bytes | bytearray, chunks: list[Chunk], colour: int) -> list[Chunk]:
@@ -289,6 +295,14 @@ def is_transparency(data: bytes | bytearray, chunk: Chunk, colour: int, colours:
     length = chunk.end - 4 - chunk.body
     fits = {GREY: length == 2, RGB: length == 6, PALETTE: 1 <= length <= colours}  # noqa: PLR2004 - bytes, by the specification
     return fits.get(colour, False) and is_whole(data, chunk)
+
+
+def scale_key(data: bytes | bytearray, chunk: Chunk, scale: float) -> bytes:
+    """Return tRNS with the transparent colour in the 8 bits in which Pillow will compare it."""
+    body = data[chunk.body : chunk.end - 4]
+    samples = unpack_from(f">{len(body) // 2}H", body)
+    named = b"tRNS" + b"".join(int(sample * scale).to_bytes(2, "big") for sample in samples)
+    return len(body).to_bytes(4, "big") + named + zlib.crc32(named).to_bytes(4, "big")
 
 
 def is_whole(data: bytes | bytearray, chunk: Chunk) -> bool:
@@ -386,8 +400,7 @@ def walk_jpeg(data: bytes | bytearray) -> Iterator[Segment]:
             position = after.start() if after else len(data)
         yield Segment(marker, body, position)
         count += 1
-        if count > MAX_PARTS:
-            count_parts(count, MAX_PARTS, "segments")
+        count_parts(count, MAX_PARTS, "segments")
 
 
 def is_kept(data: bytes | bytearray, marker: int, body: int) -> bool:
@@ -417,7 +430,7 @@ def read_frame(data: bytes | bytearray, marker: int, body: int, earlier: Frame |
     if not 1 <= components <= MAX_COMPONENTS:
         raise damaged(f"it has {components} components")
     factors = [unpack_from(">BB", data, body + 8 + 3 * index) for index in range(components)]
-    across, down = (max(1, *(f >> shift & 15 for _, f in factors)) for shift in (4, 0))
+    across, down = (max(1, *(f >> low & 15 for _, f in factors)) for low in (4, 0))
     return Frame(
         width,
         height,
@@ -468,12 +481,7 @@ def read_gif(data: bytes | bytearray) -> Outline:
     kept += (control, data[position:end], b";")
     width, height = max(width, left + across), max(height, top + down)
     cost = NS * (20 * (width * height + across * down) + 20 * (end - position))
-    return Outline(b"".join(kept), width, height, cost) if across * down else no_frame()
-
-
-def no_frame() -> Outline:
-    """Raise the refusal of a frame of no pixels."""
-    raise Refused("not_an_image", "The image has no pixels.")
+    return Outline(b"".join(kept), width if across * down else 0, height, cost)
 
 
 def palette_length(flags: int) -> int:
@@ -486,11 +494,10 @@ def skip_sub_blocks(
 ) -> tuple[int, int]:
     """Return the place behind a chain of sub-blocks, and the count; cut data end the chain."""
     end = len(data)
-    while position < end and (length := data[position]):
+    while position < end and (length := data[position]) and count <= most:
         position += length + 1
         count += 1
-        if count > most:
-            count_parts(count, most, what)
+    count_parts(count, most, what)
     return min(position + 1, end), count + 1
 
 
@@ -582,8 +589,7 @@ def walk_riff(data: bytes | bytearray, position: int) -> Iterator[Part]:
         start = position + 8
         yield Part(bytes(data[position : position + 4]), data[start : start + length])
         position, count = start + length + length % 2, count + 1
-        if count > MAX_PARTS:
-            count_parts(count, MAX_PARTS, "chunks")
+        count_parts(count, MAX_PARTS, "chunks")
 
 
 def keep_extended(parts: list[Part]) -> list[Part]:

@@ -48,6 +48,9 @@ MIN_OPPOSITE_SHARE = 2 / 3
 background. Of the 70,000 images of Fashion-MNIST the highest is 0.57, by a garment that fills
 it."""
 
+MIN_CONTRAST = {"L": 64, "RGB": 32}
+"""Grey values between the background and what an image with holes shows, by the model's mode."""
+
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -317,8 +320,7 @@ def choose_ground(image: Image.Image, model: Model) -> tuple[int, ...]:
 
     It is the model's background, unless what is visible would not stand out against it: a black
     drawing on a transparent ground was drawn for white paper. For grey the opposite ground is
-    right as soon as the drawing is nearer to the background, because `match_background` makes a
-    negative of it then.
+    right sooner, because `match_background` makes a negative of it then.
     """
     background = model.background[0]
     alpha = np.asarray(image.getchannel("A")).astype(np.float64)
@@ -326,7 +328,7 @@ def choose_ground(image: Image.Image, model: Model) -> tuple[int, ...]:
         return model.background
     visible = float((np.asarray(image.convert("L")) * alpha).sum() / alpha.sum())
     distance = abs(visible - background)
-    lost = distance < WHITE / 2 if model.mode == "L" else distance <= BACKGROUND_TOLERANCE
+    lost = distance < MIN_CONTRAST[model.mode]
     opposite = 0 if background > WHITE / 2 else WHITE
     return (opposite,) * len(model.background) if lost else model.background
 

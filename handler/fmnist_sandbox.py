@@ -77,7 +77,9 @@ class Sandbox:
             return Decoded(explain(self._end()), limits[0])
 
     def _start(self) -> subprocess.Popen[bytes]:
-        if self._child is None or self._child.poll() is not None:
+        if self._child is not None and self._child.poll() is not None:
+            self._end()
+        if self._child is None:
             command = [sys.executable, "-E", "-s", str(Path(__file__).resolve())]
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
@@ -203,6 +205,7 @@ def answer(fields: dict[str, Any], source: IO[bytes], write: Callable[[bytes], o
     file = File(**{**fields["file"], "data": source.read(fields["file"]["data"])})
     taken = fields["model"]
     model = Model("", "", taken["mode"], tuple(taken["size"]), tuple(taken["background"]), ())
+    started = time.process_time()
     limit(fields["seconds"], fields["megabytes"])
     try:
         verdict, content = DONE, to_pixels(file, model).tobytes()
@@ -210,8 +213,8 @@ def answer(fields: dict[str, Any], source: IO[bytes], write: Callable[[bytes], o
         os._exit(os.EX_OSERR)
     except Refused as refusal:
         verdict, content = REFUSED, f"{refusal.code} {refusal}".encode()
-    left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
-    write(HEAD.pack(verdict, fields["seconds"] - left, len(content)) + content)
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    write(HEAD.pack(verdict, time.process_time() - started, len(content)) + content)
 
 
 def limit(seconds: float, megabytes: int) -> None:
