@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tests.handler.bomb import MAX_BODY_BYTES
 from tests.handler.costs import Cost, Target
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from tests.handler.bomb import Bomb
+
+MAX_COPIES = 1024
+"""Images of one request, the handler's own limit."""
+STEP = 0.8
 
 HEAD = f"{'row':<3} {'bytes':>9} {'CPU s':>6} {'MB':>6}  {'bomb':<64} answer"
 
@@ -19,6 +25,26 @@ def measure_all(bombs: Iterable[Bomb], mode: str) -> Iterator[tuple[Bomb, Cost]]
     with Target(mode) as target:
         for bomb in bombs:
             yield bomb, target.measure(bomb)
+
+
+def measure_most(bombs: Iterable[Bomb], mode: str) -> Iterator[tuple[Bomb, Cost]]:
+    """Yield each file that is accepted alone, as often in one request as is not refused."""
+    with Target(mode) as target:
+        for bomb in bombs:
+            if bomb.copies == 1 and bomb.is_file and target.measure(bomb).answer == "accepted":
+                size = len(bomb.make()) + 200
+                yield find_most(target, bomb, min(MAX_COPIES, MAX_BODY_BYTES // size))
+
+
+def find_most(target: Target, bomb: Bomb, copies: int) -> tuple[Bomb, Cost]:
+    """Return the largest request of the file that is not refused, and its cost."""
+    while True:
+        name = f"{copies} parts, each {bomb.name}"
+        request = replace(bomb, key=f"{bomb.key}-x{copies}", name=name, copies=copies)
+        cost = target.measure(request)
+        if "accepted" in cost.answer or cost.find_excess() or copies <= 2:  # noqa: PLR2004
+            return request, cost
+        copies = max(2, int(copies * STEP))
 
 
 def render(bomb: Bomb, cost: Cost) -> str:

@@ -32,6 +32,11 @@ class Bomb:
     copies: int = 1
     row: str = ""
 
+    @property
+    def is_file(self) -> bool:
+        """Whether it is one image file, and not JSON."""
+        return not self.media_type.endswith("json")
+
     def parts(self) -> dict[str, bytes]:
         """Return what TorchServe hands over: the body, or the parts by name."""
         data = self.make()

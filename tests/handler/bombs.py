@@ -108,5 +108,3 @@ SELECTION = tuple(bomb for bomb in BOMBS if bomb.key in QUICK.split())
 def find_bomb(key: str) -> Bomb:
     """Return the bomb of this key; raises KeyError when there is none."""
     return {bomb.key: bomb for bomb in BOMBS}[key]
-
-

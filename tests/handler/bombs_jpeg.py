@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import struct
 from functools import partial
+
+import numpy as np
+from PIL import Image
 
 from tests.handler.bomb import MAX_FILE_BYTES, Bomb, fill
 
@@ -114,6 +118,14 @@ def multi_picture(count: int) -> bytes:
     return segment(0xE2, b"MPF\0II*\0\x08\0\0\0" + entry + bytes(4) + bytes(100))
 
 
+def noise(side: int, options: dict[str, bool]) -> bytes:
+    """Return a grey JPEG of noise, every coefficient of which is there."""
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=90, **options)
+    return file.getvalue()
+
+
 BIG = (5000, 5000)
 Y420 = (0x22, 0x11, 0x11)
 Y444 = (0x11, 0x11, 0x11)
@@ -130,6 +142,10 @@ SCANS = (
     bomb("scans-22643", "25 Mpx, 22,643 scans", partial(progressive, BIG, 22_643), "H1"),
     bomb("scans-139000", "25 Mpx, 139,000 scans", partial(progressive, BIG, 139_000)),
     bomb("scans-200", "25 Mpx, 200 scans", partial(progressive, BIG, 200)),
+    bomb("scans-400", "25 Mpx, 400 scans", partial(progressive, BIG, 400)),
+    bomb("scans-cmyk-100", "25 Mpx, 100 scans of four", partial(progressive, BIG, 100, 0, (0x11,) * 4)),
+    bomb("scans-1000", "1 Mpx, 9,000 scans", partial(progressive, (1000, 1000), 9_000)),
+    bomb("scans-19000", "28 x 28, 19,000 scans", partial(progressive, (28, 28), 19_000)),
     bomb("scans-64", "25 Mpx, 64 scans", partial(progressive, BIG, 64)),
     bomb("scans-refine", "AC scans that refine", partial(progressive, BIG, 3_000, 0x10)),
     bomb("scans-colour", "scans of three colours", partial(progressive, BIG, 3_000, 0, Y444)),
@@ -172,6 +188,10 @@ SEGMENTS = (
     bomb("mpf-many", "many MPF blocks", partial(baseline, before=fill(multi_picture(2)))),
 )  # fmt: skip
 FORMS = (
+    bomb("sampling-22", "25 Mpx, 4:2:0", partial(baseline, BIG, Y420)),
+    bomb("noise", "6 Mpx of noise", partial(noise, 2450, {})),
+    bomb("noise-progressive", "4 Mpx of noise, progressive", partial(noise, 2000, {"progressive": True})),
+    bomb("noise-small", "250 x 250 of noise", partial(noise, 250, {"progressive": True})),
     bomb("colour", "25 Mpx in colour, 4:4:4", partial(baseline, BIG, Y444)),
     bomb("sampling-44", "25 Mpx, sampling 4 x 4", partial(baseline, BIG, (0x44, 0x11, 0x11))),
     bomb("sampling-41", "25 Mpx, 4 x 1, 1 x 4", partial(baseline, BIG, (0x41, 0x14, 0x11))),

@@ -109,14 +109,19 @@ def cyclic() -> bytes:
     return plain[:-4] + plain[4:8]
 
 
-def overlapping() -> bytes:
-    """Return a TIFF of 60 strips that all are the same 25 Mpx / 60 of deflated pixels."""
-    data = zeros(5000 * 84)
+def shared(size: Size, rows: int, data: bytes, packing: int) -> bytes:
+    """Return a TIFF whose strips of so many rows all are the same bytes."""
+    count = -(-size[1] // rows)
     start = 16 + len(data) + (len(data) & 1)
-    tables = struct.pack("<60I", *[16] * 60) + struct.pack("<60I", *[len(data)] * 60)
-    where = [(273, LONG, 60, start), tag(278, 84), (279, LONG, 60, start + 240)]
-    tags = [*describe((5000, 5000), packing=DEFLATE), *where]
+    tables = struct.pack("<I", 16) * count + struct.pack("<I", len(data)) * count
+    where = [(273, LONG, count, start), tag(278, rows), (279, LONG, count, start + 4 * count)]
+    tags = [*describe(size, packing=packing), *where]
     return tiff(tags, data + bytes(len(data) & 1) + tables)
+
+
+def overlapping(size: Size, rows: int) -> bytes:
+    """Return a TIFF whose strips all are the same deflated pixels."""
+    return shared(size, rows, zeros(size[0] * rows), DEFLATE)
 
 
 def entries(count: int) -> bytes:
@@ -136,13 +141,19 @@ def bombs_inside(file: bytes, size: Size, samples: int = 1) -> bytes:
     return one_strip(size, file, JPEG, 8, samples, 1 if samples == 1 else 2)
 
 
-def inside_often(scans: int) -> bytes:
-    """Return a TIFF with 100 strips that all are the same JPEG of many scans."""
-    file = progressive((5000, 48), scans)
-    start = 16 + len(file) + (len(file) & 1)
-    tables = struct.pack("<100I", *[16] * 100) + struct.pack("<100I", *[len(file)] * 100)
-    where = [(273, LONG, 100, start), tag(278, 48), (279, LONG, 100, start + 400)]
-    return tiff([*describe((5000, 4800), packing=JPEG), *where], file + bytes(len(file) & 1) + tables)
+def inside_often(size: Size, rows: int, scans: int) -> bytes:
+    """Return a TIFF whose strips all are the same JPEG of many scans."""
+    return shared(size, rows, progressive((size[0], rows), scans), JPEG)
+
+
+def shared_planes(size: Size) -> bytes:
+    """Return an RGB TIFF whose three planes are the same bytes."""
+    data = zeros(size[0] * size[1])
+    start = 16 + len(data) + (len(data) & 1)
+    tables = struct.pack("<6I", 16, 16, 16, *[len(data)] * 3)
+    where = [(273, LONG, 3, start), tag(278, size[1]), (279, LONG, 3, start + 12), tag(284, 2)]
+    tags = [*describe(size, 8, 3, DEFLATE, 2), *where]
+    return tiff(tags, data + bytes(len(data) & 1) + tables)
 
 
 def bomb(key: str, name: str, make: partial[bytes]) -> Bomb:
@@ -151,6 +162,8 @@ def bomb(key: str, name: str, make: partial[bytes]) -> Bomb:
 
 
 BIG = (5000, 5000)
+MOST = (3464, 3464)
+"""12 Mpx: what a TIFF may have."""
 BILLIONS = 0xFFFFFFFF
 HUGE = fill(b"\0", 5_900_000)
 STRUCTURE = (
@@ -158,7 +171,7 @@ STRUCTURE = (
     bomb("strips-rows", "25 Mpx of 5,000 strips in one place", partial(strips, 5000, 5000, 1, 5000)),
     bomb("strips-few", "the count of strips for one row", partial(replaced, 278, tag(278, 1))),
     bomb("strips-zero", "strips of no rows", partial(replaced, 278, tag(278, 0))),
-    bomb("overlap", "60 strips of 25 Mpx that are the same bytes", partial(overlapping)),
+    bomb("overlap", "60 strips of 25 Mpx that are the same bytes", partial(overlapping, BIG, 84)),
     bomb("tile-huge", "a tile of 65,536 x 65,536 for one pixel", partial(tiles, (1, 1), (65_536, 65_536), 1, DEFLATE, zeros(4096 << 20))),
     bomb("tile-5000", "a tile of 5,008 x 5,008 for one pixel", partial(tiles, (1, 1), (5008, 5008), 1, DEFLATE, zeros(25 << 20))),
     bomb("tiles", "1.4 million tiles of 16 x 16", partial(tiles, (16, 16 * 1_400_000), (16, 16), 1_400_000)),
@@ -213,8 +226,8 @@ PIXELS = (
     bomb("jpeg-scans", "a JPEG of 3,119 scans inside", partial(lambda: bombs_inside(progressive(BIG, 3_119), BIG))),
     bomb("jpeg-colour", "a JPEG of scans in colour inside", partial(lambda: bombs_inside(progressive(BIG, 3_000, 0, Y444), BIG, 3))),
     bomb("jpeg-small", "a JPEG of 400,000 scans inside", partial(lambda: bombs_inside(progressive((28, 28), 400_000), (28, 28)))),
-    bomb("jpeg-strips", "100 strips of the same JPEG of scans", partial(inside_often, 40_000)),
-    bomb("jpeg-strips-98", "100 strips of the same JPEG of 98 scans", partial(inside_often, 97)),
+    bomb("jpeg-strips", "100 strips of the same JPEG of scans", partial(inside_often, (5000, 4800), 48, 40_000)),
+    bomb("jpeg-strips-98", "100 strips of the same JPEG of 98 scans", partial(inside_often, (5000, 4800), 48, 97)),
     bomb("jpeg-larger", "a JPEG of 25 Mpx in 28 x 28", partial(lambda: bombs_inside(baseline(BIG), (28, 28)))),
     bomb("palette", "a palette without ColorMap", partial(lambda: one_strip((1, 1), b"x", NONE, 8, 1, 3))),
     bomb("palette-short", "a ColorMap of 3", partial(lambda: one_strip((1, 1), b"x" * 9, NONE, 8, 1, 3, (320, SHORT, 3, 16)))),
@@ -224,4 +237,31 @@ PIXELS = (
     bomb("size-huge", "4 billion x 4 billion", partial(replaced, 256, tag(256, BILLIONS))),
     bomb("in-json", "strips inside JSON", partial(lambda: in_json(strips(700_000)))),
 )  # fmt: skip
-BOMBS = (*STRUCTURE, *PIXELS)
+PASSING = (
+    bomb("12-strips", "12 Mpx of strips in one place", partial(overlapping, MOST, 8)),
+    bomb("12-rows", "183 x 65,500, each row a strip", partial(overlapping, (183, 65_500), 1)),
+    bomb("12-thin", "1 x 65,500, each row a strip", partial(overlapping, (1, 65_500), 1)),
+    bomb("12-wide", "65,500 x 183 deflated", partial(black, (65_500, 183))),
+    bomb("12-tall", "183 x 65,500 deflated", partial(black, (183, 65_500))),
+    bomb("12-rgb", "12 Mpx RGB", partial(black, MOST, 8, 3, 2)),
+    bomb("12-predictor", "12 Mpx RGBA 16 bit with a predictor", partial(black, MOST, 16, 4, 2, tag(338, 2), tag(317, 2))),
+    bomb("12-float-predictor", "12 Mpx of floats with a predictor", partial(black, MOST, 32, 1, 1, tag(339, 3), tag(317, 3))),
+    bomb("12-jpeg", "12 Mpx of JPEG", partial(lambda: bombs_inside(baseline(MOST), MOST))),
+    bomb("12-scans", "12 Mpx of JPEG with 97 scans", partial(lambda: bombs_inside(progressive(MOST, 97), MOST))),
+    bomb("12-scans-colour", "12 Mpx of JPEG with 96 scans in colour", partial(lambda: bombs_inside(progressive(MOST, 96, 0, Y444), MOST, 3))),
+    bomb("12-scans-strips", "12 Mpx, 433 strips of one JPEG of 97 scans", partial(inside_often, MOST, 8, 97)),
+    bomb("12-scans-rows", "183 x 65,504, 8,188 strips of one JPEG of 97 scans", partial(inside_often, (183, 65_500), 8, 97)),
+    bomb("1-scans-rows", "8 x 65,500, 8,188 strips of one JPEG of 97 scans", partial(inside_often, (8, 65_500), 8, 97)),
+    bomb("12-tiles", "12 Mpx, 46,000 tiles of 16 x 16", partial(tiles, (3456, 3456), (16, 16), 46_656, NONE, bytes(256))),
+    bomb("12-tiles-large", "one tile of 3,456 x 3,456 for one pixel", partial(tiles, (1, 1), (3456, 3456), 1, DEFLATE, zeros(3456 * 3456))),
+    bomb("12-tiles-thin", "tiles of 16 x 65,504 for 1 x 1", partial(tiles, (1, 1), (16, 65_504), 1, DEFLATE, zeros(16 * 65_504))),
+    bomb("12-g3", "12 Mpx of CCITT G3", partial(lambda: one_strip(MOST, fill(b"\0\x10\x01"), G3, 1))),
+    bomb("12-g3-ones", "12 Mpx of CCITT G3, ones", partial(lambda: one_strip(MOST, fill(b"\xff"), G3, 1))),
+    bomb("12-g3-tall", "183 x 65,500 of CCITT G3", partial(lambda: one_strip((183, 65_500), fill(b"\x35\x35"), G3, 1))),
+    bomb("12-g4", "12 Mpx of CCITT G4, white", partial(lambda: one_strip(MOST, b"\xff" * 700, G4, 1))),
+    bomb("12-g4-noise", "12 Mpx of CCITT G4, noise", partial(lambda: one_strip(MOST, fill(b"\x26\xa0\x55"), G4, 1))),
+    bomb("12-lzw", "12 Mpx of LZW, clear codes", partial(lambda: one_strip(MOST, fill(b"\x80\x40\x20\x10\x08\x04\x02\x01\x00"), LZW))),
+    bomb("12-packbits", "12 Mpx of PackBits", partial(lambda: one_strip(MOST, b"\x81\0" * 94_000, PACKBITS))),
+    bomb("12-planes", "12 Mpx in three planes", partial(lambda: shared_planes(MOST))),
+)  # fmt: skip
+BOMBS = (*STRUCTURE, *PIXELS, *PASSING)

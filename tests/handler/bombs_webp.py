@@ -101,11 +101,11 @@ def extended(size: Size, flags: int, *chunks: bytes) -> bytes:
     return riff(chunk(b"VP8X", bytes([flags, 0, 0, 0]) + sides), *chunks)
 
 
-def animated(size: Size, frame: Size = (1, 1)) -> bytes:
-    """Return an animation of as many frames as fit."""
+def animated(size: Size, frame: Size = (1, 1), count: int = 1 << 20) -> bytes:
+    """Return an animation of so many frames, or as many as fit."""
     sides = struct.pack("<I", frame[0] - 1)[:3] + struct.pack("<I", frame[1] - 1)[:3]
     one = chunk(b"ANMF", bytes(6) + sides + bytes(4) + lossless(frame))
-    return extended(size, 2, chunk(b"ANIM", bytes(6)), fill(one))
+    return extended(size, 2, chunk(b"ANIM", bytes(6)), fill(one)[: count * len(one)])
 
 
 def lossy(side: int) -> bytes:
@@ -156,6 +156,15 @@ BOMBS = (
     bomb("groups", "65,536 groups of codes in 1 Mpx", partial(lambda: riff(groups(1024, 65_536)))),
     bomb("groups-16k", "16,384 groups of codes", partial(lambda: riff(groups(512, 16_384)))),
     bomb("groups-largest", "groups for 12 Mpx", partial(lambda: riff(groups(3464, 65_536)))),
+    bomb("groups-4k", "4,096 groups of codes", partial(lambda: riff(groups(256, 4_096)))),
+    bomb("groups-256", "256 groups of codes", partial(lambda: riff(groups(64, 256)))),
+    bomb("groups-few", "12 Mpx of 1,000 groups", partial(lambda: riff(groups(3464, 1_000)))),
+    bomb("lossy-12", "12 Mpx lossy", partial(lambda: riff(lossy(3464)))),
+    bomb("lossy-alpha-12", "12 Mpx lossy with alpha", partial(with_alpha, 3464, plane(3464))),
+    bomb("wide-12", "16,383 x 732", partial(lambda: riff(lossless((16_383, 732))))),
+    bomb("tall-12", "732 x 16,383", partial(lambda: riff(lossless((732, 16_383))))),
+    bomb("frames-few", "9,000 frames of 28 x 28", partial(animated, (28, 28), (28, 28), 9_000)),
+    bomb("frames-12", "9,000 frames of 12 Mpx", partial(animated, (3464, 3464), (3464, 3464), 9_000)),
     bomb("lossy", "25 Mpx lossy", partial(lambda: riff(lossy(5000)))),
     bomb("lossy-alpha", "25 Mpx lossy with alpha", partial(with_alpha, 5000, plane(5000))),
     bomb("lossy-raw", "2,400 x 2,400 lossy with a raw alpha", partial(with_alpha, 2400, b"\0" + bytes(2400 * 2400))),
