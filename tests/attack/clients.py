@@ -106,7 +106,7 @@ class Honest(Client):
         sample = self.samples[self.place_in_samples % len(self.samples)]
         self.place_in_samples += 1
         status, body = self.post(sample.body, "image/png")
-        if status != 200:  # noqa: PLR2004 - HTTP's
+        if status != 200:
             return str(status) if status else NO_ANSWER
         return "200" if json.loads(body).get("class") == sample.label else WRONG
 

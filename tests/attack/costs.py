@@ -42,7 +42,7 @@ def find_most(target: Target, bomb: Bomb, copies: int) -> tuple[Bomb, Cost]:
         name = f"{copies} parts, each {bomb.name}"
         request = replace(bomb, key=f"{bomb.key}-x{copies}", name=name, copies=copies)
         cost = target.measure(request)
-        if "accepted" in cost.answer or cost.find_excess() or copies <= 2:  # noqa: PLR2004
+        if "accepted" in cost.answer or cost.find_excess() or copies <= 2:
             return request, cost
         copies = max(2, int(copies * STEP))
 

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from tests.handler import (
     bombs_gif_bmp,
@@ -20,7 +20,10 @@ from tests.handler import (
 )
 from tests.handler.bomb import Bomb, in_json
 
-FILES = {
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FILES: dict[str, Bomb] = {
     bomb.key: bomb
     for module in (bombs_png, bombs_jpeg, bombs_gif_bmp, bombs_webp, bombs_tiff)
     for bomb in module.BOMBS
@@ -80,6 +83,13 @@ SEVERAL = (
     several("webp-largest", 1000),
     several("webp-groups", 12),
     several("webp-groups-16k", 60),
+    several("webp-groups-4k", 340),
+    several("webp-groups-256", 1024),
+    several("png-thin", 1024),
+    several("png-thin-16", 1024),
+    several("jpeg-thin", 510),
+    several("jpeg-scans-400", 2),
+    several("tiff-1-scans-rows", 15),
     several("webp-lossy", 4),
     several("webp-alpha-empty", 1000),
     several("tiff-deflate", 4),
@@ -92,7 +102,7 @@ SEVERAL = (
     several("tiff-palette", 1000),
     several("tiff-packbits", 12),
 )
-BOMBS = (*FILES.values(), *bombs_json.BOMBS, *SEVERAL)
+BOMBS: tuple[Bomb, ...] = (*FILES.values(), *bombs_json.BOMBS, *SEVERAL)
 ROWS = tuple(bomb for bomb in BOMBS if bomb.row)
 
 QUICK = (
@@ -100,11 +110,12 @@ QUICK = (
     "jpeg-scans-22643 jpeg-scans-64-x120 jpeg-fill jpeg-app jpeg-exif-pieces png-iccp "
     "png-private-after png-overflow png-rgba-16 png-no-plte png-rgba-12-x8 gif-comment gif-junk "
     "gif-frames gif-screen-25-x1000 webp-four webp-groups webp-frames tiff-strips tiff-tile-huge "
-    "tiff-tags-overlap tiff-jpeg-scans tiff-tile-5000-x100 json-lists json-dicts json-b64-blank"
+    "tiff-tags-overlap tiff-jpeg-scans tiff-tile-5000-x100 json-lists json-lists-nested json-dicts json-b64-blank "
+    "webp-groups-256-x1024 png-thin-16-x1024"
 )
 SELECTION = tuple(bomb for bomb in BOMBS if bomb.key in QUICK.split())
 
 
 def find_bomb(key: str) -> Bomb:
-    """Return the bomb of this key; raises KeyError when there is none."""
-    return {bomb.key: bomb for bomb in BOMBS}[key]
+    """Return the bomb of this key; StopIteration where there is none."""
+    return next(bomb for bomb in BOMBS if bomb.key == key)

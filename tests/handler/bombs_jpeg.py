@@ -40,7 +40,9 @@ EOB_RUN = 0xE0
 TABLES = DQT + table(0, 0) + table(1, EOB_RUN)
 
 
-def scan(components: int = 1, band: tuple[int, int] = (0, 0), bits: int = 0, first: int = 1) -> bytes:
+def scan(
+    components: int = 1, band: tuple[int, int] = (0, 0), bits: int = 0, first: int = 1
+) -> bytes:
     """Return the head of a scan; `bits` are the old and the new position of a bit."""
     chosen = b"".join(bytes([first + index, 0]) for index in range(components))
     return segment(0xDA, bytes([components]) + chosen + bytes([*band, bits]))
@@ -63,7 +65,9 @@ def empty_ac(size: Size) -> bytes:
     return int(bits.ljust(-(-len(bits) // 8) * 8, "0"), 2).to_bytes(-(-len(bits) // 8), "big")
 
 
-def progressive(size: Size, scans: int, refine: int = 0, sampling: tuple[int, ...] = (0x11,)) -> bytes:
+def progressive(
+    size: Size, scans: int, refine: int = 0, sampling: tuple[int, ...] = (0x11,)
+) -> bytes:
     """Return a progressive JPEG: a DC scan, then `scans` AC scans of empty runs, as many as fit."""
     count = len(sampling)
     head = SOI + TABLES + frame(PROGRESSIVE, size, sampling)
@@ -143,7 +147,11 @@ SCANS = (
     bomb("scans-139000", "25 Mpx, 139,000 scans", partial(progressive, BIG, 139_000)),
     bomb("scans-200", "25 Mpx, 200 scans", partial(progressive, BIG, 200)),
     bomb("scans-400", "25 Mpx, 400 scans", partial(progressive, BIG, 400)),
-    bomb("scans-cmyk-100", "25 Mpx, 100 scans of four", partial(progressive, BIG, 100, 0, (0x11,) * 4)),
+    bomb(
+        "scans-cmyk-100",
+        "25 Mpx, 100 scans of four",
+        partial(progressive, BIG, 100, 0, (0x11,) * 4),
+    ),
     bomb("scans-1000", "1 Mpx, 9,000 scans", partial(progressive, (1000, 1000), 9_000)),
     bomb("scans-19000", "28 x 28, 19,000 scans", partial(progressive, (28, 28), 19_000)),
     bomb("scans-64", "25 Mpx, 64 scans", partial(progressive, BIG, 64)),
@@ -163,11 +171,17 @@ SEGMENTS = (
     bomb("fill", "28 x 28, 6 MB of FF", partial(baseline, before=fill(b"\xff")), "H1"),
     bomb("fill-behind", "6 MB of FF behind the scan", partial(baseline, behind=fill(b"\xff"))),
     bomb("zero", "6 MB of 00 between markers", partial(baseline, before=fill(b"\0"))),
-    bomb("app", "1.5 million empty APP segments", partial(baseline, before=fill(segment(0xE5))), "H1"),
+    bomb(
+        "app", "1.5 million empty APP segments", partial(baseline, before=fill(segment(0xE5))), "H1"
+    ),
     bomb("app0", "empty APP0", partial(baseline, before=fill(segment(0xE0)))),
     bomb("app-behind", "empty APP1 behind the scan", partial(baseline, behind=fill(segment(0xE1)))),
     bomb("com", "empty comments", partial(baseline, before=fill(segment(0xFE)))),
-    bomb("com-text", "comments of 60 KB", partial(baseline, before=fill(segment(0xFE, b"c" * 60_000)))),
+    bomb(
+        "com-text",
+        "comments of 60 KB",
+        partial(baseline, before=fill(segment(0xFE, b"c" * 60_000))),
+    ),
     bomb("dqt", "90,000 quantisation tables", partial(baseline, before=fill(DQT))),
     bomb("dht", "270,000 Huffman tables", partial(baseline, before=fill(table(0, 0)))),
     bomb("dri", "a million DRI", partial(baseline, before=fill(segment(0xDD, b"\0\0")))),
@@ -176,21 +190,49 @@ SEGMENTS = (
     bomb("rst", "3 million RST", partial(baseline, before=fill(b"\xff\xd0"))),
     bomb("rst-behind", "RST behind the scan", partial(baseline, behind=fill(b"\xff\xd0"))),
     bomb("restarts", "25 Mpx, a restart each block", partial(restarts, (5000, 5000))),
-    bomb("exif-pieces", "EXIF in 400,000 pieces", partial(baseline, before=fill(segment(0xE1, b"Exif\0\0xx")))),
-    bomb("exif-tags", "EXIF of 5,400 tags of 60 KB", partial(baseline, before=segment(0xE1, exif()))),
-    bomb("exif-loop", "EXIF that is its own next", partial(baseline, before=segment(0xE1, exif(9, True)))),
-    bomb("exif-60kb", "EXIF blocks of 64 KB", partial(baseline, before=fill(segment(0xE1, exif())))),
-    bomb("xmp", "XMP blocks", partial(baseline, before=fill(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<")))),
+    bomb(
+        "exif-pieces",
+        "EXIF in 400,000 pieces",
+        partial(baseline, before=fill(segment(0xE1, b"Exif\0\0xx"))),
+    ),
+    bomb(
+        "exif-tags", "EXIF of 5,400 tags of 60 KB", partial(baseline, before=segment(0xE1, exif()))
+    ),
+    bomb(
+        "exif-loop",
+        "EXIF that is its own next",
+        partial(baseline, before=segment(0xE1, exif(9, True))),
+    ),
+    bomb(
+        "exif-60kb", "EXIF blocks of 64 KB", partial(baseline, before=fill(segment(0xE1, exif())))
+    ),
+    bomb(
+        "xmp",
+        "XMP blocks",
+        partial(baseline, before=fill(segment(0xE1, b"http://ns.adobe.com/xap/1.0/\0<"))),
+    ),
     bomb("icc", "ICC pieces", partial(baseline, before=fill(segment(0xE2, b"ICC_PROFILE\0\1\1")))),
-    bomb("photoshop", "8BIM blocks", partial(baseline, before=fill(segment(0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\0\0")))),
-    bomb("adobe", "Adobe segments", partial(baseline, before=fill(segment(0xEE, b"Adobe\0d\0\0\0\0\0")))),
+    bomb(
+        "photoshop",
+        "8BIM blocks",
+        partial(baseline, before=fill(segment(0xED, b"Photoshop 3.0\x008BIM\3\xed\0\0\0\0\0\0"))),
+    ),
+    bomb(
+        "adobe",
+        "Adobe segments",
+        partial(baseline, before=fill(segment(0xEE, b"Adobe\0d\0\0\0\0\0"))),
+    ),
     bomb("mpf", "2 billion pictures in one", partial(baseline, before=multi_picture(1 << 31))),
     bomb("mpf-many", "many MPF blocks", partial(baseline, before=fill(multi_picture(2)))),
-)  # fmt: skip
+)
 FORMS = (
     bomb("sampling-22", "25 Mpx, 4:2:0", partial(baseline, BIG, Y420)),
     bomb("noise", "6 Mpx of noise", partial(noise, 2450, {})),
-    bomb("noise-progressive", "4 Mpx of noise, progressive", partial(noise, 2000, {"progressive": True})),
+    bomb(
+        "noise-progressive",
+        "4 Mpx of noise, progressive",
+        partial(noise, 2000, {"progressive": True}),
+    ),
     bomb("noise-small", "250 x 250 of noise", partial(noise, 250, {"progressive": True})),
     bomb("colour", "25 Mpx in colour, 4:4:4", partial(baseline, BIG, Y444)),
     bomb("sampling-44", "25 Mpx, sampling 4 x 4", partial(baseline, BIG, (0x44, 0x11, 0x11))),

@@ -87,15 +87,25 @@ BOMBS = (
     bomb("exponents", "numbers 1e999", partial(repeat, "1e999")),
     bomb("long-numbers", "numbers of 4,300 digits", partial(repeat, "9" * 4_299)),
     bomb("endless-number", "a number of 6.5 million digits", partial(repeat, "9" * (ROOM - 2))),
-    bomb("endless-float", "a float of 6.5 million digits", partial(repeat, "0." + "9" * (ROOM - 9))),
+    bomb(
+        "endless-float", "a float of 6.5 million digits", partial(repeat, "0." + "9" * (ROOM - 9))
+    ),
     bomb("large-numbers", "numbers of 19 digits", partial(repeat, "9" * 19)),
     bomb("nan", "NaN", partial(repeat, "[NaN]")),
     bomb("texts", "texts", partial(repeat, '"ab"')),
     bomb("escapes", "a text of escapes", partial(repeat, '"' + "\\u0000" * (ROOM // 6 - 2) + '"')),
-    bomb("wide-text", "a text of one wide letter", partial(repeat, '"' + "a" * (ROOM - 20) + '\\ud83d\\ude00"')),
+    bomb(
+        "wide-text",
+        "a text of one wide letter",
+        partial(repeat, '"' + "a" * (ROOM - 20) + '\\ud83d\\ude00"'),
+    ),
     bomb("square", "1,800 x 1,800 pixels", partial(square, 1_800)),
     bomb("square-float", "1,200 x 1,200 pixels 7.0", partial(square, 1_200, "7.0")),
-    bomb("square-bad", "1,800 x 1,800 pixels, a wrong one last", partial(lambda: square(1_800)[:-5] + b"x]]]}")),
+    bomb(
+        "square-bad",
+        "1,800 x 1,800 pixels, a wrong one last",
+        partial(lambda: square(1_800)[:-5] + b"x]]]}"),
+    ),
     bomb("colours", "[1][800,000][3] pixels", partial(coloured, 800_000)),
     bomb("column", "1,600,000 rows of one pixel", partial(repeat, "[7]")),
     bomb("b64-blank", "b64 of blanks", partial(base64_of, " ")),
@@ -103,7 +113,11 @@ BOMBS = (
     bomb("b64-padding", "b64 of =", partial(base64_of, "=")),
     bomb("b64-letters", "b64 of letters", partial(base64_of, "QUJD")),
     bomb("b64-blocks", "b64 of four letters and a blank", partial(base64_of, "QUJD ")),
-    bomb("b64-bad", "b64 with one bad letter at the end", partial(lambda: base64_of("QUJD")[:-5] + b'*"}]}')),
+    bomb(
+        "b64-bad",
+        "b64 with one bad letter at the end",
+        partial(lambda: base64_of("QUJD")[:-5] + b'*"}]}'),
+    ),
     bomb("keys", "500,000 keys", partial(many_keys, True)),
     bomb("keys-same", "500,000 times one key", partial(many_keys, False)),
     bomb("blanks", "6.5 MB of blanks", partial(lambda: b" " * ROOM + b'{"instances":[[[0]]]}')),
@@ -111,5 +125,15 @@ BOMBS = (
     bomb("zeros", "6.5 MB of 00", partial(lambda: bytes(ROOM))),
     bomb("utf-16", "UTF-16", partial(lambda: '{"instances":[[[0]]]}'.encode("utf-16-le") * 9)),
     bomb("pretty", "lists with blanks", partial(repeat, "[ 0 ]")),
-    bomb("b64-nested", "JSON inside b64", partial(lambda: b'{"instances":[{"b64":"' + base64.b64encode(repeat("[0]", room=4_800_000)) + b'"}]}')),
-)  # fmt: skip
+    bomb(
+        "b64-nested",
+        "JSON inside b64",
+        partial(
+            lambda: (
+                b'{"instances":[{"b64":"'
+                + base64.b64encode(repeat("[0]", room=4_800_000))
+                + b'"}]}'
+            )
+        ),
+    ),
+)

@@ -44,7 +44,9 @@ def rows(width: int, height: int, bits: int, scan_filter: int = 0) -> bytes:
     return deflate((row * together, whole), (row, rest))
 
 
-def header(width: int, height: int, depth: int = 8, colour: int = GREY, interlace: int = 0) -> bytes:
+def header(
+    width: int, height: int, depth: int = 8, colour: int = GREY, interlace: int = 0
+) -> bytes:
     """Return the signature and IHDR."""
     head = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, interlace)
     return SIGNATURE + chunk(b"IHDR", head)
@@ -166,8 +168,12 @@ DATA = (
     bomb("rgb-paeth", "25 Mpx, RGB, Paeth", partial(png, (5000, 5000), 8, RGB, b"", b"", 4)),
     bomb("rgb", "25 Mpx, RGB", partial(png, (5000, 5000), 8, RGB)),
     bomb("wide-side", "65,500 x 381", partial(png, (65_500, 381), 8, RGB)),
-    bomb("tall-12", "183 x 65,500, RGBA 16 bit", partial(png, (183, 65_500), 16, RGBA, b"", b"", 4)),
-    bomb("interlaced-12", "12 Mpx interlaced RGBA 16 bit", partial(interlaced, 3464, 3464, 16, RGBA)),
+    bomb(
+        "tall-12", "183 x 65,500, RGBA 16 bit", partial(png, (183, 65_500), 16, RGBA, b"", b"", 4)
+    ),
+    bomb(
+        "interlaced-12", "12 Mpx interlaced RGBA 16 bit", partial(interlaced, 3464, 3464, 16, RGBA)
+    ),
     bomb("thin", "1 x 65,500", partial(png, (1, 65_500))),
     bomb("thin-16", "1 x 65,500, RGBA 16 bit", partial(png, (1, 65_500), 16, RGBA)),
     bomb("idat-20k", "IDAT in 19,900 chunks", partial(split_idat, (670, 670), 23)),

@@ -54,8 +54,8 @@ def begin(size: Size, *, alpha: bool = True) -> Bits:
 def put_single(bits: Bits, symbols: tuple[int, ...] = (0, 0, 0, 0, 0)) -> None:
     """Append five codes of one symbol each: pixels take no bits."""
     for symbol in symbols:
-        bits.put(0b1 if symbol < 2 else 0b101, 3)  # noqa: PLR2004
-        bits.put(symbol, 1 if symbol < 2 else 8)  # noqa: PLR2004
+        bits.put(0b1 if symbol < 2 else 0b101, 3)
+        bits.put(symbol, 1 if symbol < 2 else 8)
 
 
 def lossless(size: Size, *, alpha: bool = True) -> bytes:
@@ -74,7 +74,7 @@ def put_bytes_code(bits: Bits, alphabet: int) -> None:
         bits.put(1 if place in (2, 11) else 0, 3)  # the lengths 0 and 8
     bits.put(0, 1)
     for symbol in range(alphabet):
-        bits.put(int(symbol < 256), 1)  # noqa: PLR2004
+        bits.put(int(symbol < 256), 1)
 
 
 def groups(side: int, count: int) -> bytes:
@@ -146,10 +146,25 @@ def bomb(key: str, name: str, make: partial[bytes], copies: int = 1, row: str = 
 
 BOMBS = (
     bomb("big", "25 Mpx lossless", partial(lambda: riff(lossless((5000, 5000)))), row="H1"),
-    bomb("four", "25 Mpx RGBA lossless, four times in one", partial(lambda: riff(lossless((5000, 5000)))), 4, "H2"),
-    bomb("opaque", "25 Mpx lossless without alpha", partial(lambda: riff(lossless((5000, 5000), alpha=False)))),
+    bomb(
+        "four",
+        "25 Mpx RGBA lossless, four times in one",
+        partial(lambda: riff(lossless((5000, 5000)))),
+        4,
+        "H2",
+    ),
+    bomb(
+        "opaque",
+        "25 Mpx lossless without alpha",
+        partial(lambda: riff(lossless((5000, 5000), alpha=False))),
+    ),
     bomb("12", "12 Mpx lossless", partial(lambda: riff(lossless((3464, 3464))))),
-    bomb("12-eight", "12 Mpx lossless, eight times in one", partial(lambda: riff(lossless((3464, 3464)))), 8),
+    bomb(
+        "12-eight",
+        "12 Mpx lossless, eight times in one",
+        partial(lambda: riff(lossless((3464, 3464)))),
+        8,
+    ),
     bomb("largest", "16,383 x 16,383", partial(lambda: riff(lossless((16_383, 16_383))))),
     bomb("wide", "16,383 x 1,525", partial(lambda: riff(lossless((16_383, 1_525))))),
     bomb("tall", "1 x 16,383", partial(lambda: riff(lossless((1, 16_383))))),
@@ -164,26 +179,44 @@ BOMBS = (
     bomb("wide-12", "16,383 x 732", partial(lambda: riff(lossless((16_383, 732))))),
     bomb("tall-12", "732 x 16,383", partial(lambda: riff(lossless((732, 16_383))))),
     bomb("frames-few", "9,000 frames of 28 x 28", partial(animated, (28, 28), (28, 28), 9_000)),
-    bomb("frames-12", "9,000 frames of 12 Mpx", partial(animated, (3464, 3464), (3464, 3464), 9_000)),
+    bomb(
+        "frames-12", "9,000 frames of 12 Mpx", partial(animated, (3464, 3464), (3464, 3464), 9_000)
+    ),
     bomb("lossy", "25 Mpx lossy", partial(lambda: riff(lossy(5000)))),
     bomb("lossy-alpha", "25 Mpx lossy with alpha", partial(with_alpha, 5000, plane(5000))),
-    bomb("lossy-raw", "2,400 x 2,400 lossy with a raw alpha", partial(with_alpha, 2400, b"\0" + bytes(2400 * 2400))),
+    bomb(
+        "lossy-raw",
+        "2,400 x 2,400 lossy with a raw alpha",
+        partial(with_alpha, 2400, b"\0" + bytes(2400 * 2400)),
+    ),
     bomb("alpha-empty", "an empty ALPH", partial(with_alpha, 28, b"")),
     bomb("alpha-cut", "an ALPH that is cut", partial(with_alpha, 28, b"\1")),
     bomb("alpha-odd", "an ALPH of no known kind", partial(with_alpha, 28, b"\xff" * 99)),
     bomb("alphas", "700,000 ALPH", partial(with_chunks, b"ALPH")),
     bomb("frames", "100,000 frames of one pixel", partial(animated, (28, 28))),
-    bomb("frames-canvas", "frames on a canvas of 16,383 x 16,383", partial(animated, (16_383, 16_383))),
+    bomb(
+        "frames-canvas",
+        "frames on a canvas of 16,383 x 16,383",
+        partial(animated, (16_383, 16_383)),
+    ),
     bomb("frames-24", "frames on a canvas of 2^24 x 1", partial(animated, (1 << 24, 1))),
     bomb("frames-big", "frames of 5,000 x 5,000", partial(animated, (5000, 5000), (5000, 5000))),
     bomb("exif", "700,000 EXIF chunks", partial(with_chunks, b"EXIF")),
-    bomb("exif-large", "an EXIF chunk of 6 MB", partial(with_chunks, b"EXIF", b"MM" * (MAX_FILE_BYTES // 2 - 2000))),
+    bomb(
+        "exif-large",
+        "an EXIF chunk of 6 MB",
+        partial(with_chunks, b"EXIF", b"MM" * (MAX_FILE_BYTES // 2 - 2000)),
+    ),
     bomb("xmp", "700,000 XMP chunks", partial(with_chunks, b"XMP ")),
     bomb("iccp", "700,000 ICCP chunks", partial(with_chunks, b"ICCP", b"", 0x20)),
-    bomb("iccp-large", "an ICC profile of 6 MB", partial(with_chunks, b"ICCP", bytes(MAX_FILE_BYTES - 2000), 0x20)),
+    bomb(
+        "iccp-large",
+        "an ICC profile of 6 MB",
+        partial(with_chunks, b"ICCP", bytes(MAX_FILE_BYTES - 2000), 0x20),
+    ),
     bomb("private", "700,000 unknown chunks", partial(with_chunks, b"ABCD")),
     bomb("private-behind", "unknown chunks behind", partial(behind, b"ABCD")),
     bomb("exif-behind", "EXIF chunks behind", partial(behind, b"EXIF")),
     bomb("length", "a chunk of 4 GB", partial(lambda: riff(b"VP8L\xff\xff\xff\xff" + bytes(99)))),
     bomb("nothing", "no picture", partial(riff)),
-)  # fmt: skip
+)

@@ -128,6 +128,25 @@ def summarize_body(body: Row) -> str:
     return ", ".join(words)
 
 
+def spend_requests(requests: Requests) -> str:
+    """Cost what each request says, here or in a child: the control of the measurement."""
+    for row, _ in requests:
+        if row.get("apart"):
+            subprocess.run([sys.executable, "-c", SPEND.format(**row)], check=True)
+        else:
+            exec(SPEND.format(**row))  # noqa: S102 - our own text
+    return "accepted"
+
+
+SPEND = """
+import time
+held = bytearray({megabytes} * 1_000_000)
+end = time.process_time() + {seconds}
+while time.process_time() < end:
+    pass
+"""
+
+
 def answer_next(answer: Callable[[Requests], str], warm: Requests, requests: Requests) -> None:
     """Answer what is asked, and wait until the parent has looked."""
     for each in warm:
@@ -150,15 +169,19 @@ def say(line: str) -> None:
 def serve(mode: str) -> None:
     """Answer until the parent goes."""
     with tempfile.TemporaryDirectory(prefix="fmnist-") as folder:
-        if mode == "handle":
-            extract_archive(Path(folder))
-            answer = handle_requests(Path(folder))
-        else:
-            answer = unpack_requests()
+        answer = choose_answer(mode, Path(folder))
         with suppress(EOFError):
             while True:
                 warm, requests = pickle.load(sys.stdin.buffer)  # noqa: S301 - from the parent
                 answer_or_fork(mode, lambda: answer_next(answer, warm, requests))  # noqa: B023
+
+
+def choose_answer(mode: str, folder: Path) -> Callable[[Requests], str]:
+    """Return what answers requests; `folder` is for the archive."""
+    if mode == "handle":
+        extract_archive(folder)
+        return handle_requests(folder)
+    return spend_requests if mode == "control" else unpack_requests()
 
 
 def answer_or_fork(mode: str, step: Callable[[], None]) -> None:
@@ -262,6 +285,8 @@ def kill(pids: Sequence[int]) -> None:
 
 
 PICTURE = (ROOT / "tests" / "data" / "ankle-boot.png").read_bytes()
+WARM: Requests = [({"body": PICTURE}, {"Content-Type": "", "body": {"content-type": ""}})]
+"""What is answered before the measurement, so that imports do not count."""
 
 
 class Target:
@@ -308,7 +333,7 @@ class Target:
         """Return what requests cost in one batch."""
         child = self.start()
         assert child.stdin is not None
-        warm = [({"body": PICTURE}, {"Content-Type": "", "body": {"content-type": ""}})]
+        warm = [] if self.mode == "control" else WARM
         with suppress(BrokenPipeError):
             pickle.dump((warm, requests), child.stdin)
             child.stdin.flush()
@@ -349,6 +374,6 @@ class Target:
 
 if __name__ == "__main__":
     # What libraries print must not stand between the answers.
-    OUT = os.fdopen(os.dup(1), "w")
+    OUT = os.fdopen(os.dup(1), "w")  # noqa: SIM115 - open to the end
     os.dup2(2, 1)
     serve(sys.argv[1])
