@@ -184,8 +184,8 @@ def check_cost(outline: Outline) -> None:
     if outline.cost > MAX_DECODING_S:
         raise Refused(
             "too_large",
-            f"Decoding the image would take about {outline.cost:.0f} s: save it anew, "
-            "without scans or strips by the thousand.",
+            f"Decoding the image would take about {outline.cost:.0f} s: save it anew, as a plain "
+            "PNG or JPEG.",
         )
 
 
@@ -208,6 +208,7 @@ PNG_HEAD_END = 33
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits of a sample that each colour type may have."""
 GREY, RGB, PALETTE = 0, 2, 3
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 KEY_SCALES = {(GREY, 2): 85, (GREY, 4): 17, (RGB, 16): 1 / 256}
 """By colour type and depth: what brings a transparent colour to the scale that Pillow decodes to.
 16-bit grey is compared in 16 bits."""
@@ -236,14 +237,18 @@ def read_png(data: bytes | bytearray) -> Outline:
         raise damaged("it has no IDAT")
     clear = any(chunk.name == b"tRNS" for chunk in kept)
     heavy = depth > 8 or colour > PALETTE or clear  # noqa: PLR2004 - a byte has 8 bits
-    rate = (30 if heavy else 15) * (1 + interlace)
-    cost = NS * (rate * width * height + 15 * len(data)) + 1e-6 * len(kept)
+    cost = cost_png(width * height, depth * PNG_SAMPLES[colour], len(data), interlace)
     parts = [data[chunk.start : chunk.end] for chunk in kept]
     if clear and (colour, depth) in KEY_SCALES:
         at = [chunk.name for chunk in kept].index(b"tRNS")
         parts[at] = scale_key(data, kept[at], KEY_SCALES[colour, depth])
     clean = b"".join([PNG_MAGIC, *parts])
     return Outline(clean, width, height, cost, read_png_orientation(data, chunks), heavy)
+
+
+def cost_png(pixels: int, bits: int, length: int, interlace: int) -> float:
+    """Return seconds: of unpacking the file, undoing the filters, and converting the pixels."""
+    return NS * (pixels * (bits * 3 / 4 + 10) * (1 + interlace) + 20 * length)
 
 
 def walk_png(data: bytes | bytearray) -> Iterator[Chunk]:
@@ -357,12 +362,12 @@ def read_jpeg(data: bytes | bytearray) -> Outline:
     """Keep frame, tables, scans, JFIF and Adobe; read the orientation of Exif."""
     frame: Frame | None = None
     kept: list[bytes | bytearray] = [b"\xff\xd8"]
-    scanned, orientation = 0, 0
+    scanned, orientation = 0.0, 0
     for marker, body, end in walk_jpeg(data):
         if marker in JPEG_FRAMES or marker in JPEG_OTHER_FRAMES:
             frame = read_frame(data, marker, body, frame)
         elif marker == SOS:
-            scanned += count_blocks(data, body, frame)
+            scanned += cost_scan(data, body, frame)
         elif marker == EXIF and not orientation and data[body + 2 : body + 8] == b"Exif\x00\x00":
             orientation = read_exif(data[body + 8 : end])
         if is_kept(data, marker, body):
@@ -374,12 +379,10 @@ def read_jpeg(data: bytes | bytearray) -> Outline:
     return Outline(clean, frame.width, frame.height, cost, orientation or 1)
 
 
-def cost_jpeg(frame: Frame, scanned: int, length: int) -> float:
-    """Return seconds: each scan of a progressive frame passes over all its blocks."""
-    pixels = frame.width * frame.height
-    if frame.progressive:
-        return NS * (10 * pixels + 14 * scanned + 110 * length)
-    return NS * (6 * pixels + 3 * scanned + 25 * length)
+def cost_jpeg(frame: Frame, scanned: float, length: int) -> float:
+    """Return seconds, of them `scanned` for the blocks of all scans."""
+    pixel, byte = (10, 110) if frame.progressive else (6, 25)
+    return NS * (pixel * frame.width * frame.height + byte * length) + scanned
 
 
 def walk_jpeg(data: bytes | bytearray) -> Iterator[Segment]:
@@ -447,12 +450,18 @@ def ceil_div(value: int, by: int) -> int:
     return -(-value // by)
 
 
-def count_blocks(data: bytes | bytearray, body: int, frame: Frame | None) -> int:
-    """Return the blocks that a scan passes over. Raises Refused."""
+def cost_scan(data: bytes | bytearray, body: int, frame: Frame | None) -> float:
+    """Return the seconds in which a scan passes over its blocks, however few bytes it has.
+
+    A refinement of coefficients visits each of them in each block. Raises Refused.
+    """
     if frame is None:
         raise damaged("it has a scan before its frame")
     components = data[body + 2]
-    return sum(frame.blocks.get(data[body + 3 + 2 * index], 0) for index in range(components))
+    names = [data[body + 3 + 2 * index] for index in range(components)]
+    first, last, approximation = unpack_from("3B", data, body + 3 + 2 * components)
+    visited = last - first + 1 if frame.progressive and first and approximation >> 4 else 0
+    return NS * (14 + 1.5 * max(0, visited)) * sum(frame.blocks.get(name, 0) for name in names)
 
 
 # GIF: https://www.w3.org/Graphics/GIF/spec-gif89a.txt
@@ -480,7 +489,7 @@ def read_gif(data: bytes | bytearray) -> Outline:
     end, _ = skip_sub_blocks(data, start + 1, 0, MAX_SUB_BLOCKS, "blocks of pixels")
     kept += (control, data[position:end], b";")
     width, height = max(width, left + across), max(height, top + down)
-    cost = NS * (20 * (width * height + across * down) + 20 * (end - position))
+    cost = NS * (10 * (width * height + across * down) + 20 * (end - position))
     return Outline(b"".join(kept), width if across * down else 0, height, cost)
 
 
@@ -539,7 +548,7 @@ def read_bmp(data: bytes | bytearray) -> Outline:
 
 def cost_bmp(pixels: int, length: int, *, rle: bool) -> float:
     """Return seconds; Pillow unpacks run lengths in Python."""
-    return NS * (300 * pixels + 300 * length if rle else 10 * pixels + length)
+    return NS * (300 * pixels + 450 * length if rle else 10 * pixels + length)
 
 
 # WebP: https://developers.google.com/speed/webp/docs/riff_container

@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import fmnist_handler
@@ -197,6 +198,23 @@ def test_another_archive_is_served_by_the_same_handler(colour: Served) -> None:
 def test_a_model_of_two_classes_names_two(tmp_path: Path) -> None:
     served = Served(write_archive(tmp_path, classes=2), measured=False)
     assert len(served.one(body(png(1))).body["top"]) == 2
+
+
+def test_thirty_two_dear_requests_of_one_batch_end_before_the_worker_is_killed(
+    grey: Served,
+) -> None:
+    """A photo of 25 million pixels costs the most among what is allowed and known."""
+    photo = encode(Image.new("RGB", (5_000, 5_000), (90, 90, 90)))
+    started = time.process_time()
+    answers = grey.ask(*[body(photo)] * 31, body(png(1)))
+    assert time.process_time() - started < 8  # of CPU, as responseTimeout of the clock
+    assert {answer.status for answer in answers[:31]} == {200, 503}
+    assert answers[31].status == 200
+    late = [index for index, answer in enumerate(answers) if answer.status == 503]
+    processor = grey.context.request_processor
+    for index in late:
+        assert answers[index].code == "busy"
+        assert processor[index].get_response_header("Retry-After") == "1"
 
 
 def test_describe_says_what_the_model_is_and_takes(grey: Served) -> None:
