@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 MAX_CPU_S = 3.0
 """Of one request, whatever it holds."""
+MAX_BATCH_CPU_S = 8.0
+"""Of one batch: the responseTimeout, after which TorchServe kills the worker."""
 MAX_MEMORY_MB = 300.0
 """Of one request, above what the process had before."""
 STOP_CPU_S = 20.0
@@ -317,7 +319,8 @@ class Target:
     def start(self) -> subprocess.Popen[bytes]:
         """Return the child, started when there is none."""
         if self.child is None:
-            self.log = self.stack.enter_context(tempfile.TemporaryFile())
+            log = tempfile.TemporaryFile()  # noqa: SIM115 - the stack closes it
+            self.log = self.stack.enter_context(log)
             argv = [sys.executable, "-m", "tests.handler.costs", self.mode]
             pipe = subprocess.PIPE
             self.child = self.stack.enter_context(
@@ -374,6 +377,6 @@ class Target:
 
 if __name__ == "__main__":
     # What libraries print must not stand between the answers.
-    OUT = os.fdopen(os.dup(1), "w")  # noqa: SIM115 - open to the end
+    OUT = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     serve(sys.argv[1])
