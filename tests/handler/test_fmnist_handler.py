@@ -176,6 +176,21 @@ def test_an_image_that_the_model_fails_on_fails_its_request_and_no_other(
     assert answers[2].body["class"] == grey.one(body(png(4))).body["class"]
 
 
+@pytest.mark.parametrize("mark", [FAILS, 0], ids=["the model", "the handler"])
+def test_a_failure_of_ours_is_seen_where_the_server_shows_warnings(
+    grey: Served, mark: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("ours")
+
+    if not mark:
+        monkeypatch.setattr("fmnist_wire.to_pixels", fail)
+    answers = grey.ask(body(png(1, mark)), body(png(2)))
+    assert answers[0].status == 500
+    assert "Traceback" in capsys.readouterr().err
+    assert mark or answers[1].status == 500
+
+
 def test_a_lack_of_memory_is_left_to_torchserve(
     grey: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
