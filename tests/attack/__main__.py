@@ -43,6 +43,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("what", nargs="?", choices=["attack", "costs"], default="attack")
     parser.add_argument("--seconds", type=float, default=60.0, help="for each row (default: 60)")
     parser.add_argument(
+        "--attackers", type=int, default=1, help="who post at the same time (default: 1)"
+    )
+    parser.add_argument(
         "--only", action="append", metavar="NAME", help="of a bomb or a row; can be repeated"
     )
     parser.add_argument(
@@ -73,12 +76,14 @@ def choose_bombs(names: Sequence[str] | None, default: Sequence[Bomb]) -> list[B
     return [bomb for bomb in BOMBS if bomb.key in names or bomb.row in names]
 
 
-def run_attack(bombs: Sequence[Bomb], seconds: float) -> tuple[list[dict[str, Any]], list[str]]:
+def run_attack(
+    bombs: Sequence[Bomb], seconds: float, attackers: int
+) -> tuple[list[dict[str, Any]], list[str]]:
     """Attack a TorchServe; return the rows and what was broken. Raises StackError."""
     found, broken, baseline_ms = [], [], 0.0
     with Progress(console=Console(stderr=True), transient=True) as progress, TorchServe() as server:
         task = progress.add_task("attack", total=seconds * (len(bombs) + 1))
-        siege = Siege(server, seconds, lambda passed: progress.advance(task, passed))
+        siege = Siege(server, seconds, attackers, lambda passed: progress.advance(task, passed))
         for row in siege.run(bombs):
             baseline_ms = baseline_ms if row.key else row.p99_ms
             say(row.render(baseline_ms))

@@ -65,16 +65,21 @@ def render_counts(counts: dict[str, int]) -> str:
 
 
 class Siege:
-    """A server, the samples of the honest, and how long a row takes.
+    """A server, the samples of the honest, how long a row takes, and how many attack.
 
     `tick` is called with the seconds that passed, twice a second.
     """
 
     def __init__(
-        self, server: TorchServe, seconds: float, tick: Callable[[float], None] = lambda _: None
+        self,
+        server: TorchServe,
+        seconds: float,
+        attackers: int = 1,
+        tick: Callable[[float], None] = lambda _: None,
     ) -> None:
         self.server = server
         self.seconds = seconds
+        self.attackers = attackers
         self.tick = tick
         self.samples = make_samples(server.archive)
 
@@ -89,14 +94,15 @@ class Siege:
         """Let the honest ask, beside an attacker if there is a bomb."""
         before = self.list_workers()
         honest = [Honest(self.server.url, part) for part in self.deal()]
-        attackers = [Attacker(self.server.url, bomb)] if bomb else []
+        many = self.attackers if bomb else 0
+        attackers = [Attacker(self.server.url, bomb) for _ in range(many) if bomb]
         self.let_run([*honest, *attackers])
         latencies = sorted(seconds for client in honest for seconds in client.latencies)
         return Row(
             key=bomb.key if bomb else "",
             name=bomb.name if bomb else "no attacker",
-            honest=dict(sum((client.counts for client in honest), Counter())),
-            attacks=dict(attackers[0].counts) if attackers else {},
+            honest=add_counts(honest),
+            attacks=add_counts(attackers),
             p50_ms=1000 * find_percentile(latencies, 0.5),
             p99_ms=1000 * find_percentile(latencies, 0.99),
             workers=(before, self.list_workers()),
@@ -130,6 +136,11 @@ class Siege:
         end = time.monotonic() + RECOVERY_S
         while not self.server.predicts() and time.monotonic() < end:
             time.sleep(TICK_S)
+
+
+def add_counts(clients: Sequence[Client]) -> dict[str, int]:
+    """Return the answers of all clients together, by status."""
+    return dict(sum((client.counts for client in clients), Counter()))
 
 
 def find_percentile(ordered: Sequence[float], share: float) -> float:
