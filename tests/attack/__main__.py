@@ -120,7 +120,7 @@ def main(argv: list[str] | None = None) -> int:
         bombs = choose_bombs(asked.only, ROWS if attacks else BOMBS)
         measure = measure_most if asked.most else measure_all
         found, broken = (
-            run_attack(bombs, asked.seconds)
+            run_attack(bombs, asked.seconds, asked.attackers)
             if attacks
             else run_costs(measure(bombs, asked.mode, asked.times), asked.times)
         )
