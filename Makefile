@@ -5,6 +5,7 @@ BIN := .venv/bin
 BUDGET ?= 3m
 BROKER ?= kafka
 CASE ?= kills
+ROW ?= 60
 CHAOS = $(BIN)/python -m tests.chaos
 # LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
@@ -93,6 +94,11 @@ outage: setup maven model_store/fmnist.mar ## TorchServe away for a minute under
 killer: CASE := killer
 killer: setup maven archive ## an image that kills the worker, in a full pack
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
+
+.PHONY: attack
+attack: setup archive ## requests that are dear to answer, against the handler and beside honest clients; ROW=60
+	$(BIN)/python -m tests.attack costs
+	$(BIN)/python -m tests.attack --seconds $(ROW)
 
 .PHONY: soak
 soak: CASE := soak
