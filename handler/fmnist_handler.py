@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 import warnings
 from http import HTTPStatus
 from itertools import islice
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import Protocol
 
-    from fmnist_images import Pixels, Refused
+    from fmnist_gate import Refused
+    from fmnist_images import Pixels
 
     class Context(Protocol):
         """What is used of ts.context.Context; known to the type checker only."""
@@ -39,6 +41,9 @@ if TYPE_CHECKING:
 
         def set_response_content_type(self, idx: int, value: str) -> None:
             """Without it an answer has no type."""
+
+        def set_response_header(self, idx: int, key: str, value: str) -> None:
+            """A line break in either would kill the worker."""
 
 
 logger = logging.getLogger(__name__)
@@ -94,10 +99,8 @@ class FmnistHandler:
         self, data: Sequence[dict[str, Any]], context: Context
     ) -> list[wire.Question | Refused]:
         """Read each request on its own, so that a bad one harms no other."""
-        return [
-            wire.unpack(row, context.get_all_request_header(index), self.model, self.settings)
-            for index, row in enumerate(data)
-        ]
+        rows = [(row, context.get_all_request_header(index)) for index, row in enumerate(data)]
+        return wire.unpack_batch(rows, self.model, self.settings, time.monotonic)
 
     def predict(self, images: Sequence[Pixels]) -> list[wire.Row | None]:
         """Return the probabilities of each image; None where the model failed on it.
@@ -177,4 +180,6 @@ def respond(answers: Sequence[tuple[HTTPStatus, wire.Body]], context: Context) -
     for index, (status, _) in enumerate(answers):
         context.set_response_status(status.value, status.phrase, index)
         context.set_response_content_type(index, "application/json")
+        if status is HTTPStatus.SERVICE_UNAVAILABLE:
+            context.set_response_header(index, "Retry-After", str(wire.RETRY_AFTER_S))
     return [wire.dump(body) for _, body in answers]

@@ -1,44 +1,45 @@
-"""Images of any kind to pixels of the model's form: decoding, geometry, background.
+"""Images of any kind to pixels of the model's form: decoding, orientation, depth, background.
 
-The lower of the handler's two pure modules: `fmnist_wire` imports it, and it imports neither torch
-nor TorchServe. Pixels are uint8 [channels, height, width], as the model takes them. What the sender
-did wrong is raised as `Refused`.
+The middle of the handler's three pure modules: `fmnist_wire` imports it, and it imports neither
+torch nor TorchServe. Pixels are uint8 [channels, height, width], as the model takes them. What the
+sender did wrong is raised as `Refused`.
 
-An image file takes four steps: `open_image` reads its header and refuses what is too large before
-a pixel is decoded; `to_pixels` decodes it and turns it upright; `fit` scales it to the model's size
-and mode; `match_background` makes a negative of it where it lies on the opposite background. An
-image of the model's own size and mode skips the last two: it passes bit for bit.
+An image file takes three steps: `fmnist_gate.inspect` reads its structure and refuses what would
+cost too much; `decode` hands the clean bytes to Pillow and turns the image upright; `fit` brings it
+to the model's form: 8 bits, the model's size and mode, holes filled, on the model's background. An
+image of the model's own size and mode skips the last: it passes bit for bit.
 """
 
 from __future__ import annotations
 
 import io
 import warnings
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import chain
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from fmnist_gate import Code, File, Limits, Refused, damaged
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-Pixels = NDArray[np.uint8]
-Code = Literal["not_an_image", "too_large", "wrong_shape", "bad_request", "unsupported_type"]
+__all__ = ["Code", "File", "Limits", "Refused"]
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
-"""What Pillow may try; its rarer parsers are never shown a stranger's bytes."""
+Pixels = NDArray[np.uint8]
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 """Pillow's name for 8-bit pixels of so many channels."""
 
-BYTES = frozenset(range(256))
-MAX_DETAIL = 200
-"""Characters of a message that quotes a parser."""
+MAX_DETAIL = 170
+"""Characters of a parser that a message quotes."""
 
 WHITE = 255
+DEEP_WHITE = 65_535
+BAND_ROWS = 256
 BACKGROUND_TOLERANCE = 32
 """Grey values from black or white within which a background counts as black or white: noise and
 shadow."""
@@ -47,13 +48,19 @@ MIN_OPPOSITE_SHARE = 2 / 3
 background. Of the 70,000 images of Fashion-MNIST the highest is 0.57, by a garment that fills
 it."""
 
+MIN_CONTRAST = {"L": 64, "RGB": 32}
+"""Grey values between the background and what an image with holes shows, by the model's mode."""
 
-class Refused(Exception):
-    """The sender's mistake: `code` is a word for programs, the message a sentence for people."""
-
-    def __init__(self, code: Code, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,16 @@ class Settings:
     max_bytes: int
     max_images: int
     max_pixels: int
+    max_heavy_pixels: int
     max_request_pixels: int
+    max_request_ms: int
+    batch_ms: int
+    sandbox_mb: int
+
+    @property
+    def limits(self) -> Limits:
+        """Those of one image file."""
+        return Limits(self.max_bytes, self.max_pixels, self.max_heavy_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,80 +107,81 @@ class Model:
         return {"name": self.name, "version": self.version}
 
 
-def open_image(data: object, media_type: str, settings: Settings) -> Image.Image:
-    """Open an image file by its header, decoding nothing; `media_type` is "" if nobody named it.
-
-    It is only a hint: what decodes is served under any name. Raises Refused.
-    """
-    encoded = data.encode() if isinstance(data, str) else data
-    if not isinstance(encoded, (bytes, bytearray)):
-        raise Refused("unsupported_type", f"This is {media_type}: send an image file.")
-    if not encoded:
-        raise Refused("bad_request", "There are no bytes: send an image file.")
-    if len(encoded) > settings.max_bytes:
-        raise Refused(
-            "too_large",
-            f"The image file has {len(encoded)} bytes: send at most {settings.max_bytes}.",
-        )
-    with refuse_undecodable(media_type):
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    return check_size(image, settings)
+def decode(file: File, model: Model) -> Image.Image:
+    """Decode a file that the gate let pass, and turn it upright. Raises Refused."""
+    with refuse_undecodable():
+        image: Image.Image = Image.open(io.BytesIO(file.data), formats=(file.format,))
+        # JPEG can be decoded at 1/2, 1/4, 1/8 for a fraction of the time; others ignore this.
+        side = 2 * max(model.size)
+        image.draft(None, (side, side))
+        image.load()
+    turn = TURNS.get(file.orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 @contextmanager
-def refuse_undecodable(media_type: str = "") -> Iterator[None]:
+def refuse_undecodable() -> Iterator[None]:
     """Turn whatever Pillow says about bytes into a Refused, and silence its warnings."""
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     except MemoryError:
         raise
-    except Image.DecompressionBombError:
-        raise Refused("too_large", "The image has far too many pixels.") from None
-    except UnidentifiedImageError:
-        raise choose_refusal(media_type) from None
     except Exception as reason:  # noqa: BLE001 - a parser raises anything on bytes not made for it
-        raise Refused("not_an_image", f"The image is damaged: {reason}"[:MAX_DETAIL]) from None
-
-
-def choose_refusal(media_type: str) -> Refused:
-    """Return the refusal of bytes that no parser knows; their media type decides whose fault."""
-    if (
-        not media_type
-        or media_type.startswith("image/")
-        or media_type == "application/octet-stream"
-    ):
-        return Refused("not_an_image", f"The bytes are none of {', '.join(FORMATS)}.")
-    return Refused("unsupported_type", f"This is {media_type}: send one of {', '.join(FORMATS)}.")
-
-
-def check_size(image: Image.Image, settings: Settings) -> Image.Image:
-    """Return the image, undecoded. Raises Refused when it has no pixels, or too many."""
-    pixels = image.width * image.height
-    if not pixels:
-        raise Refused("not_an_image", "The image has no pixels.")
-    if pixels > settings.max_pixels:
-        raise Refused(
-            "too_large",
-            f"The image has {image.width} x {image.height} pixels: send at most "
-            f"{settings.max_pixels}.",
-        )
-    return image
+        raise damaged(f"{reason or type(reason).__name__}"[:MAX_DETAIL].rstrip(".")) from None
 
 
 def draw(nested: list[Any], model: Model) -> Image.Image:
     """Make an image of lists of integers 0 to 255: [H][W], [C][H][W] or [H][W][C].
 
-    Raises Refused.
+    Raises Refused. Nothing is built before the shape is known to be full, and each level is walked
+    once, so lists cost no more than their length.
     """
-    array = np.array(nested, dtype=object)
-    kinds = set(map(type, array.flat))
-    if array.ndim not in (2, 3) or not array.size or list in kinds:
-        raise Refused("wrong_shape", "The pixels must be a full [H][W], [C][H][W] or [H][W][C].")
+    shape, flat = flatten(nested)
+    kinds = set(map(type, flat))
+    if list in kinds:
+        raise wrong_shape()
     # bool is an int to Python, but not to whoever wrote true; 7.0 is how some languages write 7.
-    if not kinds <= {int, float} or not all(value in BYTES for value in array.flat):
-        raise Refused("not_an_image", "Each pixel must be an integer from 0 to 255.")
-    return Image.fromarray(move_channels_last(array.astype(np.uint8), model))
+    if not kinds <= {int, float}:
+        raise no_pixel()
+    if float in kinds:
+        flat = [to_integer(value) for value in flat]
+    try:
+        array = np.frombuffer(bytes(flat), np.uint8).reshape(shape)
+    except ValueError:
+        raise no_pixel() from None
+    return Image.fromarray(move_channels_last(array, model))
+
+
+def flatten(nested: list[Any]) -> tuple[list[int], list[Any]]:
+    """Return the shape of two or three levels of lists, and their values. Raises Refused."""
+    shape, level = [len(nested)], nested
+    while len(shape) < len(MODES) and level and set(map(type, level)) == {list}:
+        lengths = set(map(len, level))
+        if len(lengths) != 1:
+            raise wrong_shape()
+        shape += lengths
+        level = list(chain.from_iterable(level))
+    if len(shape) == 1 or not level:
+        raise wrong_shape()
+    return shape, level
+
+
+def wrong_shape() -> Refused:
+    """Return the refusal of lists that are no rectangle."""
+    return Refused("wrong_shape", "The pixels must be a full [H][W], [C][H][W] or [H][W][C].")
+
+
+def no_pixel() -> Refused:
+    """Return the refusal of values that are no pixels."""
+    return Refused("not_an_image", "Each pixel must be an integer from 0 to 255.")
+
+
+def to_integer(value: float) -> int:
+    """Return a whole float as an int. Raises Refused for another."""
+    if isinstance(value, float) and not value.is_integer():
+        raise no_pixel()
+    return int(value)
 
 
 def move_channels_last(array: Pixels, model: Model) -> Pixels:
@@ -186,27 +203,19 @@ def move_channels_last(array: Pixels, model: Model) -> Pixels:
     return last[..., 0] if last.shape[-1] == 1 else np.ascontiguousarray(last)
 
 
-def to_pixels(image: Image.Image, model: Model) -> Pixels:
-    """Decode an opened image, as the model takes it, and close it. Raises Refused.
+def to_pixels(file: File, model: Model) -> Pixels:
+    """Decode a file, as the model takes it. Raises Refused.
 
     An image of the model's own size and mode passes bit for bit.
     """
-    with closing(image):
-        side = 2 * max(model.size)
-        with refuse_undecodable():
-            # JPEG can be decoded at 1/2, 1/4, 1/8 for a fraction of the time; others ignore this.
-            image.draft(None, (side, side))
-            image.load()
-        turn_upright(image)
-        fitted = image if is_own(image, model) else fit(to_8_bits(image), model)
-        channels, height, width = model.shape
-        return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
+    return to_form(decode(file, model), model)
 
 
-def turn_upright(image: Image.Image) -> None:
-    """Turn the image as its EXIF orientation says; a damaged EXIF says nothing."""
-    with suppress(Refused), refuse_undecodable():
-        ImageOps.exif_transpose(image, in_place=True)
+def to_form(image: Image.Image, model: Model) -> Pixels:
+    """Bring a decoded, upright image to the model's form. Raises Refused."""
+    fitted = image if is_own(image, model) else fit(image, model)
+    channels, height, width = model.shape
+    return np.asarray(fitted).reshape(height, width, channels).transpose(2, 0, 1)
 
 
 def is_own(image: Image.Image, model: Model) -> bool:
@@ -215,33 +224,113 @@ def is_own(image: Image.Image, model: Model) -> bool:
     return own and not image.has_transparency_data
 
 
-def to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, where Pillow would cut it off; 32-bit integers count as 16."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-
-
 def fit(image: Image.Image, model: Model) -> Image.Image:
     """Lay the image on the middle of the model's background, as large as it fits, aspect kept.
 
-    Raises Refused for colours that cannot be converted.
+    Raises Refused for pixels that cannot be converted.
     """
-    mode = "RGBA" if image.has_transparency_data else model.mode
-    try:
-        colours = image.convert(mode)
-    except ValueError:
-        raise Refused("unsupported_type", f"The colour mode {image.mode} is not known.") from None
+    colours = to_colours(image, model.mode)
     width, height = model.size
-    scale = min(width / image.width, height / image.height)
-    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    scale = min(width / colours.width, height / colours.height)
+    size = (max(1, round(colours.width * scale)), max(1, round(colours.height * scale)))
     scaled = colours.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
-    fitted = Image.new(model.mode, size, model.background)
-    fitted.paste(scaled, (0, 0), scaled if mode == "RGBA" else None)
+    filled = fill_holes(scaled, model) if scaled.mode == "RGBA" else scaled
     canvas = Image.new(model.mode, model.size, model.background)
     corner = ((width - size[0]) // 2, (height - size[1]) // 2)
-    canvas.paste(match_background(fitted, model), corner)
+    canvas.paste(match_background(filled, model), corner)
     return canvas
+
+
+def to_colours(image: Image.Image, mode: str) -> Image.Image:
+    """Return the image in 8 bits: RGBA if anything is transparent, else in `mode`.
+
+    Raises Refused for a colour space that cannot be converted.
+    """
+    if image.mode.startswith(("I", "F")):
+        image = to_8_bits(image)
+    wanted = "RGBA" if image.has_transparency_data else mode
+    try:
+        return image if image.mode == wanted else image.convert(wanted)
+    except ValueError:
+        raise Refused("unsupported_type", f"The colour mode {image.mode} is not known.") from None
+
+
+def to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale grey of 16 or 32 bits, or floating-point grey, to 8 bits. Raises Refused.
+
+    Band by band, so that the memory has a bound. A value that stands for transparency is compared
+    as it is, since 257 of them become one.
+    """
+    white, key = find_white(image), image.info.get("transparency")
+    scaled = Image.new("L" if key is None else "LA", image.size)
+    for top in range(0, image.height, BAND_ROWS):
+        band = image.crop((0, top, image.width, min(top + BAND_ROWS, image.height)))
+        scaled.paste(scale_band(np.asarray(band), white, key), (0, top))
+    return scaled
+
+
+def find_white(image: Image.Image) -> float:
+    """Return the value that stands for white. Raises Refused where nobody can know.
+
+    A file does not say what its 32-bit integers or its floats mean. Integers are 16 bits that were
+    widened; floats go to 1 or to 255, whichever holds them all.
+    """
+    if image.mode.startswith("I;16"):
+        return DEEP_WHITE
+    low, high = cast("tuple[float, float]", image.getextrema())
+    for white in (DEEP_WHITE,) if image.mode == "I" else (1.0, float(WHITE)):
+        if low >= 0 and high <= white:
+            return white
+    raise unknown_range()
+
+
+def scale_band(values: NDArray[Any], white: float, key: int | None) -> Image.Image:
+    """Return rows of grey in 8 bits, rounded as the PNG specification says (13.12).
+
+    Mode LA where `key` stands for transparency, else L. Raises Refused for a NaN.
+    """
+    if values.dtype.kind == "f":
+        if not np.isfinite(values).all():
+            raise unknown_range()
+        grey = np.rint(values.astype(np.float64) * (WHITE / white)).astype(np.uint8)
+    else:
+        grey = ((values.astype(np.uint32) * WHITE + DEEP_WHITE // 2) // DEEP_WHITE).astype(np.uint8)
+    if key is None:
+        return Image.fromarray(grey)
+    return Image.fromarray(np.dstack([grey, np.where(values == key, 0, WHITE).astype(np.uint8)]))
+
+
+def unknown_range() -> Refused:
+    """Return the refusal of numbers that nobody can read as grey."""
+    return Refused(
+        "unsupported_type",
+        "The pixels are numbers of no known range: send 8 or 16 bits, or floats from 0 to 1.",
+    )
+
+
+def fill_holes(image: Image.Image, model: Model) -> Image.Image:
+    """Lay an RGBA image on a ground, in the model's mode."""
+    filled = Image.new(model.mode, image.size, choose_ground(image, model))
+    filled.paste(image, (0, 0), image)
+    return filled
+
+
+def choose_ground(image: Image.Image, model: Model) -> tuple[int, ...]:
+    """Return the colour that shows through the holes of an RGBA image.
+
+    It is the model's background, unless what is visible would not stand out against it: a black
+    drawing on a transparent ground was drawn for white paper. For grey the opposite ground is
+    right sooner, because `match_background` makes a negative of it then.
+    """
+    background = model.background[0]
+    alpha = np.asarray(image.getchannel("A")).astype(np.float64)
+    if min(background, WHITE - background) > BACKGROUND_TOLERANCE or not alpha.any():
+        return model.background
+    visible = float((np.asarray(image.convert("L")) * alpha).sum() / alpha.sum())
+    distance = abs(visible - background)
+    lost = distance < MIN_CONTRAST[model.mode]
+    opposite = 0 if background > WHITE / 2 else WHITE
+    return (opposite,) * len(model.background) if lost else model.background
 
 
 def match_background(image: Image.Image, model: Model) -> Image.Image:

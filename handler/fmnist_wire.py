@@ -1,36 +1,31 @@
 """The wire format: request bodies to pixels, probabilities to answers.
 
-Pure functions: no TorchServe, no torch; `fmnist_images` decodes the images. What the sender did
-wrong is raised as `Refused`, and kept in the place of the image.
+No TorchServe, no torch, no clock of its own. A request goes two steps: its structure is inspected,
+by `fmnist_gate` for each image file, which costs little and tells what decoding will cost; then
+`fmnist_images` decodes it, as far as the budget of the batch reaches. What the sender did wrong is
+raised as `Refused`, and kept in the place of the image.
 """
 
 from __future__ import annotations
 
 import base64
+import codecs
 import json
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from fmnist_images import (
-    FORMATS,
-    MODES,
-    Code,
-    Model,
-    Pixels,
-    Refused,
-    Settings,
-    check_size,
-    draw,
-    open_image,
-    to_pixels,
-)
+from fmnist_gate import FORMATS, Code, File, Refused, inspect
+from fmnist_images import MODES, Model, Pixels, Settings, draw, to_form, to_pixels
+from fmnist_sandbox import decode_apart
 from numpy.typing import NDArray
+from PIL import Image
 
-if TYPE_CHECKING:
-    from PIL import Image
+logger = logging.getLogger(__name__)
 
 Row = NDArray[np.float32]
 """The probabilities of one image, [classes]."""
@@ -43,12 +38,49 @@ STATUS: Mapping[Code, HTTPStatus] = {
     "bad_request": HTTPStatus.BAD_REQUEST,
     "unsupported_type": HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
 }
+"""Of a sender's mistakes."""
+OUR_STATUS: Mapping[Code, HTTPStatus] = {
+    "internal": HTTPStatus.INTERNAL_SERVER_ERROR,
+    "busy": HTTPStatus.SERVICE_UNAVAILABLE,
+}
+"""Of what is no sender's mistake."""
+RETRY_AFTER_S = 1
+"""Seconds after which a request that found the server busy may come again."""
+MIN_WAIT_S = 1.0
+"""Seconds that the process which decodes apart always gets: it may have to start."""
+JSON_BYTE_S = 80e-9
+"""Seconds of CPU for each byte of a JSON body, estimated on a 2-core Xeon."""
+JSON_START = re.compile(
+    rb"(?:%s|%s|%s)?(?:[ \t\r\n]|\x00)*[{\[]"
+    % tuple(map(re.escape, (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
+)
+"""How JSON begins: perhaps a byte order mark, perhaps blanks, in one or two bytes each."""
+URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 MODEL_MODES = ("L", "RGB")
 """Of MODES, what a model may take."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+
+Item = File | Image.Image | Refused
+"""One image of a request before it is decoded: a file that passed the gate, or drawn by lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request whose structure is known; that of a JSON body only when it is parsed."""
+
+    items: tuple[Item, ...]
+    several: bool
+    json: Any = None
+
+    @property
+    def cost(self) -> float:
+        """Seconds of CPU to decode it, estimated; of JSON to parse it."""
+        length = len(self.json) if isinstance(self.json, (str, bytes, bytearray)) else 0
+        return sum(map(cost_of, self.items)) + JSON_BYTE_S * length
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +132,11 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
 
 
 def unpack(
-    row: Mapping[str, Any], headers: Mapping[str, Any], model: Model, settings: Settings
+    row: Mapping[str, Any],
+    headers: Mapping[str, Any],
+    model: Model,
+    settings: Settings,
+    budget: Budget | None = None,
 ) -> Question | Refused:
     """Read one request; never raises for what a client can send.
 
@@ -109,21 +145,87 @@ def unpack(
     of arrival, of parts with the same name only the last. `headers` holds the HTTP headers in the
     sender's spelling and, under the name of each entry, {"content-type": its media type or ""}.
     """
-    return attempt(read_question, row, headers, model, settings)
+    request = attempt(inspect_request, row, headers, settings)
+    return complete(request, model, settings, budget or Budget.of(settings))
+
+
+def unpack_batch(
+    rows: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]],
+    model: Model,
+    settings: Settings,
+    clock: Callable[[], float],
+) -> list[Question | Refused]:
+    """Read the (row, headers) of each request of a batch, in order, within the batch's budget.
+
+    The structure of all is read first, which is cheap; then the cheapest is decoded first, so that
+    one dear request never takes the time of the others. `clock` counts seconds.
+    """
+    budget = Budget.of(settings, clock)
+    requests = [attempt(inspect_request, row, headers, settings) for row, headers in rows]
+    costs = [0.0 if isinstance(request, Refused) else request.cost for request in requests]
+    questions: dict[int, Question | Refused] = {
+        index: complete(requests[index], model, settings, budget)
+        for index in sorted(range(len(requests)), key=costs.__getitem__)
+    }
+    return [questions[index] for index in range(len(requests))]
+
+
+class Budget:
+    """The seconds of decoding that a batch may cost, and of these what one request may.
+
+    What a batch has spent is the larger of estimate and clock: neither a file that costs more than
+    it seems to nor a machine with other work lets it pass TorchServe's responseTimeout.
+    """
+
+    def __init__(self, batch_s: float, request_s: float, clock: Callable[[], float]) -> None:
+        self._batch_s, self._request_s, self._clock = batch_s, request_s, clock
+        self._started = clock()
+        self._estimated = 0.0
+        self.request_left = request_s
+
+    @classmethod
+    def of(cls, settings: Settings, clock: Callable[[], float] = lambda: 0.0) -> Budget:
+        """Return the budget of these settings; without a clock only estimates count."""
+        return cls(settings.batch_ms / 1000, settings.max_request_ms / 1000, clock)
+
+    def start_request(self, cost: float) -> None:
+        """Begin the next request, which costs so many seconds by its estimate. Raises Refused."""
+        self.request_left = self._request_s
+        self.take(cost)
+
+    def take(self, cost: float) -> None:
+        """Take the seconds that the next work will cost by its estimate. Raises Refused."""
+        spent = self._batch_s - self.batch_left()
+        if spent + cost > self._batch_s:
+            raise Refused("busy", "The server has too much to decode at once: send it again.")
+        self._estimated = spent + cost
+
+    def batch_left(self) -> float:
+        """Return the seconds that are left to the batch."""
+        return self._batch_s - max(self._estimated, self._clock() - self._started)
 
 
 def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Refused:
-    """Return the refusal instead of raising it, without the frames that it would keep alive."""
+    """Return the refusal instead of raising it, without the frames that it would keep alive.
+
+    What else is raised is our own failure: it is logged here, and answered in its own place. A
+    lack of memory is neither; TorchServe answers it.
+    """
     try:
         return function(*args, **kwargs)
     except Refused as refusal:
         return refusal.with_traceback(None)
+    except MemoryError:
+        raise
+    except Exception:
+        logger.exception("The handler failed on an image or a request; its answer is an error")
+        return Refused("internal", "The handler failed on this.")
 
 
-def read_question(
-    row: Mapping[str, Any], headers: Mapping[str, Any], model: Model, settings: Settings
-) -> Question:
-    """Tell the three forms apart: parts, JSON, one image body. Raises Refused."""
+def inspect_request(
+    row: Mapping[str, Any], headers: Mapping[str, Any], settings: Settings
+) -> Request:
+    """Tell the three forms apart: parts, JSON, one image body; decode nothing. Raises Refused."""
     request_type = find_request_type(headers)
     if request_type == "application/x-www-form-urlencoded":
         raise Refused(
@@ -131,12 +233,11 @@ def read_question(
             "The body came as a web form: send the file with curl -T, or name its Content-Type.",
         )
     if request_type.startswith("multipart/") or "body" not in row:
-        return Question(read_parts(row, headers, model, settings), several=True)
+        return Request(inspect_parts(row, headers, settings), several=True)
     body, media_type = row["body"], find_media_type(headers, "body")
     if is_json(body, media_type):
-        return Question(read_instances(body, model, settings), several=True)
-    image = open_image(body, media_type, settings)
-    return Question((to_pixels(image, model),), several=False)
+        return Request((), several=True, json=body)
+    return Request((inspect_file(body, media_type, settings),), several=False)
 
 
 def find_request_type(headers: Mapping[str, Any]) -> str:
@@ -164,43 +265,138 @@ def is_json(body: object, media_type: str) -> bool:
     """Tell whether a body is JSON: decoded already, named so, or nameless and begun like it."""
     if isinstance(body, (dict, list)):
         return True
-    nameless = not media_type and isinstance(body, (bytes, bytearray)) and body[:1] == b"{"
-    return nameless or media_type.endswith(("/json", "+json"))
+    if media_type:
+        return media_type.endswith(("/json", "+json"))
+    return isinstance(body, (bytes, bytearray)) and JSON_START.match(body) is not None
 
 
-def read_parts(
-    row: Mapping[str, Any], headers: Mapping[str, Any], model: Model, settings: Settings
-) -> tuple[Pixels | Refused, ...]:
-    """Read every entry as an image file, in the order of arrival. Raises Refused."""
+def inspect_parts(
+    row: Mapping[str, Any], headers: Mapping[str, Any], settings: Settings
+) -> tuple[Item, ...]:
+    """Inspect every entry as an image file, in the order of arrival. Raises Refused."""
     # A gRPC request has no headers, and a protobuf map has no order: there the names decide.
     names = list(row) if find_request_type(headers) else sorted(row)
     check_count(len(names), settings)
-    media_types = [find_media_type(headers, name) for name in names]
-    images = [
-        attempt(open_image, row[name], media_type, settings)
-        for name, media_type in zip(names, media_types, strict=True)
-    ]
-    return read_images(images, model, settings)
+    return tuple(
+        attempt(inspect_file, row[name], find_media_type(headers, name), settings) for name in names
+    )
 
 
-def read_instances(body: Any, model: Model, settings: Settings) -> tuple[Pixels | Refused, ...]:  # noqa: ANN401 - JSON is anything
-    """Read the instances of a KServe v1 body, raw or decoded. Raises Refused."""
+def inspect_file(data: object, media_type: str, settings: Settings) -> File:
+    """Let an image file pass the gate; `media_type` is "" if nobody named it.
+
+    It is only a hint: what decodes is served under any name. Raises Refused.
+    """
+    encoded = data.encode() if isinstance(data, str) else data
+    if not isinstance(encoded, (bytes, bytearray)):
+        raise Refused("unsupported_type", f"This is {media_type}: send an image file.")
+    if not encoded:
+        raise Refused("bad_request", "There are no bytes: send an image file.")
+    try:
+        return inspect(encoded, settings.limits)
+    except Refused as refusal:
+        if refusal.code == "not_an_image" and not is_image(media_type):
+            raise Refused(
+                "unsupported_type", f"This is {media_type}: send one of {', '.join(FORMATS)}."
+            ) from None
+        raise
+
+
+def is_image(media_type: str) -> bool:
+    """Tell whether a media type leaves open that the bytes are an image."""
+    return media_type in {"", "application/octet-stream"} or media_type.startswith("image/")
+
+
+def complete(
+    request: Request | Refused, model: Model, settings: Settings, budget: Budget
+) -> Question | Refused:
+    """Decode what was inspected; never raises for what a client can send."""
+    if isinstance(request, Refused):
+        return request
+    return attempt(decode_request, request, model, settings, budget)
+
+
+def decode_request(request: Request, model: Model, settings: Settings, budget: Budget) -> Question:
+    """Decode the images of a request. Raises Refused for all when together they cost too much.
+
+    The sum is known before the first pixel is decoded; it bounds the time of one request, whatever
+    its images are compressed to. They are decoded one after the other: the memory is that of one.
+    """
+    budget.start_request(request.cost)
+    items = request.items
+    if request.json is not None:
+        items = inspect_instances(request.json, model, settings)
+        budget.take(sum(map(cost_of, items)))
+    check_sum(items, settings)
+    decoded = tuple(attempt(decode_item, item, model, settings, budget) for item in items)
+    for item in decoded:
+        if isinstance(item, Refused) and item.code == "busy":
+            raise item
+    return Question(decoded, request.several)
+
+
+def check_sum(items: Sequence[Item], settings: Settings) -> None:
+    """Raise Refused for a request whose images are too large together."""
+    files = [item for item in items if not isinstance(item, Refused)]
+    pixels = sum(file.width * file.height for file in files)
+    if pixels > settings.max_request_pixels:
+        raise Refused(
+            "too_large",
+            f"The images of this request have {pixels} pixels together, more than "
+            f"{settings.max_request_pixels}: send fewer at once.",
+        )
+    milliseconds = round(1000 * sum(map(cost_of, items)))
+    if milliseconds > settings.max_request_ms:
+        raise Refused(
+            "too_large",
+            f"Decoding the images of this request would take about {milliseconds} ms together, "
+            f"more than {settings.max_request_ms}: send fewer at once.",
+        )
+
+
+def cost_of(item: Item) -> float:
+    """Return the seconds that an item costs by its estimate."""
+    return item.cost if isinstance(item, File) else 0.0
+
+
+def decode_item(item: Item, model: Model, settings: Settings, budget: Budget) -> Pixels:
+    """Bring one item to the model's form, in another process if its cost is not known.
+
+    Raises Refused.
+    """
+    if isinstance(item, Refused):
+        raise item
+    if not isinstance(item, File):
+        return to_form(item, model)
+    return to_pixels(item, model) if item.known else decode_unknown(item, model, settings, budget)
+
+
+def decode_unknown(file: File, model: Model, settings: Settings, budget: Budget) -> Pixels:
+    """Decode in another process, with what is left of the request's seconds. Raises Refused."""
+    if budget.request_left <= 0:
+        raise Refused("too_large", "The images of this request take too long to decode.")
+    limits = (budget.request_left, settings.sandbox_mb)
+    result, seconds = decode_apart(file, model, limits, max(MIN_WAIT_S, budget.batch_left()))
+    budget.request_left -= seconds
+    if isinstance(result, Refused):
+        raise result
+    return result
+
+
+def inspect_instances(body: Any, model: Model, settings: Settings) -> tuple[Item, ...]:  # noqa: ANN401 - JSON is anything
+    """Inspect the instances of a KServe v1 body, raw or decoded. Raises Refused."""
     decoded = body if isinstance(body, (dict, list)) else parse_json(body)
     instances = decoded.get("instances") if isinstance(decoded, dict) else None
     if not isinstance(instances, list):
         raise Refused("bad_request", 'The JSON must be an object {"instances": [...]}.')
     check_count(len(instances), settings)
-    return read_images(
-        [attempt(open_instance, instance, model, settings) for instance in instances],
-        model,
-        settings,
-    )
+    return tuple(attempt(inspect_instance, instance, model, settings) for instance in instances)
 
 
 def parse_json(body: str | bytes | bytearray) -> object:
     """Return the decoded JSON. Raises Refused for what is none, or too deep to be meant."""
     try:
-        return json.loads(body)
+        return json.loads(body.lstrip("\ufeff") if isinstance(body, str) else body)
     except (ValueError, RecursionError):
         # Without its cause: the parser's words may quote the body.
         raise Refused("bad_request", "The body is not JSON.") from None
@@ -217,39 +413,29 @@ def check_count(count: int, settings: Settings) -> None:
         )
 
 
-def read_images(
-    images: Sequence[Image.Image | Refused], model: Model, settings: Settings
-) -> tuple[Pixels | Refused, ...]:
-    """Decode what was opened. Raises Refused for all when together they would unfold too far.
-
-    Opening reads only headers, so the sum is known before the first pixel is decoded; it bounds
-    the time and the memory of one request, whatever its images are compressed to.
-    """
-    total = sum(image.width * image.height for image in images if not isinstance(image, Refused))
-    if total > settings.max_request_pixels:
-        raise Refused(
-            "too_large",
-            f"The images of this request have {total} pixels together, more than "
-            f"{settings.max_request_pixels}: send fewer at once.",
-        )
-    return tuple(
-        image if isinstance(image, Refused) else attempt(to_pixels, image, model)
-        for image in images
-    )
-
-
-def open_instance(instance: object, model: Model, settings: Settings) -> Image.Image:
-    """Open one JSON instance: {"b64": ...} or nested lists of pixels. Raises Refused."""
+def inspect_instance(instance: object, model: Model, settings: Settings) -> Item:
+    """Inspect one JSON instance: {"b64": ...} or nested lists of pixels. Raises Refused."""
     if isinstance(instance, list):
-        return check_size(draw(instance, model), settings)
+        return draw(instance, model)
     encoded = instance.get("b64") if isinstance(instance, dict) else None
     if not isinstance(encoded, str):
         raise Refused("bad_request", 'An instance is {"b64": "..."} or nested lists of pixels.')
+    return inspect_file(decode_base64(encoded), "", settings)
+
+
+def decode_base64(encoded: str) -> bytes:
+    """Return the bytes; line breaks, the URL-safe alphabet and a lack of padding are no mistake.
+
+    Raises Refused.
+    """
     try:
-        data = base64.b64decode(encoded, validate=True)
+        packed = encoded.encode("ascii").translate(URL_SAFE, b" \t\r\n").rstrip(b"=")
+        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
     except ValueError:
-        raise Refused("bad_request", "The value of b64 is not Base64.") from None
-    return open_image(data, "", settings)
+        raise Refused(
+            "bad_request",
+            "The value of b64 is not Base64: encode the bytes of the image file, without data:.",
+        ) from None
 
 
 def good_images(question: Question | Refused) -> list[Pixels]:
@@ -259,9 +445,9 @@ def good_images(question: Question | Refused) -> list[Pixels]:
 
 
 def count_refused(question: Question | Refused) -> int:
-    """Return how many errors the request is answered with."""
+    """Return how many of the request's errors are its sender's mistakes."""
     items = (question,) if isinstance(question, Refused) else question.items
-    return sum(isinstance(item, Refused) for item in items)
+    return sum(isinstance(item, Refused) and item.code in STATUS for item in items)
 
 
 def answer(
@@ -273,11 +459,14 @@ def answer(
     is our fault and never a rejection, so it fails the whole request, to be tried again.
     """
     if isinstance(question, Refused):
-        return STATUS[question.code], render_refusal(question)
+        status = {**STATUS, **OUR_STATUS}[question.code]
+        return status, render_refusal(question) | TORCHSERVE.get(question.code, {})
     good = [predict_row(row, model, settings) for row in rows if row is not None]
     if len(good) < len(rows):
         return HTTPStatus.INTERNAL_SERVER_ERROR, FAILED
     rest = iter(good)
+    if not question.several and isinstance(question.items[0], Refused):
+        return answer(question.items[0], [], model, settings)
     predictions = [
         render_refusal(item) if isinstance(item, Refused) else next(rest) for item in question.items
     ]
@@ -330,10 +519,21 @@ def dump(body: Body) -> bytes:
     return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
 
 
+TORCHSERVE: Mapping[str, Body] = {
+    "internal": {
+        "code": 500,
+        "type": "InternalServerException",
+        "message": "Prediction failed",
+    },
+    "busy": {
+        "code": 503,
+        "type": "ServiceUnavailableException",
+        "message": "The server is busy",
+    },
+}
+"""TorchServe's own words beside our error object, for those who know only them."""
+
 FAILED: Body = {
     **render_error("internal", "The model failed on an image of this request."),
-    "code": 500,
-    "type": "InternalServerException",
-    "message": "Prediction failed",
+    **TORCHSERVE["internal"],
 }
-"""Our own error object, and TorchServe's, so that who knows only the latter understands."""

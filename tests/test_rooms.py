@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {
     *("training", "handler", "connectors", "tools"),
-    *("fmnist_handler", "fmnist_images", "fmnist_wire"),
+    *("fmnist_handler", "fmnist_gate", "fmnist_images", "fmnist_sandbox", "fmnist_wire"),
 }
 CLOCKS = frozenset(
     {"time", "threading", "random", "logging", "datetime", "asyncio", "os", "signal"}
@@ -61,9 +61,20 @@ LAWS = [
         {"training"},
         {"torch", "torchvision", "numpy", "PIL", "rich", "matplotlib"},
     ),
-    Law("handler/fmnist_images.py", set(), {"numpy", "PIL"}, CLOCKS),
-    Law("handler/fmnist_wire.py", {"fmnist_images"}, {"numpy", "PIL"}, CLOCKS),
-    Law("handler/fmnist_handler.py", {"fmnist_images", "fmnist_wire"}, {"torch", "numpy"}),
+    Law("handler/fmnist_gate.py", set(), set(), CLOCKS),
+    Law("handler/fmnist_images.py", {"fmnist_gate"}, {"numpy", "PIL"}, CLOCKS),
+    Law("handler/fmnist_sandbox.py", {"fmnist_gate", "fmnist_images"}, {"numpy"}),
+    Law(
+        "handler/fmnist_wire.py",
+        {"fmnist_gate", "fmnist_images", "fmnist_sandbox"},
+        {"numpy", "PIL"},
+        CLOCKS - {"logging"},
+    ),
+    Law(
+        "handler/fmnist_handler.py",
+        {"fmnist_gate", "fmnist_images", "fmnist_wire"},
+        {"torch", "numpy"},
+    ),
     Law("connectors/records.py", set(), set(), CLOCKS),
     Law("connectors/errors.py", set(), set(), CLOCKS),
     Law("connectors/text.py", set(), set(), CLOCKS),

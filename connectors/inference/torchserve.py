@@ -2,7 +2,8 @@
 
 The handler answers 200 with `{"predictions": [...], "model": {"name", "version"}}`: for each image
 `{"class", "label", "score", "top": [{"class", "label", "score"}, ...]}`, or in its place
-`{"error": {"code", "message"}}`. TorchServe itself answers `{"code", "type", "message"}`.
+`{"error": {"code", "message"}}`, whose code `internal` is no mistake of the sender's. TorchServe
+itself answers `{"code", "type", "message"}`.
 """
 
 from __future__ import annotations
@@ -104,14 +105,27 @@ def _excerpt(what: str, content: bytes) -> str:
     return f"{what}: {' '.join(text.split())}" if text else what
 
 
-def _outcomes(reply: dict[str, Any], count: int) -> list[Prediction | Rejection] | None:
-    """One outcome per image; None when the reply is not in our handler's form."""
+def _outcomes(reply: dict[str, Any], count: int) -> list[Prediction | Rejection] | Failed | None:
+    """One outcome per image; None when the reply is not in our handler's form.
+
+    Failed where the handler itself failed on an image: no mistake of the sender's, so the image is
+    found by trials as one that kills the worker is.
+    """
     items, model = reply.get("predictions"), reply.get("model")
     if not isinstance(items, list) or len(items) != count or not _is_model(model):
         return None
+    if any(map(_is_failure, items)):
+        return Failed("the handler failed on an image", status=HTTPStatus.OK)
     outcomes = [_outcome(item, model) for item in items]
     known = [outcome for outcome in outcomes if outcome is not None]
     return known if len(known) == count else None
+
+
+def _is_failure(item: object) -> bool:
+    match item:
+        case {"error": {"code": "internal"}}:
+            return True
+    return False
 
 
 def _outcome(item: object, model: object) -> Prediction | Rejection | None:

@@ -171,6 +171,14 @@ def test_an_unknown_word_of_the_handler_is_kept_in_the_detail() -> None:
     assert torchserve.interpret_reply(200, reply(bad), 1) == [rejected]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_image_on_which_the_handler_fails_is_not_rejected_but_looked_for(place: int) -> None:
+    items: list[Any] = [ITEM, ITEM, ITEM]
+    items[place] = {"error": {"code": "internal", "message": "The handler failed on this."}}
+    answer = torchserve.interpret_reply(200, reply(*items), 3)
+    assert answer == Failed("the handler failed on an image", status=200)
+
+
 @pytest.mark.parametrize(
     "content",
     [

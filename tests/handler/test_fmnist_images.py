@@ -6,11 +6,11 @@ import io
 import struct
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from fmnist_images import Model, Refused, check_size
+from fmnist_gate import Refused
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -30,6 +30,9 @@ from tests.handler.unpacking import (
     one,
     rng,
 )
+
+if TYPE_CHECKING:
+    from fmnist_images import Model
 
 # Lists of pixels
 
@@ -151,8 +154,6 @@ def test_a_hundred_megapixels_are_refused_undecoded(
 def test_an_image_without_pixels_is_refused() -> None:
     gif = b"GIF89a" + struct.pack("<HHBBB", 0, 0, 0, 0, 0) + b";"
     assert code(one(gif)) == "not_an_image"
-    with pytest.raises(Refused, match="no pixels"):
-        check_size(Image.new("L", (0, 5)), SETTINGS)
 
 
 def test_a_lack_of_memory_is_not_the_senders_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +181,9 @@ def test_a_thin_image_keeps_a_pixel() -> None:
 
 def test_holes_show_the_models_background() -> None:
     holes = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
-    holes.putpixel((1, 2), (7, 8, 9, 255))
+    holes.putpixel((1, 2), (107, 108, 109, 255))
     pixels = good(encode(holes), model=RGB)
-    assert pixels[:, 2, 1].tolist() == [7, 8, 9]
+    assert pixels[:, 2, 1].tolist() == [107, 108, 109]
     assert pixels[:, 5, 5].tolist() == [10, 20, 30]
 
 
@@ -318,6 +319,135 @@ def test_of_a_film_the_first_picture_is_taken() -> None:
 def test_a_large_photo_is_decoded_at_the_size_that_is_needed() -> None:
     photo = encode(Image.new("RGB", (4000, 3000), (90, 90, 90)), "JPEG")
     assert good(photo)[0, 14, 14] in range(88, 93)
+
+
+# Depth
+
+
+def deep(*values: int, kind: str = "PNG", dtype: str = "uint16", **options: Any) -> list[int]:  # noqa: ANN401 - Pillow's
+    """What becomes of these grey values, one row each, in an image of the model's own size."""
+    array = np.zeros((28, 28), dtype)
+    array[: len(values)] = np.array(values, dtype)[:, None]
+    pixels = good(encode(Image.fromarray(array), kind, **options))
+    return [int(pixels[0, row, 14]) for row in range(len(values))]
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_sixteen_bits_are_rounded_as_the_png_specification_says(kind: str) -> None:
+    values = [0, 128, 129, 32_768, 33_096, 65_534, 65_535, *range(1_000, 60_000, 4_321)]
+    wanted = [int(value * 255 / 65_535 + 0.5) for value in values]
+    assert wanted[3:6] == [128, 129, 255]
+    assert deep(*values, kind=kind) == wanted
+
+
+@pytest.mark.parametrize("key", [0, 30_000, 65_535])
+def test_a_sixteen_bit_value_that_stands_for_a_hole_is_compared_in_sixteen_bits(key: int) -> None:
+    near = key - 1 if key else 1
+    array = np.zeros((28, 28), np.uint16)
+    array[:3] = np.array([key, near, 50_000], np.uint16)[:, None]
+    model = replace(GREY, background=(100,))
+    data = encode(Image.fromarray(array), transparency=key)
+    shown = good(data, model=model)[0, :3, 14].tolist()
+    assert shown[0] == 100
+    assert shown[1:] == [round(near / 257), round(50_000 / 257)]
+
+
+def test_a_transparent_ground_is_no_white_one() -> None:
+    eight = garment(255, 117, 28)
+    sixteen = Image.fromarray(np.asarray(eight).astype(np.uint16) * 257)
+    shown = [
+        good(encode(image, transparency=key))[0] for image, key in ((eight, 255), (sixteen, 65_535))
+    ]
+    assert np.array_equal(*shown)
+    assert (shown[0][0, 0], shown[0][14, 14]) == (0, 117)
+
+
+@pytest.mark.parametrize("white", [1.0, 255.0])
+def test_floats_are_a_ramp_from_black_to_white(white: float) -> None:
+    ramp = [white * step / 8 for step in range(9)]
+    array = np.zeros((28, 28), np.float32)
+    array[:9] = np.array(ramp, np.float32)[:, None]
+    pixels = good(encode(Image.fromarray(array), "TIFF"))
+    assert pixels[0, :9, 0].tolist() == [round(255 * step / 8) for step in range(9)]
+
+
+@pytest.mark.parametrize("value", [-1.0, 256.0, float("nan"), float("inf"), -float("inf")])
+def test_floats_of_no_known_range_are_refused(value: float) -> None:
+    array = np.full((28, 28), 7.0, np.float32)
+    array[3, 4] = value
+    refused = one(encode(Image.fromarray(array), "TIFF"))
+    assert (code(refused), "no known range" in str(refused)) == ("unsupported_type", True)
+
+
+@pytest.mark.parametrize("value", [-1, 65_536, 2**31 - 1])
+def test_integers_beyond_sixteen_bits_are_refused(value: int) -> None:
+    array = np.full((28, 28), 7, np.int32)
+    array[3, 4] = value
+    assert code(one(encode(Image.fromarray(array), "TIFF"))) == "unsupported_type"
+
+
+# Transparency
+
+
+def drawing(mode: str, ink: int, side: int = 56) -> Image.Image:
+    """A square of ink in the middle of a transparent ground whose colour is the ink's too."""
+    image = Image.new("LA", (side, side), (ink, 0))
+    image.paste((ink, 255), (side // 4, side // 4, side * 3 // 4, side * 3 // 4))
+    if mode != "P":
+        return image.convert(mode)
+    indices = Image.fromarray((np.asarray(image)[..., 1] > 0).astype(np.uint8), "P")
+    indices.putpalette([ink] * 6)
+    indices.info["transparency"] = 0
+    return indices
+
+
+DRAWINGS = [("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("P", "GIF"), ("RGBA", "WEBP")]
+DRAWINGS += [("RGBA", "TIFF")]
+
+
+@pytest.mark.parametrize(("mode", "kind"), DRAWINGS)
+@pytest.mark.parametrize("ink", [0, 30, 60])
+@pytest.mark.parametrize("side", [28, 56])
+def test_a_dark_drawing_on_transparency_is_seen_as_on_white_paper(
+    mode: str, kind: str, ink: int, side: int
+) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = good(encode(drawing(mode, ink, side), kind, **options))
+    paper = good(encode(garment(255, ink, side).convert("RGB")))
+    assert np.abs(pixels.astype(int) - paper).max() <= 10  # Lanczos overshoots at edges
+    assert (pixels[0, 1, 1], pixels[0, 14, 14]) == (0, 255 - ink)
+
+
+@pytest.mark.parametrize(("mode", "kind"), DRAWINGS)
+@pytest.mark.parametrize("ink", [255, 140, 70])
+def test_a_bright_drawing_on_transparency_is_seen_as_on_the_models_black(
+    mode: str, kind: str, ink: int
+) -> None:
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = good(encode(drawing(mode, ink), kind, **options))
+    assert (pixels[0, 1, 1], pixels[0, 14, 14]) == (0, ink)
+
+
+def test_on_a_white_model_it_is_the_other_way_round() -> None:
+    assert good(encode(drawing("RGBA", 0)), model=PAPER)[0, 14, 14] == 0
+    assert good(encode(drawing("RGBA", 255)), model=PAPER)[0, 14, 14] < 5
+
+
+def test_a_grey_background_has_no_opposite() -> None:
+    grey = replace(GREY, background=(100,))
+    assert good(encode(drawing("RGBA", 90)), model=grey)[0, 1, 1] == 100
+
+
+@pytest.mark.parametrize(("ink", "ground"), [(0, 255), (30, 255), (90, 10), (255, 10)])
+def test_in_colour_only_what_would_be_lost_changes_its_ground(ink: int, ground: int) -> None:
+    model = replace(RGB, background=(10, 10, 10))
+    pixels = good(encode(drawing("RGBA", ink)), model=model)
+    assert pixels[:, 1, 1].tolist() == [ground] * 3
+    assert pixels[:, 32, 32].tolist() == [ink] * 3
+
+
+def test_an_image_of_nothing_but_holes_is_the_background() -> None:
+    assert not good(encode(Image.new("LA", (60, 60), (77, 0)))).any()
 
 
 # Whatever comes

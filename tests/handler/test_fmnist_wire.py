@@ -6,12 +6,14 @@ import base64
 import json
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fmnist_wire as wire
 import numpy as np
 import pytest
-from fmnist_images import Code, Refused
+from fmnist_gate import Code, File, Refused, inspect
+from fmnist_images import Model, Pixels, Settings, to_pixels
+from fmnist_sandbox import Decoded
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,6 +35,9 @@ from tests.handler.unpacking import (
     one,
     several,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 # The model and the settings
 
@@ -304,4 +309,175 @@ def test_a_description_holds_the_limits_of_a_sender_and_no_other_setting() -> No
     told = wire.describe(CARD, GREY, SETTINGS)
     assert told["model"] == CARD
     assert told["labels"] == ["coat", "bag", "boot"]
-    assert set(told["limits"]) == {"max_bytes", "max_images", "max_pixels", "max_request_pixels"}
+    assert set(told["limits"]) == {
+        *("max_bytes", "max_images", "max_pixels", "max_heavy_pixels"),
+        *("max_request_pixels", "max_request_ms"),
+    }
+
+
+# What a batch may cost
+
+CLOCK = [0.0]
+"""Seconds, as a test sets them."""
+
+
+def batch(*bodies: bytes, settings: Settings = SETTINGS) -> list[str]:
+    """What becomes of each body: a word for an error, "good" for pixels."""
+    CLOCK[0] = 0.0
+    rows: list[tuple[dict[str, Any], dict[str, Any]]] = [({"body": body}, {}) for body in bodies]
+    questions = wire.unpack_batch(rows, GREY, settings, lambda: CLOCK[0])
+    return [
+        item.code if isinstance(item, Refused) else "good"
+        for question in questions
+        for item in (question.items if isinstance(question, wire.Question) else (question,))
+    ]
+
+
+PHOTO = encode(Image.new("L", (2_000, 1_000)))
+PHOTO_S = inspect(PHOTO, SETTINGS.limits).cost
+
+
+def in_batch(seconds: float) -> Settings:
+    return replace(SETTINGS, batch_ms=round(seconds * 1000))
+
+
+def test_a_batch_decodes_the_cheapest_first_and_sends_the_rest_back() -> None:
+    two = in_batch(2.5 * PHOTO_S)
+    assert batch(PHOTO, PHOTO, PHOTO, PNG, settings=two) == ["good", "good", "busy", "good"]
+    assert batch(PHOTO, PHOTO, PHOTO, PNG) == ["good"] * 4
+
+
+def test_a_slow_machine_sends_back_what_it_has_no_time_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def dawdle(file: File, model: Model) -> Pixels:
+        CLOCK[0] += 1.0
+        return to_pixels(file, model)
+
+    monkeypatch.setattr(wire, "to_pixels", dawdle)
+    assert batch(*[PNG] * 5, settings=in_batch(2.5)) == ["good"] * 3 + ["busy"] * 2
+
+
+def test_who_is_sent_back_is_told_when_to_come_again() -> None:
+    status, body = wire.answer(Refused("busy", "Later."), [], GREY, SETTINGS)
+    assert status is HTTPStatus.SERVICE_UNAVAILABLE
+    assert (body["error"]["code"], body["type"]) == ("busy", "ServiceUnavailableException")
+    assert wire.count_refused(Refused("busy", "Later.")) == 0
+
+
+def test_images_that_cost_too_much_together_are_refused_undecoded() -> None:
+    strict = replace(SETTINGS, max_request_ms=round(2500 * PHOTO_S))
+    row = {str(index): PHOTO for index in range(3)}
+    refused = wire.unpack(row, MULTIPART, GREY, strict)
+    assert (code(refused), "would take about" in str(refused)) == ("too_large", True)
+    assert len(several({"0": PHOTO, "1": PHOTO}, MULTIPART, settings=strict)) == 2
+
+
+def test_json_costs_before_it_is_parsed_and_its_images_after() -> None:
+    body = json.dumps({"instances": [{"b64": base64.b64encode(PHOTO).decode()}] * 2}).encode()
+    parsing = wire.JSON_BYTE_S * len(body)
+    assert batch(body, settings=in_batch(parsing + 2.1 * PHOTO_S)) == ["good", "good"]
+    assert batch(body, settings=in_batch(parsing + 1.1 * PHOTO_S)) == ["busy"]
+    assert batch(body, PNG, settings=replace(in_batch(1), batch_ms=1)) == ["busy", "good"]
+
+
+# What is decoded in a process of its own
+
+TIFF = encode(Image.fromarray(PIXELS), "TIFF", compression="tiff_lzw")
+
+
+def test_what_is_not_known_to_be_cheap_is_decoded_apart() -> None:
+    assert np.array_equal(several({"0": TIFF, "1": PNG}, MULTIPART)[0], PIXELS[None])  # type: ignore[arg-type] # or a Refused: unequal
+
+
+def apart(monkeypatch: pytest.MonkeyPatch, *results: Pixels | Refused) -> list[float]:
+    """Give these results, which take two seconds each; return the seconds that were granted."""
+    granted: list[float] = []
+    rest = iter(results)
+
+    def decode(_file: object, _model: object, limits: tuple[float, int], _wait: float) -> Decoded:
+        granted.append(limits[0])
+        return Decoded(next(rest), 2.0)
+
+    monkeypatch.setattr(wire, "decode_apart", decode)
+    return granted
+
+
+def test_the_seconds_of_a_request_are_shared_by_its_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    granted = apart(monkeypatch, PIXELS[None], Refused("too_large", "No."))
+    settings = replace(SETTINGS, max_request_ms=3_000)
+    items = several({str(index): TIFF for index in range(3)}, MULTIPART, settings=settings)
+    assert granted == [3.0, 1.0]
+    assert not isinstance(items[0], Refused)
+    assert [code(item) for item in items[1:]] == ["too_large", "too_large"]
+
+
+def test_a_process_too_slow_to_tell_sends_the_whole_request_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    apart(monkeypatch, Refused("busy", "Later."), PIXELS[None])
+    assert code(wire.unpack({"0": TIFF, "1": PNG}, MULTIPART, GREY, SETTINGS)) == "busy"
+
+
+# What fails in the handler itself
+
+
+def fail(*_: object) -> None:
+    raise AssertionError("ours")
+
+
+@pytest.mark.parametrize("where", ["inspect", "to_pixels"])
+def test_a_failure_of_ours_is_logged_and_answered_in_its_own_place(
+    where: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wire, where, fail)
+    drawn_and_file = {"instances": [PIXELS.tolist(), {"b64": base64.b64encode(PNG).decode()}]}
+    items = several({"body": drawn_and_file}, JSON)
+    assert np.array_equal(items[0], PIXELS[None])  # type: ignore[arg-type] # or a Refused: unequal
+    assert code(items[1]) == "internal"
+    assert "AssertionError: ours" in caplog.text
+    status, body = wire.answer(wire.Question((items[1],), several=False), [], GREY, SETTINGS)
+    assert status is HTTPStatus.INTERNAL_SERVER_ERROR
+    assert (body["error"]["code"], body["type"]) == ("internal", "InternalServerException")
+    assert wire.count_refused(wire.Question(items, several=True)) == 0
+
+
+# Forms that people send
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda text: "\n".join(text[at : at + 76] for at in range(0, len(text), 76)),
+        lambda text: "\r\n\t " + text,
+        lambda text: text.rstrip("="),
+        lambda text: text.replace("+", "-").replace("/", "_"),
+        lambda text: text.replace("+", "-").replace("/", "_").rstrip("=") + "\n",
+    ],
+    ids=["lines", "blanks", "no padding", "URL-safe", "all of it"],
+)
+def test_base64_of_any_habit_is_the_file(write: Callable[[str], str]) -> None:
+    encoded = {"b64": write(base64.b64encode(PNG).decode())}
+    assert np.array_equal(drawn(encoded), PIXELS[None])
+
+
+@pytest.mark.parametrize("text", ["data:image/png;base64,AAAA", "AAAAA", "A=A=", "AA\x00A"])
+def test_what_is_not_base64_is_refused_with_what_to_do(text: str) -> None:
+    refused = instance({"b64": text})
+    assert (code(refused), "encode the bytes" in str(refused)) == ("bad_request", True)
+
+
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
+)
+@pytest.mark.parametrize("before", ["", "\n", " \r\n\t", " " * 300])
+def test_nameless_json_may_have_a_mark_and_blanks_first(before: str, encoding: str) -> None:
+    raw = (before + json.dumps({"instances": [PIXELS.tolist()]})).encode(encoding)
+    (item,) = several({"body": bytearray(raw)}, {})
+    assert np.array_equal(item, PIXELS[None])  # type: ignore[arg-type] # or a Refused: unequal
+
+
+def test_text_with_a_mark_is_json_too() -> None:
+    body = "\ufeff" + json.dumps({"instances": [PIXELS.tolist()]})
+    (item,) = several({"body": body}, JSON)
+    assert np.array_equal(item, PIXELS[None])  # type: ignore[arg-type] # or a Refused: unequal

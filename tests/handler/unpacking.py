@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fmnist_wire as wire
 import numpy as np
 import yaml
-from fmnist_images import Model, Pixels, Refused, Settings
+from fmnist_gate import Refused
 from PIL import Image
 
 from tests.handler.torchserve import CONFIG, encode
+
+if TYPE_CHECKING:
+    from fmnist_images import Model, Pixels, Settings
 
 CARD: dict[str, Any] = {
     "name": "tiny",

@@ -18,6 +18,8 @@ from tools.servers.torchserve import TorchServe
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
 pytestmark = pytest.mark.system
 
 COLOURS = {
@@ -95,3 +97,64 @@ def test_a_folder_of_five_rgb_classes_becomes_a_served_model_with_its_own_labels
             files = sorted((tmp_path / "fruit" / "test" / name).iterdir())
             assert curl(server.url, *files) == [name] * 4
         assert curl(server.url, larger) == ["plum"]
+
+
+SHAPES = ("bar", "disc", "frame")
+GROUNDS = ("black", "white", "dark ink", "bright ink", "16 bits", "16 bits on white", "turned")
+
+
+def shape(name: str, generator: np.random.Generator, side: int = 56) -> NDArray[np.bool_]:
+    """Draw a shape somewhere in a square."""
+    rows, columns = np.ogrid[:side, :side]
+    y, x = (generator.uniform(0.4, 0.6, 2) * side).tolist()
+    across, down = np.abs(columns - x), np.abs(rows - y)
+    if name == "disc":
+        return np.asarray(across**2 + down**2 < (side / 5) ** 2)
+    if name == "bar":
+        return np.asarray((across < side / 16) & (down < side / 3))
+    return np.asarray((np.maximum(across, down) < side / 4) & (np.maximum(across, down) > side / 6))
+
+
+def draw(drawn: NDArray[np.bool_], ground: str, file: Path) -> None:
+    """Save a shape in one of the ways in which people have their drawings."""
+    ink, paper = (0, 255) if "white" in ground or "dark" in ground else (255, 0)
+    grey = np.where(drawn, ink, paper).astype(np.uint8)
+    if "16" in ground:
+        Image.fromarray(grey.astype(np.uint16) * 257).save(file.with_suffix(".png"))
+    elif "ink" in ground:
+        alpha = drawn.astype(np.uint8) * 255
+        Image.fromarray(np.dstack([np.full_like(grey, ink), alpha]), "LA").save(
+            file.with_suffix(".png")
+        )
+    elif ground == "turned":
+        Image.fromarray(np.rot90(grey)).save(file.with_suffix(".tif"), tiffinfo={0x0112: 6})
+    else:
+        Image.fromarray(grey).save(file.with_suffix(".png"))
+
+
+def test_grey_drawings_on_any_ground_are_served_as_well_as_they_were_learned(
+    tmp_path: Path,
+) -> None:
+    generator = np.random.default_rng(12)
+    for name in SHAPES:
+        for part, number in (("train", 9), ("test", 3)):
+            folder = tmp_path / "shapes" / part / name
+            folder.mkdir(parents=True)
+            for index, ground in enumerate(GROUNDS * number):
+                draw(shape(name, generator), ground, folder / f"{index:02}")
+    flags = ["--data", "folder:shapes", "--size", "28x28", "--epochs", "12", "--threads", "1"]
+
+    run(tmp_path, "training", "train", *flags, "--run", "shapes")
+    scored = json.loads(run(tmp_path, "training", "evaluate", "--json"))
+    run(tmp_path, "training", "export", "--name", "shapes", "--output", "exported")
+    store = tmp_path / "model_store"
+    store.mkdir()
+
+    with TorchServe(archive.pack(tmp_path / "exported", store, "shapes")) as server:
+        right = 0
+        for name in SHAPES:
+            files = sorted((tmp_path / "shapes" / "test" / name).iterdir())
+            right += curl(server.url, *files).count(name)
+    assert scored["images"] == len(SHAPES) * len(GROUNDS) * 3
+    assert right == round(scored["accuracy"] * scored["images"])
+    assert scored["accuracy"] > 0.9

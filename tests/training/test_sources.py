@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 from typing import TYPE_CHECKING, Any
 
+import fmnist_gate
 import fmnist_images
 import numpy as np
 import pytest
@@ -113,8 +114,9 @@ def test_what_is_learned_from_a_file_are_the_pixels_that_the_handler_makes_of_it
 
     mode = {1: "L", 3: "RGB"}[channels]
     model = fmnist_images.Model("m", "1", mode, (24, 16), (100,) * channels, ("x", "y"))
-    with Image.open(tmp_path / "x" / f"0.{suffix}") as opened:
-        served = fmnist_images.to_pixels(opened, model)
+    content = (tmp_path / "x" / f"0.{suffix}").read_bytes()
+    file = fmnist_gate.inspect(content, fmnist_gate.Limits(10**6, 10**6, 10**6))
+    served = fmnist_images.to_pixels(file, model)
     assert np.array_equal(learned.images[0].numpy(), served)
 
 

@@ -1,0 +1,1 @@
+../handler/fmnist_gate.py
