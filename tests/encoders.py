@@ -56,10 +56,21 @@ def png_header(width: int, height: int, depth: int, colour: int, interlaced: int
 
 
 def png_rows(pixels: Grid, depth: int, *, interlaced: bool) -> bytes:
-    """Return the rows of all passes, unfiltered."""
+    """Return the rows of all passes, filtered by the pixel to the left (which keeps ramps small)."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     parts = [pixels[y::down, x::across] for x, y, across, down in passes]
-    return b"".join(b"\0" + pack_row(row, depth) for part in parts if part.size for row in part)
+    return b"".join(filter_row(row, depth) for part in parts if part.size for row in part)
+
+
+def filter_row(row: Grid, depth: int) -> bytes:
+    """Return a filter's number and the row by it: Sub, or None below 8 bits."""
+    packed = pack_row(row, depth)
+    if depth < 8:  # noqa: PLR2004 - bits
+        return b"\0" + packed
+    values = np.frombuffer(packed, np.uint8)
+    step = len(packed) // len(row)
+    left = np.concatenate([np.zeros(step, np.uint8), values[:-step]])
+    return b"\1" + (values - left).tobytes()
 
 
 def png(
