@@ -36,7 +36,6 @@ READ_OTHERWISE = {
     "exif.webp": "torchvision passes over EXIF in WebP",
     "exif-jpeg-style.webp": "torchvision passes over EXIF in WebP",
     "animated.webp": "torchvision reads no animation",
-    "ycck.jpg": "torchvision converts YCCK with other roundings",
     "control-empty.gif": "giflib refuses the whole file",
     "second-broken.gif": "giflib reads all frames",
     "no-trailer.gif": "giflib wants the trailer",
