@@ -37,7 +37,7 @@ PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 
 def pack_row(row: Grid, depth: int) -> bytes:
     """Return the samples of a row, the highest bit first; 16 bits big-endian."""
-    if depth == 16:  # noqa: PLR2004 - bits
+    if depth == 16:
         return row.astype(">u2").tobytes()
     bits = (row.reshape(-1, 1) >> np.arange(depth)[::-1]) & 1
     return np.packbits(bits.astype(np.uint8).reshape(-1)).tobytes()
@@ -56,7 +56,7 @@ def png_header(width: int, height: int, depth: int, colour: int, interlaced: int
 
 
 def png_rows(pixels: Grid, depth: int, *, interlaced: bool) -> bytes:
-    """Return the rows of all passes, filtered by the pixel to the left (which keeps ramps small)."""
+    """Return the rows of all passes, filtered by the pixel to the left: ramps stay small."""
     passes = ADAM7 if interlaced else ((0, 0, 1, 1),)
     parts = [pixels[y::down, x::across] for x, y, across, down in passes]
     return b"".join(filter_row(row, depth) for part in parts if part.size for row in part)
@@ -65,7 +65,7 @@ def png_rows(pixels: Grid, depth: int, *, interlaced: bool) -> bytes:
 def filter_row(row: Grid, depth: int) -> bytes:
     """Return a filter's number and the row by it: Sub, or None below 8 bits."""
     packed = pack_row(row, depth)
-    if depth < 8:  # noqa: PLR2004 - bits
+    if depth < 8:
         return b"\0" + packed
     values = np.frombuffer(packed, np.uint8)
     step = len(packed) // len(row)
@@ -93,8 +93,8 @@ def pack_codes(codes: Iterable[int], bits: int, *, low_first: bool) -> bytes:
     """Return codes of equal length as bytes, the lowest bit first (GIF) or the highest (TIFF)."""
     order = np.arange(bits) if low_first else np.arange(bits)[::-1]
     table = (np.fromiter(codes, np.int64)[:, None] >> order) & 1
-    order_in_byte = "little" if low_first else "big"
-    return np.packbits(table.astype(np.uint8).reshape(-1), bitorder=order_in_byte).tobytes()  # type: ignore[call-overload,no-any-return]
+    flat = table.astype(np.uint8).reshape(-1)
+    return bytes(np.packbits(flat, bitorder="little") if low_first else np.packbits(flat))
 
 
 def lzw_codes(values: bytes) -> Iterable[int]:
@@ -111,7 +111,9 @@ def sub_blocks(data: bytes) -> bytes:
     return b"".join(bytes([len(part)]) + part for part in parts) + b"\0"
 
 
-def gif_frame(indices: Grid, corner: tuple[int, int] = (0, 0), *, interlaced: bool = False) -> bytes:
+def gif_frame(
+    indices: Grid, corner: tuple[int, int] = (0, 0), *, interlaced: bool = False
+) -> bytes:
     """Return an image descriptor and its data, 8 bits a pixel, with the global palette."""
     height, width = indices.shape
     order = [*range(0, height, 8), *range(4, height, 8), *range(2, height, 4), *range(1, height, 2)]
@@ -163,7 +165,7 @@ def bmp(header: BmpHeader, width: int, height: int, data: bytes) -> bytes:
 def bmp_rows(pixels: Grid, bits: int, *, top_down: bool = False) -> bytes:
     """Return rows padded to four bytes; colours are given in BMP's order."""
     rows = pixels if top_down else pixels[::-1]
-    if bits == 16:  # noqa: PLR2004 - one little-endian word a pixel
+    if bits == 16:
         packed = [row.astype("<u2").tobytes() for row in rows]
     else:
         packed = [pack_row(row, min(bits, 8)) for row in rows]

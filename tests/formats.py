@@ -1,4 +1,4 @@
-"""Writes small files of every format and kind, and what each must become: `python -m tests.formats`.
+"""Writes small files of every format, and what each must become: `python -m tests.formats`.
 
 The files are those that people run into and that strangers send. The pictures are ramps and squares
 of 28 x 28, so the right pixels follow from their definition and from no reader. The manifest has a
@@ -53,7 +53,7 @@ MAX_BYTES = 5_000
 
 ROWS, COLUMNS = np.mgrid[0:28, 0:28]
 RAMP = 8 * COLUMNS + ROWS
-INSIDE = (abs(ROWS - 13.5) < 6) & (abs(COLUMNS - 13.5) < 6)  # noqa: PLR2004 - 12 x 12 in the middle
+INSIDE = (abs(ROWS - 13.5) < 6) & (abs(COLUMNS - 13.5) < 6)
 SQUARE = np.where(INSIDE, 255, 0)
 COLOUR = np.stack([RAMP, 8 * ROWS + COLUMNS, 243 - RAMP], axis=-1)
 PALETTE = np.stack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2], axis=-1)
@@ -129,7 +129,7 @@ def stored(picture: Grid, orientation: int) -> Grid:
         3: lambda a: a[::-1, ::-1],
         4: lambda a: a[::-1],
         5: lambda a: a.swapaxes(0, 1),
-        6: lambda a: np.rot90(a),
+        6: np.rot90,
         7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
         8: lambda a: np.rot90(a, -1),
     }
@@ -657,7 +657,13 @@ def webp_kinds() -> Cases:
         ("icc-garbage", "D1", "colour", 0, riff([(b"VP8X", head), (b"ICCP", b"x"), *fine])),
         ("xmp-garbage", "D1", "colour", 0, riff([(b"VP8X", head), *fine, (b"XMP ", b"<x")])),
         ("private", "D1", "colour", 0, riff([(b"VP8X", head), *fine, (b"zzzz", b"x")])),
-        ("private-many", "H1", "colour", 0, riff([(b"VP8X", head), *fine, *[(b"zzzz", b"")] * 400])),
+        (
+            "private-many",
+            "H1",
+            "colour",
+            0,
+            riff([(b"VP8X", head), *fine, *[(b"zzzz", b"")] * 400]),
+        ),
         ("trailing", "D1", "colour", 0, riff(fine) + b"trailing"),
         ("animated", "H1", "colour", 0, animated()),
     ]
@@ -858,7 +864,7 @@ def tiff_structure() -> Cases:
         data = tiff(across.astype(np.uint8).tobytes(), {**size, 274: (3, [number])})
         sentence = f"TIFF orientation {number}, 14 x 28 upright"
         yield Case(f"orientation-tall-{number}.tif", "B6", sentence, data, "tall", raw=False)
-    for name, tag in {
+    broken: dict[str, dict[int, tuple[int, Any]]] = {
         "orientation-text": {274: (2, b"6\0")},
         "orientation-9": {274: (3, [9])},
         "exif-pointer": {34665: (4, [0xFFFFFFF0])},
@@ -870,7 +876,8 @@ def tiff_structure() -> Cases:
         "sub-ifd": {330: (4, [8])},
         "date-number": {306: (3, [7])},
         "software-float": {305: (11, [1.5])},
-    }.items():
+    }
+    for name, tag in broken.items():
         sentence = f"TIFF with {name.replace('-', ' ')}"
         yield Case(f"tag-{name}.tif", "D1", sentence, tiff(RAW, tag), "ramp")
     second = (255 - RAMP).astype(np.uint8).tobytes()
@@ -965,7 +972,7 @@ def describe(case: Case) -> dict[str, Any]:
         picture = PICTURES[case.picture].astype(np.uint8)
         line |= {
             "picture": case.picture,
-            "model": "rgb" if picture.ndim == 3 else "grey",  # noqa: PLR2004 - channels last
+            "model": "rgb" if picture.ndim == 3 else "grey",
             "sha256": hashlib.sha256(picture.tobytes()).hexdigest()[:16],
             "points": [picture[point].tolist() for point in POINTS],
         }

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from tests import formats
-from tests.connectors.test_clients import Topic
-
 from connectors.commands.send import send
 from connectors.verbs import Send
+from tests import formats
+from tests.connectors.test_clients import Topic
 
 FILES = [formats.FOLDER / line["file"] for line in formats.read_manifest()]
 

@@ -38,7 +38,10 @@ CARD: dict[str, Any] = {
 
 
 class Verdict(NamedTuple):
-    """What became of an input; `fault` is "" if nothing is wrong."""
+    """What became of an input; `fault` is "" if nothing is wrong.
+
+    `growth_mb`: above the base; 0 where an earlier input took more.
+    """
 
     passed: bool
     decoded: bool
@@ -58,7 +61,7 @@ class Judge:
         logging.disable(logging.CRITICAL)  # the handler logs each failure of its own
         for name in FILES:
             self.try_request(({"body": self._seeds.good[name][0]}, {}))
-        self._base_mb = peak_mb()
+        self._base_mb = self._peak_mb = peak_mb()
 
     def make(self, name: str, seed: int, index: int) -> Request:
         """Return an input: the same numbers, the same input."""
@@ -72,9 +75,12 @@ class Judge:
         except BaseException as reason:  # noqa: BLE001 - whatever leaves it is the finding
             passed, decoded, fault = True, False, f"{type(reason).__name__} left unpack: {reason}"
         cpu, wall = time.process_time() - cpu, time.monotonic() - wall
-        growth = peak_mb() - self._base_mb
+        peak = peak_mb()
+        growth = peak - self._base_mb if peak > self._peak_mb else 0.0
+        self._peak_mb = peak
         if growth > MAX_GROWTH_MB:
             reset_peak()
+            self._peak_mb = peak_mb()
         return Verdict(passed, decoded, cpu, growth, fault or find_excess(cpu, wall, growth))
 
     def try_request(self, request: Request) -> tuple[bool, bool, str]:
@@ -89,7 +95,7 @@ class Judge:
     def _passes(self, request: Request, question: wire.Question | Refused) -> bool:
         try:
             inspected = wire.inspect_request(*request, self._settings)
-        except Refused:
+        except Exception:  # noqa: BLE001 - where `unpack` failed too, and said so
             return False
         if inspected.json is not None:
             return not isinstance(question, Refused)

@@ -1,4 +1,4 @@
-"""Changes to files, each drawn from a generator of random numbers: the same seed, the same input."""
+"""Changes to files, drawn from a generator of random numbers: the same seed, the same input."""
 
 from __future__ import annotations
 
@@ -38,6 +38,9 @@ BOUNDARIES = {
 MAX_LENGTH = 60_000
 """Bytes of an input, but for those of a bomb."""
 
+MAX_LEAVES = 64
+"""Of a tree of lists."""
+
 Request = tuple[dict[str, Any], dict[str, Any]]
 """row and headers, as TorchServe hands them over."""
 
@@ -60,23 +63,23 @@ class Seeds:
 
     def choose(self, name: str, random: Random) -> bytes:
         """Return a file, mostly a good one."""
-        return random.choice((self.good if random.random() < 0.8 else self.files)[name])  # noqa: PLR2004 - a share
+        return random.choice((self.good if random.random() < 0.8 else self.files)[name])
 
 
 def mutate_file(name: str, seeds: Seeds, random: Random) -> bytes:
     """Return a file of a format that was changed once to four times, or a bomb."""
-    if random.random() < 0.005:  # noqa: PLR2004 - a share
+    if random.random() < 0.005:
         return random.choice(BOMBS[name])(random)
     data = seeds.choose(name, random)
     for _ in range(random.choice((1, 1, 2, 4))):
-        repair = random.random() < 0.5  # noqa: PLR2004 - half the time
+        repair = random.random() < 0.5
         other = seeds.choose(name, random)
         data = random.choice(CHANGES)(data, other, random, repair)
     return data[:MAX_LENGTH]
 
 
 def change_parts(data: bytes, other: bytes, random: Random, repair: bool) -> bytes:  # noqa: FBT001 - one signature for all
-    """Change the list of parts: one is doubled, dropped, moved, multiplied or comes from elsewhere."""
+    """Change the list of parts: double, drop, move or multiply one, or take one from elsewhere."""
     parts = split(data)
     place = random.randrange(len(parts))
     part = parts[place]
@@ -85,9 +88,9 @@ def change_parts(data: bytes, other: bytes, random: Random, repair: bool) -> byt
         parts.insert(place, part)
     elif action == 1:
         parts.pop(place)
-    elif action == 2:  # noqa: PLR2004 - a number of an action
+    elif action == 2:
         parts.insert(random.randrange(len(parts)), parts.pop(place))
-    elif action == 3:  # noqa: PLR2004 - a number of an action
+    elif action == 3:
         parts[place:place] = [part] * random.choice((2, 10, 100))
     else:
         parts.insert(place, random.choice(split(other)))
@@ -114,9 +117,9 @@ def change_bytes(part: Part, random: Random) -> bytes:
         width = random.choice((1, 2, 4))
         value = random.choice(BOUNDARIES[width])
         body[place : place + width] = value.to_bytes(width, random.choice(("little", "big")))
-    elif action == 2:  # noqa: PLR2004 - a number of an action
+    elif action == 2:
         body[place:place] = random.randbytes(random.choice((1, 4, 300)))
-    elif action == 3:  # noqa: PLR2004 - a number of an action
+    elif action == 3:
         del body[place : place + random.choice((1, 4, 50))]
     else:
         body[place : place + 8] = body[:8]
@@ -182,7 +185,8 @@ def bomb_jpeg_segments(random: Random) -> bytes:
 def bomb_gif_blocks(random: Random) -> bytes:
     """Return a GIF of very many extensions, or of a large screen."""
     count, size = random.choice((0, 30_000, 500_000)), random.choice((28, 5_000, 65_535))
-    return gif(formats.PALETTE, b"!\xfe\0" * count + gif_frame(formats.RAMP), (size, size))
+    frame = gif_frame(formats.RAMP)[:-1] + b"\1\0" * random.choice((0, 200_000)) + b"\0"
+    return gif(formats.PALETTE, b"!\xfe\0" * count + frame, (size, size))
 
 
 def bomb_bmp_runs(random: Random) -> bytes:
@@ -209,7 +213,8 @@ def bomb_tiff_pieces(random: Random) -> bytes:
     """Return a TIFF of many strips, large tiles, many samples or many tags."""
     tags = random.choice(
         (
-            {257: (4, [1_000_000]), 278: (4, [1])},
+            {256: (4, [1]), 257: (4, [1_000_000]), 278: (4, [1_000_000])},
+            {256: (4, [1_000]), 257: (4, [1_000]), 322: (4, [1]), 323: (4, [1])},
             {322: (4, [60_000]), 323: (4, [60_000])},
             {277: (3, [60_000])},
             {256: (4, [3_400]), 257: (4, [3_400])},
@@ -229,17 +234,34 @@ BOMBS: dict[str, tuple[Callable[[Random], bytes], ...]] = {
 }
 
 JSON_HEADERS = {"body": {"content-type": "application/json"}}
-LEAVES = (0, 7, 255, 256, -1, 1.0, 0.5, True, None, "x", 10**400, 1e308, [], {}, [[]], [0])
+LEAVES: tuple[Any, ...] = (
+    0,
+    7,
+    255,
+    256,
+    -1,
+    1.0,
+    0.5,
+    True,
+    None,
+    "x",
+    10**400,
+    1e308,
+    [],
+    {},
+    [[]],
+    [0],
+)
 
 
 def make_json(seeds: Seeds, random: Random) -> Request:
     """Return a request of JSON: files as Base64, pixels as lists, or what is neither."""
     instances: Any = [make_instance(seeds, random) for _ in range(random.choice((1, 1, 2, 20)))]
     value: Any = {"instances": instances}
-    if random.random() < 0.1:  # noqa: PLR2004 - a share
+    if random.random() < 0.1:
         value = random.choice((instances, {"instances": {}}, {"inputs": 1}, make_nest(random)))
     body = json.dumps(value).encode()
-    if random.random() < 0.1:  # noqa: PLR2004 - a share
+    if random.random() < 0.1:
         place = random.randrange(len(body))
         body = body[:place] + random.randbytes(2) + body[place + random.randrange(3) :]
     lead = random.choice((b"", b"", b"\xef\xbb\xbf", b" \n"))
@@ -249,12 +271,12 @@ def make_json(seeds: Seeds, random: Random) -> Request:
 def make_instance(seeds: Seeds, random: Random) -> Any:  # noqa: ANN401 - JSON is anything
     """Return one instance of any kind."""
     kind = random.randrange(6)
-    if kind < 2:  # noqa: PLR2004 - the first two kinds
+    if kind < 2:
         data = mutate_file(random.choice(FILES), seeds, random)[:20_000]
         return {"b64": base64.b64encode(data).decode()}
-    if kind == 2:  # noqa: PLR2004 - a number of a kind
+    if kind == 2:
         return {"b64": random.choice(LEAVES)}
-    if kind == 3:  # noqa: PLR2004 - a number of a kind
+    if kind == 3:
         return make_nest(random)
     return make_pixels(random)
 
@@ -263,19 +285,23 @@ def make_pixels(random: Random) -> Any:  # noqa: ANN401 - JSON is anything
     """Return lists of pixels, sometimes with a leaf that is none, or a ragged row."""
     height, width = random.choice((1, 2, 28)), random.choice((1, 3, 28))
     rows: list[Any] = [[random.randrange(256) for _ in range(width)] for _ in range(height)]
-    if random.random() < 0.3:  # noqa: PLR2004 - a share
+    if random.random() < 0.3:
         rows[random.randrange(height)][random.randrange(width)] = random.choice(LEAVES)
-    if random.random() < 0.1:  # noqa: PLR2004 - a share
+    if random.random() < 0.1:
         rows[random.randrange(height)] = random.choice(LEAVES)
-    return [rows] * random.choice((1, 3, 4)) if random.random() < 0.3 else rows  # noqa: PLR2004 - a share
+    return [rows] * random.choice((1, 3, 4)) if random.random() < 0.3 else rows
 
 
 def make_nest(random: Random) -> Any:  # noqa: ANN401 - JSON is anything
     """Return a deep or a wide tree."""
+    if random.random() < 0.2:
+        return [[]] * random.choice((1, 2_000))
     value: Any = random.choice(LEAVES)
+    leaves = 1
     for _ in range(random.choice((1, 4, 64, 400))):
-        value = [value] * random.choice((1, 1, 1, 2)) if len(str(value)) < 9_000 else [value]  # noqa: PLR2004 - characters
-    return [[]] * random.choice((1, 2_000)) if random.random() < 0.2 else value  # noqa: PLR2004 - a share
+        width = random.choice((1, 1, 1, 2)) if leaves < MAX_LEAVES else 1
+        value, leaves = [value] * width, leaves * width
+    return value
 
 
 def make_multipart(seeds: Seeds, random: Random) -> Request:
@@ -283,14 +309,14 @@ def make_multipart(seeds: Seeds, random: Random) -> Request:
     names = random.sample(("a", "b", "body", "content-type", "Content-Type", "", "ü" * 40), 3)
     row: dict[str, Any] = {}
     headers: dict[str, Any] = {}
-    if random.random() < 0.9:  # noqa: PLR2004 - a share
+    if random.random() < 0.9:
         headers["Content-Type"] = "multipart/form-data; boundary=x"
     for name in names[: random.choice((1, 2, 3))]:
         row[name] = mutate_file(random.choice(FILES), seeds, random)[:20_000]
         kind = random.choice(("", "image/png", "application/json", "text/plain", "multipart/mixed"))
         if name != "Content-Type":
             headers[name] = {"content-type": kind}
-    if random.random() < 0.05:  # noqa: PLR2004 - a share
+    if random.random() < 0.05:
         row[names[0]] = random.choice(("text", "", {}, [1], 3, None))
     return row, headers
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 import zlib
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def split(data: bytes) -> list[Part]:
 def join(parts: list[Part], *, repair: bool) -> bytes:
     """Put a file together; the length of a whole WebP or BMP is repaired too."""
     data = b"".join(part.whole for part in parts)
-    if repair and data[:4] == b"RIFF":
+    if repair and data[:4] == b"RIFF" and len(data) >= 8:
         return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
     return data
 
@@ -108,13 +109,13 @@ def split_jpeg(data: bytes) -> Iterator[Part]:
     """Yield SOI, the segments and the data of the scans."""
     yield plain(data[:2])
     place = 2
-    while place + 4 <= len(data) and data[place] == 0xFF and 0xC0 <= data[place + 1] < 0xFF:  # noqa: PLR2004 - markers with a length
+    while place + 4 <= len(data) and data[place] == 0xFF and 0xC0 <= data[place + 1] < 0xFF:
         (length,) = struct.unpack_from(">H", data, place + 2)
         end = place + 2 + length
         whole = data[place:end]
         yield Part("jpeg", whole[:2], whole[4:], whole)
         place = end
-        if whole[1] == 0xDA:  # noqa: PLR2004 - SOS
+        if whole[1] == 0xDA:
             end = find_marker(data, place)
             yield plain(data[place:end])
             place = end
@@ -124,7 +125,7 @@ def split_jpeg(data: bytes) -> Iterator[Part]:
 def find_marker(data: bytes, place: int) -> int:
     """Return where the data of a scan end."""
     while (found := data.find(b"\xff", place)) >= 0 and found + 1 < len(data):
-        if data[found + 1] and not 0xD0 <= data[found + 1] <= 0xD7:  # noqa: PLR2004 - restarts
+        if data[found + 1] and not 0xD0 <= data[found + 1] <= 0xD7:
             return found
         place = found + 2
     return len(data)
@@ -132,10 +133,10 @@ def find_marker(data: bytes, place: int) -> int:
 
 def split_gif(data: bytes) -> Iterator[Part]:
     """Yield head and palette, extensions, frames, trailer."""
-    place = 13 + (6 << (data[10] & 7) if len(data) > 10 and data[10] & 0x80 else 0)  # noqa: PLR2004 - GIF's own
+    place = 13 + (6 << (data[10] & 7) if len(data) > 10 and data[10] & 0x80 else 0)
     yield plain(data[:place])
     while place < len(data) and data[place] in b"!,":
-        start = place + (2 if data[place] == 0x21 else 11)  # noqa: PLR2004 - extension
+        start = place + (2 if data[place] == 0x21 else 11)
         end, body = read_blocks(data, start)
         yield Part("blocks", data[place:start], body, data[place:end])
         place = end
@@ -156,7 +157,7 @@ def split_bmp(data: bytes) -> Iterator[Part]:
     size = int.from_bytes(data[14:18], "little")
     start = int.from_bytes(data[10:14], "little")
     cuts = sorted({0, 14, min(14 + size, len(data)), min(start, len(data)), len(data)})
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         yield plain(data[begin:end])
 
 

@@ -41,7 +41,7 @@ class Finding(NamedTuple):
     """An input with a fault."""
 
     format: str
-    index: int
+    number: int
     fault: str
 
 

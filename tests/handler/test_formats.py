@@ -7,7 +7,7 @@ import resource
 import time
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import fmnist_wire as wire
 import numpy as np
@@ -17,8 +17,10 @@ from fmnist_gate import Refused
 from torchvision.io import ImageReadMode, decode_image
 
 from tests import formats
-from tests.encoders import Grid
 from tests.handler.unpacking import GREY, SETTINGS
+
+if TYPE_CHECKING:
+    from tests.encoders import Grid
 
 MODELS = {"grey": GREY, "rgb": replace(GREY, mode="RGB", background=(0, 0, 0))}
 LINES = formats.read_manifest()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tests import formats
-from tests.encoders import Grid
 from training.errors import DataError
 from training.sources import ImageSpec, load_training_images
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.encoders import Grid
 
 LINES = formats.read_manifest()
 PICTURES = [line for line in LINES if "picture" in line]
