@@ -184,8 +184,8 @@ def check_cost(outline: Outline) -> None:
     if outline.cost > MAX_DECODING_S:
         raise Refused(
             "too_large",
-            f"Decoding the image would take about {outline.cost:.0f} s: save it anew, "
-            "without scans or strips by the thousand.",
+            f"Decoding the image would take about {outline.cost:.0f} s: save it anew, as a plain "
+            "PNG or JPEG.",
         )
 
 
@@ -208,6 +208,7 @@ PNG_HEAD_END = 33
 PNG_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
 """Bits of a sample that each colour type may have."""
 GREY, RGB, PALETTE = 0, 2, 3
+PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 KEY_SCALES = {(GREY, 2): 85, (GREY, 4): 17, (RGB, 16): 1 / 256}
 """By colour type and depth: what brings a transparent colour to the scale that Pillow decodes to.
 16-bit grey is compared in 16 bits."""
@@ -236,14 +237,18 @@ def read_png(data: bytes | bytearray) -> Outline:
         raise damaged("it has no IDAT")
     clear = any(chunk.name == b"tRNS" for chunk in kept)
     heavy = depth > 8 or colour > PALETTE or clear  # noqa: PLR2004 - a byte has 8 bits
-    rate = (30 if heavy else 15) * (1 + interlace)
-    cost = NS * (rate * width * height + 15 * len(data)) + 1e-6 * len(kept)
+    cost = cost_png(width * height, depth * PNG_SAMPLES[colour], len(data), interlace)
     parts = [data[chunk.start : chunk.end] for chunk in kept]
     if clear and (colour, depth) in KEY_SCALES:
         at = [chunk.name for chunk in kept].index(b"tRNS")
         parts[at] = scale_key(data, kept[at], KEY_SCALES[colour, depth])
     clean = b"".join([PNG_MAGIC, *parts])
     return Outline(clean, width, height, cost, read_png_orientation(data, chunks), heavy)
+
+
+def cost_png(pixels: int, bits: int, length: int, interlace: int) -> float:
+    """Return seconds: of unpacking the file, undoing the filters, and converting the pixels."""
+    return NS * (pixels * (bits * 3 / 4 + 10) * (1 + interlace) + 20 * length)
 
 
 def walk_png(data: bytes | bytearray) -> Iterator[Chunk]:
@@ -325,22 +330,17 @@ JPEG_MARKER = re.compile(rb"\xff[^\xff\x00]")
 JPEG_AFTER_SCAN = re.compile(rb"\xff[^\xff\x00\xd0-\xd7]")
 """Between scans lie markers; FF 00 is data, D0 to D7 are restarts."""
 SOI, EOI, SOS, TEM = 0xD8, 0xD9, 0xDA, 0x01
-RESTARTS = range(0xD0, 0xD8)
-JPEG_FRAMES = {0xC0: False, 0xC1: False, 0xC2: True}
-"""Frames that are decoded, and whether they are progressive."""
-JPEG_OTHER_FRAMES = frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
-JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD})
-JFIF, EXIF, ADOBE = 0xE0, 0xE1, 0xEE
+JPEG_ALONE = frozenset({*range(0xD0, 0xD8), SOI, EOI, TEM})
+"""Markers without a length: restarts, and such as have no place between segments."""
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+JPEG_KEPT = frozenset({BASELINE, EXTENDED, PROGRESSIVE, 0xC4, 0xDB, 0xDD, SOS, EOI})
+"""Frames, tables of Huffman codes and of quantisation, the restart interval, scans."""
+EXIF, EXIF_NAME = 0xE1, b"Exif\x00\x00"
+JPEG_COLOURS = {0xE0: b"JFIF\x00", 0xEE: b"Adobe"}
+"""Segments of applications that decide what the components mean."""
 MAX_COMPONENTS = 4
 EIGHT_BITS = 8
-
-
-class Segment(NamedTuple):
-    """A marker of a JPEG, and where its own bytes and those after it begin; `end` of a scan."""
-
-    marker: int
-    body: int
-    end: int
 
 
 @dataclass(slots=True)
@@ -357,68 +357,65 @@ def read_jpeg(data: bytes | bytearray) -> Outline:
     """Keep frame, tables, scans, JFIF and Adobe; read the orientation of Exif."""
     frame: Frame | None = None
     kept: list[bytes | bytearray] = [b"\xff\xd8"]
-    scanned, orientation = 0, 0
-    for marker, body, end in walk_jpeg(data):
-        if marker in JPEG_FRAMES or marker in JPEG_OTHER_FRAMES:
+    position, count, scanned, orientation = 2, 0, 0.0, 0
+    while position < len(data) and (found := JPEG_MARKER.search(data, position)):
+        marker, body = data[found.end() - 1], found.end()
+        position = body if marker in JPEG_ALONE else body + max(2, read_length(data, body))
+        if marker == SOS:
+            scanned += cost_scan(data, body, frame)
+            position = find_scan_end(data, body, position, frame)
+        elif marker in JPEG_FRAMES:
             frame = read_frame(data, marker, body, frame)
-        elif marker == SOS:
-            scanned += count_blocks(data, body, frame)
-        elif marker == EXIF and not orientation and data[body + 2 : body + 8] == b"Exif\x00\x00":
-            orientation = read_exif(data[body + 8 : end])
+        elif marker == EXIF and not orientation and data[body + 2 : body + 8] == EXIF_NAME:
+            orientation = read_exif(data[body + 8 : position])
         if is_kept(data, marker, body):
-            kept += (bytes((0xFF, marker)), data[body:end])
+            kept.append(data[body - 2 : position])
+        if marker == EOI:
+            break
+        count += 1
+        count_parts(count, MAX_PARTS, "segments")
     if frame is None:
         raise damaged("it has no frame")
-    cost = cost_jpeg(frame, scanned, sum(map(len, kept)))
     clean = b"".join(kept)
+    cost = cost_jpeg(frame, scanned, len(clean))
     return Outline(clean, frame.width, frame.height, cost, orientation or 1)
 
 
-def cost_jpeg(frame: Frame, scanned: int, length: int) -> float:
-    """Return seconds: each scan of a progressive frame passes over all its blocks."""
-    pixels = frame.width * frame.height
-    if frame.progressive:
-        return NS * (10 * pixels + 14 * scanned + 110 * length)
-    return NS * (6 * pixels + 3 * scanned + 25 * length)
-
-
-def walk_jpeg(data: bytes | bytearray) -> Iterator[Segment]:
-    """Yield the segments up to the end of the image, without fill bytes; a scan with its data."""
-    position, count = 2, 0
-    while found := JPEG_MARKER.search(data, position):
-        marker, body = data[found.end() - 1], found.end()
-        position = body
-        if marker == EOI:
-            yield Segment(marker, body, body)
-            return
-        if marker in RESTARTS or marker in {SOI, TEM}:
-            continue
-        (length,) = unpack_from(">H", data, body)
-        position = body + max(2, length)
-        if marker == SOS:
-            after = JPEG_AFTER_SCAN.search(data, position)
-            position = after.start() if after else len(data)
-        yield Segment(marker, body, position)
-        count += 1
-        count_parts(count, MAX_PARTS, "segments")
+def read_length(data: bytes | bytearray, body: int) -> int:
+    """Return the bytes of a segment behind its marker."""
+    return data[body] << 8 | data[body + 1]
 
 
 def is_kept(data: bytes | bytearray, marker: int, body: int) -> bool:
     """Tell whether a segment decides the pixels."""
-    return (
-        marker in JPEG_FRAMES
-        or marker in JPEG_TABLES
-        or marker in {SOS, EOI}
-        or (marker == JFIF and data[body + 2 : body + 7] == b"JFIF\x00")
-        or (marker == ADOBE and data[body + 2 : body + 7] == b"Adobe")
-    )
+    if marker in JPEG_COLOURS:
+        return data.startswith(JPEG_COLOURS[marker], body + 2)
+    return marker in JPEG_KEPT
+
+
+def cost_jpeg(frame: Frame, scanned: float, length: int) -> float:
+    """Return seconds, of them `scanned` for the blocks of all scans."""
+    pixel, byte = (10, 110) if frame.progressive else (6, 25)
+    return NS * (pixel * frame.width * frame.height + byte * length) + scanned
+
+
+def find_scan_end(data: bytes | bytearray, body: int, position: int, frame: Frame | None) -> int:
+    """Return where the data of a scan end, or the file where no other scan can follow.
+
+    Inside them FF is followed by 00 or by a restart. One scan of all components completes a
+    baseline image; the decoder stops there.
+    """
+    if frame is not None and not frame.progressive and data[body + 2] == len(frame.blocks):
+        return len(data)
+    after = JPEG_AFTER_SCAN.search(data, position)
+    return after.start() if after else len(data)
 
 
 def read_frame(data: bytes | bytearray, marker: int, body: int, earlier: Frame | None) -> Frame:
     """Return what SOF says. Raises Refused."""
     if earlier is not None:
         raise damaged("it has two frames")
-    if marker in JPEG_OTHER_FRAMES:
+    if marker not in {BASELINE, EXTENDED, PROGRESSIVE}:
         raise Refused(
             "unsupported_type",
             "This is a lossless, hierarchical or arithmetic JPEG: send a baseline or progressive "
@@ -434,7 +431,7 @@ def read_frame(data: bytes | bytearray, marker: int, body: int, earlier: Frame |
     return Frame(
         width,
         height,
-        JPEG_FRAMES[marker],
+        marker == PROGRESSIVE,
         {
             name: ceil_div(width * (f >> 4), 8 * across) * ceil_div(height * (f & 15), 8 * down)
             for name, f in factors
@@ -447,12 +444,18 @@ def ceil_div(value: int, by: int) -> int:
     return -(-value // by)
 
 
-def count_blocks(data: bytes | bytearray, body: int, frame: Frame | None) -> int:
-    """Return the blocks that a scan passes over. Raises Refused."""
+def cost_scan(data: bytes | bytearray, body: int, frame: Frame | None) -> float:
+    """Return the seconds in which a scan passes over its blocks, however few bytes it has.
+
+    A refinement of coefficients visits each of them in each block. Raises Refused.
+    """
     if frame is None:
         raise damaged("it has a scan before its frame")
     components = data[body + 2]
-    return sum(frame.blocks.get(data[body + 3 + 2 * index], 0) for index in range(components))
+    names = [data[body + 3 + 2 * index] for index in range(components)]
+    first, last, approximation = unpack_from("3B", data, body + 3 + 2 * components)
+    visited = last - first + 1 if frame.progressive and first and approximation >> 4 else 0
+    return NS * (14 + 1.5 * max(0, visited)) * sum(frame.blocks.get(name, 0) for name in names)
 
 
 # GIF: https://www.w3.org/Graphics/GIF/spec-gif89a.txt
@@ -480,7 +483,7 @@ def read_gif(data: bytes | bytearray) -> Outline:
     end, _ = skip_sub_blocks(data, start + 1, 0, MAX_SUB_BLOCKS, "blocks of pixels")
     kept += (control, data[position:end], b";")
     width, height = max(width, left + across), max(height, top + down)
-    cost = NS * (20 * (width * height + across * down) + 20 * (end - position))
+    cost = NS * (10 * (width * height + across * down) + 20 * (end - position))
     return Outline(b"".join(kept), width if across * down else 0, height, cost)
 
 
@@ -539,7 +542,7 @@ def read_bmp(data: bytes | bytearray) -> Outline:
 
 def cost_bmp(pixels: int, length: int, *, rle: bool) -> float:
     """Return seconds; Pillow unpacks run lengths in Python."""
-    return NS * (300 * pixels + 300 * length if rle else 10 * pixels + length)
+    return NS * (300 * pixels + 450 * length if rle else 10 * pixels + length)
 
 
 # WebP: https://developers.google.com/speed/webp/docs/riff_container

@@ -58,6 +58,7 @@ class FmnistHandler:
 
     def initialize(self, context: Context) -> None:
         """Load what lies in the archive, and warm up. Raises ValueError, OSError, RuntimeError."""
+        show_failures()
         folder = Path(context.system_properties["model_dir"])
         self.settings = wire.read_settings(context.model_yaml_config)
         self.card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
@@ -127,6 +128,16 @@ class FmnistHandler:
             batch = torch.from_numpy(np.stack(images)).to(self.device)
             rows: wire.Row = self.network(batch).cpu().numpy()
         return rows
+
+
+def show_failures() -> None:
+    """Let our own failures reach the server's log.
+
+    TorchServe sends what a worker logs to stdout, where a line counts as INFO and is dropped by
+    serving/log4j2.xml as the thousand others are; a line of stderr counts as a warning.
+    """
+    for name in (__name__, wire.__name__):
+        logging.getLogger(name).addHandler(cast("logging.Handler", logging.lastResort))
 
 
 def choose_device(gpu: int | None) -> torch.device:

@@ -173,36 +173,33 @@ def unpack_batch(
 class Budget:
     """The seconds of decoding that a batch may cost, and of these what one request may.
 
-    What a batch has spent is the larger of estimate and clock: neither a file that costs more than
-    it seems to nor a machine with other work lets it pass TorchServe's responseTimeout.
+    What was spent is read from the clock, so a machine with other work counts; what comes next is
+    estimated from above. Together they keep a batch below TorchServe's responseTimeout.
     """
 
     def __init__(self, batch_s: float, request_s: float, clock: Callable[[], float]) -> None:
-        self._batch_s, self._request_s, self._clock = batch_s, request_s, clock
-        self._started = clock()
-        self._estimated = 0.0
+        self._request_s, self._clock = request_s, clock
+        self._end = clock() + batch_s
         self.request_left = request_s
 
     @classmethod
     def of(cls, settings: Settings, clock: Callable[[], float] = lambda: 0.0) -> Budget:
-        """Return the budget of these settings; without a clock only estimates count."""
+        """Return the budget of these settings; without a clock, that of a request alone."""
         return cls(settings.batch_ms / 1000, settings.max_request_ms / 1000, clock)
 
     def start_request(self, cost: float) -> None:
         """Begin the next request, which costs so many seconds by its estimate. Raises Refused."""
         self.request_left = self._request_s
-        self.take(cost)
+        self.check(cost)
 
-    def take(self, cost: float) -> None:
-        """Take the seconds that the next work will cost by its estimate. Raises Refused."""
-        spent = self._batch_s - self.batch_left()
-        if spent + cost > self._batch_s:
+    def check(self, cost: float) -> None:
+        """Raise Refused where the seconds that the next work may cost are not left."""
+        if cost > self.batch_left():
             raise Refused("busy", "The server has too much to decode at once: send it again.")
-        self._estimated = spent + cost
 
     def batch_left(self) -> float:
         """Return the seconds that are left to the batch."""
-        return self._batch_s - max(self._estimated, self._clock() - self._started)
+        return self._end - self._clock()
 
 
 def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | Refused:
@@ -326,7 +323,7 @@ def decode_request(request: Request, model: Model, settings: Settings, budget: B
     items = request.items
     if request.json is not None:
         items = inspect_instances(request.json, model, settings)
-        budget.take(sum(map(cost_of, items)))
+        budget.check(sum(map(cost_of, items)))
     check_sum(items, settings)
     decoded = tuple(attempt(decode_item, item, model, settings, budget) for item in items)
     for item in decoded:

@@ -21,6 +21,9 @@ BINS = 15
 HOTTEST = 20.0
 """Temperatures lie between this and its inverse; a set without a mistake would ask for zero."""
 
+MIN_IMAGES = 20
+"""That a temperature is fitted to; fewer say more of themselves than of the classifier."""
+
 HALVINGS = 60
 """Of the interval: more than a float64 can tell apart."""
 
@@ -79,3 +82,18 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         expected = ((middle * exact).softmax(1) * exact).sum(1).mean()
         low, high = (low, middle) if expected > seen else (middle, high)
     return 1 / sqrt(low * high)
+
+
+def explain_no_fit(found: float, images: int) -> str:
+    """Return why the temperature found on so many images means nothing; "" if it means something.
+
+    It lies at its bound where no image is wrong, so that no confidence would be too high, and
+    where hardly one is right.
+    """
+    if images < MIN_IMAGES:
+        return f"{images} images are too few to calibrate, it takes {MIN_IMAGES}"
+    if not 1.001 / HOTTEST < found < HOTTEST / 1.001:  # the fit ends beside the bound, not on it
+        which = "is wrong" if found < 1 else "tells the classes apart"
+        what = "no image" if found < 1 else "hardly an image"
+        return f"{what} of {images} {which}, so there is nothing to calibrate with"
+    return ""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import pickle
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .calibration import fit_temperature
+from .calibration import explain_no_fit, fit_temperature
+from .checkpoint import read_checkpoint
 from .choices import DEFAULT_NETWORK, modernise_network
 from .data import ImageSet, load_into_memory
-from .errors import DataError, RunError
+from .errors import DataError, RunError, TrainingWarning
 from .files import atomic_write
 from .networks import FlipTTA, Network, find_network, run_dry
+from .output import list_names
 from .recipe import Clock, Epoch, Fit, Recipe, Step
 
 if TYPE_CHECKING:
@@ -208,11 +210,18 @@ class ImageClassifier:
     def calibrate(self, validation_set: Dataset[Any]) -> float:
         """Make the probabilities as sure as they should be; return the temperature found.
 
-        The images should be such as were not learned. No label changes.
+        The images should be such as were not learned. No label changes. The temperature is 1, and
+        a TrainingWarning says why, where there is nothing to fit one to: with fewer than
+        `calibration.MIN_IMAGES` images, or without a mistake among them.
         """
         images = self._load(validation_set)
         raw = self.logits(images.images) * self.model.temperature.item()
         found = fit_temperature(raw, images.labels)
+        reason = explain_no_fit(found, len(images))
+        if reason:
+            found = 1.0
+            message = f"{reason}: the temperature is 1, give more validation images"
+            warnings.warn(message, TrainingWarning, stacklevel=2)
         self.model.temperature.fill_(found)
         return found
 
@@ -257,9 +266,9 @@ class ImageClassifier:
     ) -> Self:
         """Read what `save` wrote; `network` is needed only if it was a function of your own.
 
-        Nothing in the file is executed. Raises RunError if it is not such a file.
+        Nothing in the file is executed. Raises RunError if it is not such a file, or not whole.
         """
-        content = _read_checkpoint(Path(path))
+        content = read_checkpoint(Path(path), FORMAT)
         chosen = network or content["network"]
         if chosen is None:
             raise RunError(f"{path} holds a network of your own: load(path, network=…) needs it")
@@ -271,7 +280,13 @@ class ImageClassifier:
             seed=content["seed"],
             device=device,
         )
-        classifier.model.load_state_dict(content["weights"])
+        try:
+            classifier.model.load_state_dict(content["weights"])
+        except RuntimeError as error:
+            raise RunError(
+                f"{path} holds weights of another network than {chosen}: name that one, or train "
+                "again"
+            ) from error
         classifier.names = tuple(content["names"])
         classifier.background, classifier.data = content["background"], content["data"]
         classifier._unfinished = content["underway"]
@@ -321,9 +336,23 @@ class ImageClassifier:
 
     def _describe(self, training: ImageSet) -> None:
         self.model.measure(training.images)
-        if len(training.names) == self.classes:
-            self.names = training.names
+        self.names = self._choose_names(training)
         self.background, self.data = training.background(), training.digest()
+
+    def _choose_names(self, training: ImageSet) -> tuple[str, ...]:
+        """Return a name for each class, and warn of classes that no image shows."""
+        named = len(training.names)
+        names = training.names[: self.classes] + self.names[named:]
+        counts = torch.bincount(training.labels, minlength=self.classes)
+        empty = [names[label] for label in (counts == 0).nonzero().flatten().tolist()]
+        if empty:
+            warnings.warn(
+                f"no image is of class {list_names(empty)}: the classifier has {self.classes} "
+                f"classes, the images show {self.classes - len(empty)}",
+                TrainingWarning,
+                stacklevel=4,
+            )
+        return names
 
 
 def _materialise(model: nn.Module, zeros: Tensor, classes: int) -> None:
@@ -335,15 +364,3 @@ def _materialise(model: nn.Module, zeros: Tensor, classes: int) -> None:
         )
     parts = [*model.parameters(), *model.buffers()]
     assert not any(is_lazy(part) for part in parts), "a lazy layer was not run"  # noqa: S101
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise RunError(f"{path} is missing: `make train` writes one") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise RunError(f"{path} is not a checkpoint of this program: train again") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RunError(f"{path} is not a checkpoint of this version: train again")
-    return content

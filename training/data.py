@@ -6,14 +6,13 @@ faster than loading one image after the other: so everything is loaded once, the
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import math
 import operator
-import zlib
-from collections.abc import Sized
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import torch
@@ -23,14 +22,14 @@ from torch.utils.data import Dataset
 
 from .errors import DataError
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 SPLIT_SEED = 2017
 """Fixed, so that every run is evaluated on the same held-out images."""
 
 BACKGROUND_TOLERANCE = 32
 """Grey values around the most frequent one that belong to the background: noise and shadow."""
+
+CHANNELS = frozenset({1, 3, 4})
+"""That an image usually has."""
 
 PIXEL_TOLERANCE = 0.01
 """How far 255 times a float may lie from a whole number and still be a pixel."""
@@ -40,12 +39,14 @@ PIXEL_TOLERANCE = 0.01
 class ImageSet(Dataset[tuple[Tensor, int]]):
     """Images uint8 [N, C, H, W], labels int64 [N], and the names of the classes if they are known.
 
+    `filled`: the pixel value, 0 to 255, that the images were laid on, None if they were not.
     Raises DataError if it is empty or its parts do not fit each other.
     """
 
     images: Tensor
     labels: Tensor
     names: tuple[str, ...] = ()
+    filled: int | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:  # noqa: PLR2004 - N, C, H, W
@@ -69,7 +70,7 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
 
     def select(self, indices: Tensor) -> ImageSet:
         """Return the images at these indices, in this order."""
-        return ImageSet(self.images[indices], self.labels[indices], self.names)
+        return replace(self, images=self.images[indices], labels=self.labels[indices])
 
     def digest(self) -> str:
         """Return the SHA-256 of shape, pixels and labels, in hexadecimal."""
@@ -79,24 +80,31 @@ class ImageSet(Dataset[tuple[Tensor, int]]):
         return content.hexdigest()
 
     def background(self) -> int:
-        """Return the pixel value, 0 to 255, that lies around what the images show."""
-        return estimate_background(border(self.images))
+        """Return the pixel value, 0 to 255, that lies around what the images show.
+
+        Images that were laid on one have that one: whoever serves the model must use the same.
+        """
+        return estimate_background(border(self.images)) if self.filled is None else self.filled
 
 
 def relabel(images: ImageSet, names: tuple[str, ...]) -> ImageSet:
     """Return the images with the labels that their classes have in `names`.
 
-    A data set without names keeps its labels. Raises DataError for a class that is not there.
+    Names that look the same are the same, however their accents are coded. A data set without
+    names keeps its labels. Raises DataError for classes that are not there.
     """
-    unknown = [name for name in images.names if name not in names]
+    if not images.names or images.names == names:
+        return images
+    known = [normalize("NFC", name) for name in names]
+    given = [normalize("NFC", name) for name in images.names]
+    unknown = [name for name in given if name not in known]
     if unknown:
         raise DataError(
-            f"there is no class {unknown[0]!r}: the classifier knows {', '.join(names)}"
+            f"there is no class {', '.join(map(repr, unknown))}: the classifier knows "
+            f"{', '.join(names)}"
         )
-    if not images.names:
-        return images
-    indices = torch.tensor([names.index(name) for name in images.names])
-    return ImageSet(images.images, indices[images.labels], names)
+    indices = torch.tensor([known.index(name) for name in given])
+    return replace(images, labels=indices[images.labels], names=names)
 
 
 def border(images: Tensor) -> Tensor:
@@ -145,34 +153,135 @@ def load_unchecked(dataset: Dataset[Any]) -> ImageSet:
         return dataset
     if not isinstance(dataset, Sized) or not hasattr(dataset, "__getitem__"):
         raise DataError("the data set must be map-style: give it __len__ and __getitem__")
+    names = find_names(dataset)
     images: list[Tensor] = []
     labels: list[int] = []
-    for index in range(len(dataset)):
+    for index in range(_count_samples(dataset)):
         image, label = _load_sample(dataset, index)
         images.append(image)
         labels.append(label)
-        if image.shape != images[0].shape:
-            raise DataError(
-                f"sample {index} is {_format_shape(image)} but sample 0 is "
-                f"{_format_shape(images[0])}: bring all images to one size"
-            )
+        _require_equal_shapes(images[0], image, index)
     if not images:
         raise DataError("the data set is empty: give it at least one image")
-    names = tuple(str(name) for name in getattr(dataset, "classes", ()))
     return ImageSet(torch.stack(images), torch.tensor(labels, dtype=torch.int64), names)
 
 
+def _count_samples(dataset: Sized) -> int:
+    try:
+        return len(dataset)
+    except Exception as error:  # the data set is anybody's
+        raise DataError(
+            f"the data set has no length, {_explain(error)}: mend its __len__"
+        ) from error
+
+
+def _require_equal_shapes(first: Tensor, image: Tensor, index: int) -> None:
+    if len(image) != len(first):
+        raise DataError(
+            f"sample {index} has {len(image)} channels but sample 0 has {len(first)} "
+            f"({_format_shape(image)} and {_format_shape(first)}): convert all to grey or all to "
+            "RGB, as [C, H, W]"
+        )
+    if image.shape != first.shape:
+        raise DataError(
+            f"sample {index} is {_format_shape(image)} but sample 0 is "
+            f"{_format_shape(first)}: bring all images to one size"
+        )
+
+
+def find_names(dataset: object) -> tuple[str, ...]:
+    """Return the names of the classes of a data set, by their labels; () if it has none.
+
+    They stand in `classes` or `class_to_idx`: a list, a dict of name and label in either direction,
+    or the number of classes. A part of a data set, or several in a row, have the names of the
+    whole. Raises DataError for names without an order.
+    """
+    for attribute in ("classes", "class_to_idx"):
+        classes = getattr(dataset, attribute, None)
+        if classes is not None:
+            return tuple(normalize("NFC", name) for name in _list_names(classes, attribute))
+    whole = getattr(dataset, "dataset", None)
+    if whole is not None:
+        return find_names(whole)
+    parts = getattr(dataset, "datasets", None)
+    if not isinstance(parts, Sequence):
+        return ()
+    found = {names for names in map(find_names, parts) if names}
+    if len(found) > 1:
+        one, other = (", ".join(names) for names in sorted(found)[:2])
+        raise DataError(f"the parts have different classes, {one} and {other}: name them alike")
+    return found.pop() if found else ()
+
+
+def _list_names(classes: object, attribute: str) -> list[str]:
+    """Return the names in the order of their labels."""
+    if isinstance(classes, Mapping):
+        return _sort_names(dict(classes), attribute)
+    if isinstance(classes, int) and not isinstance(classes, bool):
+        return [str(label) for label in range(classes)]
+    unordered = isinstance(classes, str | bytes | AbstractSet) or not isinstance(classes, Iterable)
+    if unordered:
+        raise DataError(
+            f"`{attribute}` of the data set is {type(classes).__name__}: give a list of names in "
+            "the order of the labels"
+        )
+    assert isinstance(classes, Iterable), "the rest was refused"  # noqa: S101
+    return [_to_name(name) for name in classes]
+
+
+def _sort_names(classes: dict[Any, Any], attribute: str) -> list[str]:
+    """Return the names of a dict of name and label, in either direction, by their labels."""
+    turned = all(isinstance(name, str) for name in classes) and bool(classes)
+    pairs = {label: name for name, label in classes.items()} if turned else classes
+    try:
+        by_label = {operator.index(label): _to_name(name) for label, name in pairs.items()}
+    except TypeError:
+        by_label = {}
+    if sorted(by_label) != list(range(len(classes))):
+        raise DataError(
+            f"`{attribute}` of the data set must give each name one label from 0 to "
+            f"{len(classes) - 1}: give a list of names in the order of the labels"
+        )
+    return [by_label[label] for label in range(len(classes))]
+
+
+def _to_name(name: object) -> str:
+    """Return the name of a class; ImageNet's are tuples of synonyms."""
+    text = ", ".join(map(str, name)) if isinstance(name, tuple) else str(name)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"the name of the class {text!r} is not UTF-8: rename it") from None
+    return text
+
+
 def _load_sample(dataset: Dataset[Any], index: int) -> tuple[Tensor, int]:
-    sample = dataset[index]
+    try:
+        sample = dataset[index]
+    except MemoryError:
+        raise
+    except Exception as error:  # the data set is anybody's
+        raise DataError(f"sample {index} cannot be loaded, {_explain(error)}: mend it") from error
+    if isinstance(sample, Mapping):
+        raise DataError(
+            f"sample {index} is a dict with {', '.join(map(str, sample))}: return a pair (image, "
+            "label)"
+        )
     try:
         image, label = sample
-        return _to_pixels(image), operator.index(label)
-    except DataError as error:
-        raise DataError(f"sample {index}: {error}") from None
+        number = operator.index(label)
     except (TypeError, ValueError) as error:
         raise DataError(
             f"sample {index} is not a pair (image, label) with a whole number as label: {error}"
         ) from error
+    try:
+        return _to_pixels(image), number
+    except DataError as error:
+        raise DataError(f"sample {index}: {error}") from None
+
+
+def _explain(error: Exception) -> str:
+    return f"it raised {type(error).__name__} ({error})"
 
 
 def _format_shape(image: Tensor) -> str:
@@ -184,13 +293,11 @@ def _to_pixels(image: object) -> Tensor:
     if isinstance(image, Image.Image):
         return _from_pil(image)
     if isinstance(image, np.ndarray):
-        # A copy: torch takes neither an array that is read-only nor one that is turned round.
-        image = torch.from_numpy(np.array(image, order="C"))
+        image = _from_array(image)
     if not isinstance(image, Tensor):
         raise DataError(f"{type(image).__name__} is no image: give a PIL image, a tensor or array")
-    pixels = image
-    if pixels.ndim not in {2, 3}:
-        raise DataError(f"an image must be [H, W] or [C, H, W], but this is {list(pixels.shape)}")
+    pixels = image.detach().cpu()
+    _check_shape(pixels)
     if pixels.is_floating_point():
         pixels = _round_pixels(pixels)
     if pixels.dtype != torch.uint8:
@@ -198,6 +305,30 @@ def _to_pixels(image: object) -> Tensor:
             f"pixels must be uint8, or floats from 0 to 1, but these are {pixels.dtype}"
         )
     return pixels.unsqueeze(0) if pixels.ndim == 2 else pixels  # noqa: PLR2004 - H, W
+
+
+def _from_array(image: np.ndarray[Any, Any]) -> Tensor:
+    try:
+        # A copy: torch takes neither an array that is read-only nor one that is turned round.
+        return torch.from_numpy(np.array(image, order="C"))
+    except TypeError:
+        raise DataError(
+            f"pixels must be uint8, or floats from 0 to 1, but these are {image.dtype}"
+        ) from None
+
+
+def _check_shape(pixels: Tensor) -> None:
+    """Raise DataError unless this is [H, W] or [C, H, W]."""
+    shape = list(pixels.shape)
+    if pixels.ndim not in {2, 3}:
+        raise DataError(f"an image must be [H, W] or [C, H, W], but this is {shape}")
+    if not all(shape):
+        raise DataError(f"an image must have pixels, but this is {shape}")
+    if pixels.ndim == 3 and shape[0] not in CHANNELS and shape[2] in CHANNELS:  # noqa: PLR2004 - C, H, W
+        raise DataError(
+            f"this is {shape}, which looks like [H, W, C] with {shape[2]} channels: give arrays as "
+            "[C, H, W]"
+        )
 
 
 def _from_pil(image: Image.Image) -> Tensor:
@@ -209,6 +340,11 @@ def _from_pil(image: Image.Image) -> Tensor:
 
 def _round_pixels(floats: Tensor) -> Tensor:
     """Return pixels / 255 as the uint8 pixels they came from."""
+    if floats.dtype not in {torch.float32, torch.float64}:
+        raise DataError(
+            f"floats of {floats.dtype} are too coarse to be pixels for certain: give uint8 or "
+            "float32"
+        )
     scaled = floats.double() * 255
     pixels = scaled.round()
     exact = ((scaled - pixels).abs() <= PIXEL_TOLERANCE) & (pixels >= 0) & (pixels <= 255)  # noqa: PLR2004
@@ -247,24 +383,3 @@ def choose_held_out(labels: Tensor, *, share: float = 1 / 12, seed: int = SPLIT_
 def hash_indices(indices: Tensor) -> str:
     """Return the SHA-256 of indices, int64 little-endian, in hexadecimal."""
     return hashlib.sha256(indices.numpy().astype("<i8").tobytes()).hexdigest()
-
-
-def read_idx(path: Path) -> Tensor:
-    """Read an idx file of bytes, perhaps packed by gzip, as uint8 [lengths…].
-
-    The format: two zero bytes, 8 for "unsigned byte", the number of dimensions, each length as
-    four bytes (big-endian), the data (http://yann.lecun.com/exdb/mnist).
-    """
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise DataError(f"{path} is damaged ({error}): fetch it again") from error
-    if content[:3] != b"\x00\x00\x08":
-        raise DataError(f"{path} is not an idx file of bytes: rm it and fetch it again")
-    start = 4 + 4 * content[3]
-    shape = np.frombuffer(content[4:start], dtype=">u4").tolist()
-    if len(content) - start != math.prod(shape):
-        raise DataError(
-            f"{path} holds {len(content) - start} bytes for {shape}: it is damaged, fetch it again"
-        )
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=start).copy()).reshape(shape)

@@ -1,4 +1,4 @@
-"""Errors of this package, as a tree; every message is one sentence with its fix.
+"""Errors of this package, as a tree, and its warning; a message is one sentence with its fix.
 
 TrainingError
 ├── DataError      the images or the labels cannot be used as they are
@@ -23,3 +23,7 @@ class RunError(TrainingError):
 
 class ExportError(TrainingError):
     """The exported module does not answer as the trained one."""
+
+
+class TrainingWarning(UserWarning):
+    """It goes on, but not as somebody may expect; the command line prints it on stderr."""

@@ -12,8 +12,10 @@ from urllib.error import URLError
 
 import torch
 
-from .data import ImageSet, read_idx
+from .data import ImageSet
 from .errors import DataError
+from .files import explain_error
+from .idx import read_idx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,7 +48,7 @@ DOWNLOAD_SILENCE = 30.0
 
 def data_folder(given: Path | None = None) -> Path:
     """Return the folder of the data: as given, else $DATA_DIR, else `data`."""
-    return given or Path(os.environ.get("DATA_DIR") or "data")
+    return (given or Path(os.environ.get("DATA_DIR") or "data")).expanduser()
 
 
 def load_fashion_mnist(folder: Path, *, train: bool) -> ImageSet:
@@ -81,6 +83,8 @@ def _verify_file(folder: Path, name: str) -> Path:
             content = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError:
         raise DataError(f"{path} is missing: `make setup` fetches it") from None
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {explain_error(error, path)}") from error
     if content != SHA256[name]:
         raise DataError(f"{path} is corrupt: `rm {path}` and `make setup`")
     return path

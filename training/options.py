@@ -66,7 +66,7 @@ def _make_common_flags() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--data-dir",
-        type=Path,
+        type=folder,
         metavar="D",
         help="folder that holds FashionMNIST/raw (default: $DATA_DIR, else data)",
     )
@@ -210,7 +210,7 @@ def _add_export_flags(flags: argparse.ArgumentParser) -> None:
     _add_tta(flags)
     flags.add_argument(
         "--output",
-        type=Path,
+        type=folder,
         default=Path("build/archive"),
         metavar="DIR",
         help="where to write (default: build/archive)",
@@ -282,6 +282,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on: write 1 or more")
     return int(text)
+
+
+def folder(text: str) -> Path:
+    """Return a path; ~ is the home, which no shell writes out behind `=`."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise argparse.ArgumentTypeError(f"{text!r} begins with a home that is not known") from None
 
 
 def network(text: str) -> str:

@@ -8,6 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
+
+MAX_NAMED = 10
+"""Things that a message names; it counts the others."""
 
 
 def print_result(options: argparse.Namespace, result: dict[str, Any], sentence: str) -> None:
@@ -18,3 +22,9 @@ def print_result(options: argparse.Namespace, result: dict[str, Any], sentence: 
 def say(sentence: str) -> None:
     """Tell people what happens, beside the result."""
     sys.stderr.write(sentence + "\n")
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Return names for a message: the first ones, and how many more there are."""
+    more = f" and {len(names) - MAX_NAMED:,} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[:MAX_NAMED]) + more

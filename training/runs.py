@@ -30,7 +30,7 @@ from .recipe import Epoch, Recipe
 if TYPE_CHECKING:
     import torch
 
-    from .sources import Size
+    from .image_files import Size
 
 RUNS = Path("runs")
 
@@ -152,6 +152,10 @@ class Run:
             content: dict[str, Any] = json.loads((self.folder / name).read_text("utf-8"))
         except FileNotFoundError:
             raise RunError(f"{self.folder} has no {name}, {otherwise}") from None
+        except (OSError, ValueError) as error:
+            raise RunError(f"{self.folder / name} is damaged ({error}): train again") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{self.folder / name} is damaged, it holds no table: train again")
         return content
 
     def publish(self) -> None:

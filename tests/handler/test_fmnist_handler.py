@@ -6,6 +6,7 @@ import json
 import logging
 import shutil
 import struct
+import time
 from typing import TYPE_CHECKING, Any
 
 import fmnist_handler
@@ -175,6 +176,21 @@ def test_an_image_that_the_model_fails_on_fails_its_request_and_no_other(
     assert answers[2].body["class"] == grey.one(body(png(4))).body["class"]
 
 
+@pytest.mark.parametrize("mark", [FAILS, 0], ids=["the model", "the handler"])
+def test_a_failure_of_ours_is_seen_where_the_server_shows_warnings(
+    grey: Served, mark: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("ours")
+
+    if not mark:
+        monkeypatch.setattr("fmnist_wire.to_pixels", fail)
+    answers = grey.ask(body(png(1, mark)), body(png(2)))
+    assert answers[0].status == 500
+    assert "Traceback" in capsys.readouterr().err
+    assert mark or answers[1].status == 500
+
+
 def test_a_lack_of_memory_is_left_to_torchserve(
     grey: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +213,23 @@ def test_another_archive_is_served_by_the_same_handler(colour: Served) -> None:
 def test_a_model_of_two_classes_names_two(tmp_path: Path) -> None:
     served = Served(write_archive(tmp_path, classes=2), measured=False)
     assert len(served.one(body(png(1))).body["top"]) == 2
+
+
+def test_thirty_two_dear_requests_of_one_batch_end_before_the_worker_is_killed(
+    grey: Served,
+) -> None:
+    """A photo of 25 million pixels costs the most among what is allowed and known."""
+    photo = encode(Image.new("RGB", (5_000, 5_000), (90, 90, 90)))
+    started = time.process_time()
+    answers = grey.ask(*[body(photo)] * 31, body(png(1)))
+    assert time.process_time() - started < 8  # of CPU, as responseTimeout of the clock
+    assert {answer.status for answer in answers[:31]} == {200, 503}
+    assert answers[31].status == 200
+    late = [index for index, answer in enumerate(answers) if answer.status == 503]
+    processor = grey.context.request_processor
+    for index in late:
+        assert answers[index].code == "busy"
+        assert processor[index].get_response_header("Retry-After") == "1"
 
 
 def test_describe_says_what_the_model_is_and_takes(grey: Served) -> None:

@@ -341,6 +341,18 @@ def in_batch(seconds: float) -> Settings:
     return replace(SETTINGS, batch_ms=round(seconds * 1000))
 
 
+@pytest.fixture
+def honest_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each image take the seconds of its estimate."""
+
+    def decode(file: File, model: Model) -> Pixels:
+        CLOCK[0] += file.cost
+        return to_pixels(file, model)
+
+    monkeypatch.setattr(wire, "to_pixels", decode)
+
+
+@pytest.mark.usefixtures("honest_clock")
 def test_a_batch_decodes_the_cheapest_first_and_sends_the_rest_back() -> None:
     two = in_batch(2.5 * PHOTO_S)
     assert batch(PHOTO, PHOTO, PHOTO, PNG, settings=two) == ["good", "good", "busy", "good"]
@@ -375,10 +387,11 @@ def test_images_that_cost_too_much_together_are_refused_undecoded() -> None:
 
 def test_json_costs_before_it_is_parsed_and_its_images_after() -> None:
     body = json.dumps({"instances": [{"b64": base64.b64encode(PHOTO).decode()}] * 2}).encode()
-    parsing = wire.JSON_BYTE_S * len(body)
-    assert batch(body, settings=in_batch(parsing + 2.1 * PHOTO_S)) == ["good", "good"]
-    assert batch(body, settings=in_batch(parsing + 1.1 * PHOTO_S)) == ["busy"]
-    assert batch(body, PNG, settings=replace(in_batch(1), batch_ms=1)) == ["busy", "good"]
+    assert batch(body, settings=in_batch(2.1 * PHOTO_S)) == ["good", "good"]
+    assert batch(body, settings=in_batch(1.9 * PHOTO_S)) == ["busy"]
+    long = body + b" " * 1_000_000
+    parsing = wire.JSON_BYTE_S * len(long)
+    assert batch(long, PNG, settings=in_batch(parsing / 2)) == ["busy", "good"]
 
 
 # What is decoded in a process of its own

@@ -191,8 +191,9 @@ def test_calibrated_it_is_more_honest_and_answers_the_same() -> None:
 
 
 def test_a_new_training_begins_uncalibrated(tmp_path: Path) -> None:
-    classifier = trained()
-    classifier.calibrate(stripes(60))
+    classifier, images = trained(), stripes(60)
+    wrong = torch.where(torch.arange(60) % 4 == 0, images.labels.roll(1), images.labels)
+    classifier.calibrate(ImageSet(images.images, wrong))
     assert classifier.model.temperature.item() != 1.0
     classifier.save(tmp_path / "checkpoint.pt")
     loaded = ImageClassifier.load(tmp_path / "checkpoint.pt", network=tiny)

@@ -15,10 +15,10 @@ from training.data import (
     choose_held_out,
     hash_indices,
     load_into_memory,
-    read_idx,
     split,
 )
 from training.errors import DataError
+from training.idx import read_idx
 
 from .conftest import stripes, write_idx
 
