@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from tests.encoders import (
@@ -114,6 +115,14 @@ class Case:
     tolerance: int = 0
     raw: bool = True
 
+
+WANTING = {
+    "adobe-short.jpg": "a short Adobe segment reaches Pillow, which then knows no JPEG",
+    "control-short.gif": "a control block of one byte reaches Pillow",
+    "control-empty.gif": "a control block without bytes reaches Pillow",
+    "bigtiff-big.tif": "Pillow takes a big-endian BigTIFF for a plain one",
+}
+"""What the gate lets pass and Pillow does not read yet, and why; who mends one deletes its line."""
 
 Cases = Iterator[Case]
 DAMAGED = ("not_an_image",)
@@ -985,6 +994,16 @@ def read_manifest() -> list[dict[str, Any]]:
     """Return the manifest's lines."""
     lines: list[dict[str, Any]] = json.loads(MANIFEST.read_text())
     return lines
+
+
+def mark_wanting(lines: list[dict[str, Any]]) -> list[Any]:
+    """Return the lines as parameters of a test; those of WANTING must fail."""
+    return [
+        pytest.param(line, marks=pytest.mark.xfail(reason=WANTING[line["file"]]))
+        if line["file"] in WANTING
+        else line
+        for line in lines
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -50,15 +50,6 @@ OTHER_TOLERANCE = {".png": 1, ".jpg": 6, ".gif": 0, ".webp": 0}
 """Levels: libpng may round 16 bits otherwise, and JPEG's transform is not exact to a level."""
 
 
-WANTING = {
-    "adobe-short.jpg": "a short Adobe segment reaches Pillow, which then knows no JPEG",
-    "control-short.gif": "a control block of one byte reaches Pillow",
-    "control-empty.gif": "a control block without bytes reaches Pillow",
-    "bigtiff-big.tif": "Pillow takes a big-endian BigTIFF for a plain one",
-}
-"""What the handler does not read yet, and why; who mends one deletes its line."""
-
-
 def name(line: dict[str, Any]) -> str:
     return str(line["file"])
 
@@ -83,17 +74,7 @@ def distance(found: Grid, wanted: Grid) -> int:
     return int(np.abs(found.astype(int) - wanted.astype(int)).max())
 
 
-def lines_to_read() -> list[Any]:
-    """Return the pictures; those of WANTING must fail."""
-    return [
-        pytest.param(line, marks=pytest.mark.xfail(reason=WANTING[name(line)]))
-        if name(line) in WANTING
-        else line
-        for line in PICTURES
-    ]
-
-
-@pytest.mark.parametrize("line", lines_to_read(), ids=name)
+@pytest.mark.parametrize("line", formats.mark_wanting(PICTURES), ids=name)
 def test_each_good_file_becomes_the_picture_that_was_drawn(line: dict[str, Any]) -> None:
     found = ask(line, line["model"])
     assert not isinstance(found, Refused), f"{found.code}: {found}"
@@ -110,7 +91,7 @@ def test_each_bad_file_is_refused_with_its_code(line: dict[str, Any]) -> None:
 @pytest.mark.parametrize("line", LINES, ids=name)
 def test_no_refusal_shows_the_inside_of_the_program(line: dict[str, Any]) -> None:
     found = ask(line)
-    if isinstance(found, Refused) and name(line) not in WANTING:
+    if isinstance(found, Refused) and name(line) not in formats.WANTING:
         assert "object at 0x" not in str(found)
 
 
