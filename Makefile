@@ -113,6 +113,10 @@ bench: setup maven model_store/fmnist.mar ## the daemon beside the library's pla
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
 	$(BIN)/python -m tests.mutants
 
+.PHONY: fuzz
+fuzz: setup ## mutated files and requests against the handler; a million take minutes; INPUTS=1000000 SEED=1
+	$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),1)
+
 .PHONY: format
 format: setup ## format the code and fix what the linter can fix
 	$(BIN)/ruff format
