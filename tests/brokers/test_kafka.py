@@ -8,7 +8,7 @@ import socket
 import time
 from contextlib import ExitStack, suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pytest
 from kafka import (
@@ -43,6 +43,7 @@ from tests.brokers.conformance import (
     LogHarness,
     Partitions,
     Published,
+    Redelivers,
     RepeatsHeaders,
     TellsNulls,
     Topics,
@@ -340,6 +341,10 @@ def kafka(servers: str) -> Iterator[KafkaHarness]:
 
 
 class TestKafka(Conformance, RepeatsHeaders, TellsNulls, Transactions, Partitions, Groups):
+    absent: ClassVar[Mapping[type, str]] = {
+        Redelivers: "within a generation an offset is handed out once, or again after a Rewound"
+    }
+
     @pytest.fixture
     def harness(self, kafka: KafkaHarness) -> LogHarness:
         return kafka
