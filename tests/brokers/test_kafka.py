@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -18,6 +19,7 @@ from kafka import (
     OffsetAndMetadata,
     TopicPartition,
 )
+from kafka import codec as kafka_codec
 from kafka.admin import MemberToRemove, NewPartitions
 from kafka.errors import (
     KafkaConnectionError,
@@ -59,7 +61,7 @@ from tools.servers.kafka import Kafka, create_topic
 from tools.servers.process import StackError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from connectors.brokers import Untyped
@@ -501,6 +503,112 @@ def test_a_record_that_the_library_cannot_read_stops_the_daemon_behind_its_elder
         take(kafka, broker, 1)
     assert stop.value.code is Exit.GIVEN_UP
     assert kafka.committed(topics) == {0: 1 + earlier.position.offset}
+
+
+CODECS = {"lz4": "lz4", "snappy": "python-snappy", "zstd": "zstandard"}
+
+
+def produce_packed(kafka: KafkaHarness, topic: str, codec: str, partition: int = 0) -> None:
+    producer = kafka.closing(KafkaProducer(bootstrap_servers=kafka.servers, compression_type=codec))
+    producer.send(topic, b"packed" * 100, partition=partition).get(timeout=10)
+
+
+def forget_library(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    monkeypatch.setattr(kafka_codec, f"has_{codec}", lambda: False)
+
+
+@pytest.mark.parametrize("codec", ["gzip", *CODECS])
+def test_records_are_read_however_their_producer_packed_them(
+    kafka: KafkaHarness, codec: str
+) -> None:
+    output = kafka.create("out", compression_type=codec)
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    produce_packed(kafka, topics.input, codec)
+    broker = kafka.open(topics)
+    records = take(kafka, broker, 1)
+    broker.commit(predicted(records))
+    broker.close()
+    assert values(records) == [b"packed" * 100]
+    kafka.produce(topics.input, b"y")
+    assert values(take(kafka, kafka.open(topics, instance="two"), 1)) == [b"y"]
+    with closing(TopicReader(kafka.settings(topics), topics.output, "beginning_offsets")) as reader:
+        (result,) = take_results(kafka, reader)
+    assert json.loads(result.value or b"") == {"of": records[0].id}
+
+
+def take_results(kafka: KafkaHarness, reader: TopicReader) -> Sequence[Record]:
+    for _ in kafka.patience():
+        if found := reader.read(0.1):
+            return found
+    raise AssertionError
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 3])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_record_whose_codec_is_missing_stops_the_daemon_behind_its_elders(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, codec: str, earlier: int
+) -> None:
+    topics = kafka.topics(2)
+    for _ in range(earlier):
+        kafka.produce(topics.input, b"elder")
+        kafka.produce(topics.input, b"beside", partition=1)
+    produce_packed(kafka, topics.input, codec)
+    forget_library(monkeypatch, codec)
+    broker = kafka.open(topics)
+    held = take(kafka, broker, 2 * earlier)
+    if held:
+        assert broker.poll(0, 0.5) == []
+        assert broker.poll(10, 0.5) == []
+        broker.commit(predicted(held))
+    with pytest.raises(Stop, match=f"{topics.input}/0/.* pip install {CODECS[codec]}") as stop:
+        take(kafka, broker, 1)
+    assert stop.value.code is Exit.UNAVAILABLE
+    assert len(kafka.peek(topics.output)) == 2 * earlier
+
+
+def poll_and_pause(kafka: KafkaHarness, broker: Broker) -> None:
+    for _ in kafka.patience():
+        broker.poll(10, 0.2)
+        broker.poll(0, 0.0)
+
+
+@pytest.mark.parametrize("partition", [0, 1, 2])
+def test_a_record_whose_codec_is_missing_is_met_again_after_a_pause(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, partition: int
+) -> None:
+    topics = kafka.topics(3)
+    for number in {0, 1, 2} - {partition}:
+        kafka.produce(topics.input, b"beside", partition=number)
+    produce_packed(kafka, topics.input, "lz4", partition)
+    forget_library(monkeypatch, "lz4")
+    broker = kafka.open(topics)
+    with pytest.raises(Stop, match=f"{topics.input}/{partition}/0 .* pip install lz4"):
+        poll_and_pause(kafka, broker)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_codec_of_the_kafka_table_that_is_missing_is_one_sentence(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    forget_library(monkeypatch, codec)
+    stop = stopped(kafka, kafka.topics(), kafka={"compression_type": codec})
+    assert stop.code is Exit.USAGE
+    assert f"pip install {CODECS[codec]}" in str(stop)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_reader_whose_codec_is_missing_is_told_in_one_sentence(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    topics = kafka.topics(1)
+    produce_packed(kafka, topics.output, codec)
+    forget_library(monkeypatch, codec)
+    with (
+        closing(TopicReader(kafka.settings(topics), topics.output, "beginning_offsets")) as reader,
+        pytest.raises(Stop, match=f"pip install {CODECS[codec]}") as stop,
+    ):
+        take_results(kafka, reader)
+    assert stop.value.code is Exit.UNAVAILABLE
 
 
 def test_a_group_that_begins_at_the_latest_has_that_in_writing(kafka: KafkaHarness) -> None:

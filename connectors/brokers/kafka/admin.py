@@ -18,7 +18,9 @@ from ...records import Advice, Ok
 from .broker import KafkaBroker
 from .clients import (
     CALL_TIMEOUT,
+    advise_library,
     close_now,
+    missing_codecs,
     open_client,
     partition_counts,
     position_of,
@@ -223,6 +225,8 @@ def _broker(settings: KafkaSettings) -> Ok | Advice:
 def _topics(settings: KafkaSettings) -> Ok | Advice:
     topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
     counts = partition_counts(settings, topics)
+    if missing := missing_codecs():
+        return Advice(f"{advise_library(' '.join(missing))}, or a record packed so stops a daemon")
     if len(set(counts.values())) > 1:
         counted = ", ".join(f"{topic} {counts[topic]}" for topic in topics)
         return Advice(

@@ -14,6 +14,7 @@ Which errors mean what:
     settings it cannot work with    Stop 2
     offset out of range             Stop 78
     a record that cannot be read    Stop 78, once all before it are acknowledged
+    one whose codec is missing      Stop 69, likewise
     anything else of kafka-python   begin again, then Rewound
 """
 
