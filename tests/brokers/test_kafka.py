@@ -692,6 +692,63 @@ def test_a_result_too_large_for_its_topic_becomes_a_dead_letter(
     assert kafka.committed(topics) == {0: 5}
 
 
+@pytest.mark.parametrize("keys", ["k-k", "-kk", "kk-", "--k", "-", "k-k-k-"])
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_result_that_its_topic_refuses_for_its_own_reason_is_the_only_dead_letter(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"], keys: str
+) -> None:
+    output = kafka.create("out", cleanup_policy="compact")
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    for number, key in enumerate(keys):
+        name = None if key == "-" else b"%d" % number
+        kafka.produce(topics.input, b"%d" % number, key=name)
+    broker = kafka.open(topics, delivery=delivery)
+    records = take(kafka, broker, len(keys))
+    broker.commit(predicted(records))
+    results = kafka.read_committed(topics.output)
+    assert sources(results) == [record.id for record in records if record.key]
+    dead_letters = kafka.read_committed(topics.dead)
+    assert values(dead_letters) == [record.value for record in records if not record.key]
+    for one in dead_letters:
+        assert headers_of(one)["connector.reason"] == b"result_refused"
+        message = headers_of(one)["__connect.errors.exception.message"] or b""
+        assert b"without key" in message
+        assert output.encode() in message
+    assert kafka.committed(topics) == {0: len(keys)}
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_dead_letter_that_its_topic_refuses_stops_the_daemon_with_the_reason(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"]
+) -> None:
+    dead = kafka.create("dead", cleanup_policy="compact")
+    topics = Topics(kafka.create("in"), kafka.create("out"), dead)
+    kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics, delivery=delivery)
+    with pytest.raises(Stop, match=f"{dead} .*without key") as stop:
+        broker.commit([rejected(take(kafka, broker, 1)[0])])
+    assert stop.value.code is Exit.GIVEN_UP
+    assert not kafka.committed(topics)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_topic_that_refuses_every_message_stops_the_daemon_and_is_named(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"], count: int
+) -> None:
+    output = kafka.create("out", message_timestamp_before_max_ms=0)
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    for number in range(count):
+        kafka.produce(topics.input, b"x", key=b"%d" % number)
+    broker = kafka.open(topics, delivery=delivery)
+    records = take(kafka, broker, count)
+    with pytest.raises(Stop, match=f"{output} takes no message .*imestamp") as stop:
+        broker.commit(predicted(records))
+    assert stop.value.code is Exit.UNAVAILABLE
+    assert not kafka.committed(topics)
+    assert kafka.read_committed(topics.dead) == []
+
+
 def test_a_dead_letter_too_large_for_its_topic_leaves_its_value_behind(
     kafka: KafkaHarness,
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
@@ -367,6 +368,15 @@ def test_the_doctor_compares_sizes(kafka: KafkaHarness) -> None:
     assert "larger dead letters lose their value" in advised(checked(kafka, topics), "sizes")
     narrow = Topics(topics.dead, kafka.create("out", max_message_bytes=300), wide)
     assert "results may not fit" in advised(checked(kafka, narrow), "sizes")
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete", "delete,compact"])
+@pytest.mark.parametrize("which", ["output", "dead"])
+def test_the_doctor_warns_of_topics_that_are_compacted(
+    kafka: KafkaHarness, topics: Topics, policy: str, which: str
+) -> None:
+    topics = replace(topics, **{which: kafka.create(which, cleanup_policy=policy)})
+    assert f"set cleanup.policy of {which}-" in advised(checked(kafka, topics), "sizes")
 
 
 def test_the_doctor_counts_what_nobody_reads(kafka: KafkaHarness, topics: Topics) -> None:

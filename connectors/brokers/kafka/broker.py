@@ -15,6 +15,8 @@ Which errors mean what:
     offset out of range             Stop 78
     a record that cannot be read    Stop 78, once all before it are acknowledged
     one whose codec is missing      Stop 69, likewise
+    a message that is refused       its next form, a dead letter at last
+    a topic that refuses every one  Stop 69
     anything else of kafka-python   begin again, then Rewound
 """
 

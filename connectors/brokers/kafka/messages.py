@@ -12,6 +12,7 @@ from .published_offsets import SOURCE, SourceRecord
 
 if TYPE_CHECKING:
     from collections.abc import (
+        Generator,
         Iterable,
         Iterator,
     )
@@ -51,22 +52,22 @@ class MessageBuilder:
         """The topics in which every outcome says of which record it is, in that one's order."""
         return self._alike & set(self._topics.values()) if self._group else set()
 
-    def fallbacks(self, settled: Settled) -> Iterator[Outgoing]:
+    def fallbacks(self, settled: Settled) -> Generator[Outgoing, str | None, None]:
         """What may be published, each smaller than the one before; nothing if skipped.
 
-        The result; the dead letter; that without its value; and without key and headers, too.
+        The result; the dead letter; that without its value; and without key and headers, too. What
+        is sent back is why a topic refused the last one, if not for its size.
         """
         message = self._encode(settled)
         if message and not message.dead:
             result = self._build(message, settled)
-            yield result
-            detail = f"{result.topic} takes no result of {result.size()} bytes"
-            settled = Settled(settled.record, Rejection("result_too_large", detail))
+            why = yield result
+            settled = Settled(settled.record, _refusal(result, why))
             message = self._encode(settled)
         if message:
-            dead_letter = self._build(message, settled)
-            yield dead_letter
-            yield from _shrink_dead_letter(dead_letter)
+            for form in _shrink_dead_letter(self._build(message, settled)):
+                if (yield form):
+                    return  # a smaller one helps nobody
 
     def _build(self, message: Message, settled: Settled) -> Outgoing:
         topic = self._topics[message.dead]
@@ -110,8 +111,17 @@ def _make_outgoing(
     return Outgoing(topic, value, message.key, list(filled), partition)
 
 
+def _refusal(result: Outgoing, why: str | None) -> Rejection:
+    """Say that a topic does not take a result: for its size, or for another reason."""
+    if why:
+        return Rejection("result_refused", f"{result.topic} does not take the result: {why}")
+    detail = f"{result.topic} takes no result of {result.size()} bytes"
+    return Rejection("result_too_large", detail)
+
+
 def _shrink_dead_letter(dead_letter: Outgoing) -> Iterator[Outgoing]:
-    """What is left of a dead letter that its topic does not take."""
+    """A dead letter, and what is left of it when its topic does not take it."""
+    yield dead_letter
     if dead_letter.value:
         digest = hashlib.sha256(dead_letter.value).hexdigest()
         size = b"%d" % len(dead_letter.value)
