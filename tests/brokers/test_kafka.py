@@ -35,6 +35,7 @@ from connectors.brokers.kafka.broker import KafkaBroker
 from connectors.brokers.kafka.endpoints import TopicPublisher, TopicReader
 from connectors.brokers.kafka.published_offsets import SOURCE, PublishedOffsets, SourceRecord
 from connectors.brokers.kafka.settings import KafkaSettings
+from connectors.commands.dlq import find_source
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import Message, Prediction, Settled
 from tests.brokers import conformance
@@ -50,6 +51,7 @@ from tests.brokers.conformance import (
     TellsNulls,
     Topics,
     Transactions,
+    as_record,
     predicted,
     rejected,
     sources,
@@ -1124,6 +1126,58 @@ def test_partitions_added_while_it_runs_are_read_too(kafka: KafkaHarness) -> Non
             if records := broker.poll(10, 0.001):
                 break
     assert values(records) == [b"2"]
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+@pytest.mark.parametrize(
+    "grown",
+    [("input",), ("output", "input"), ("input", "output", "dead"), ("output", "dead", "input")],
+    ids="-".join,
+)
+def test_records_of_partitions_added_while_it_runs_have_their_outcomes(
+    kafka: KafkaHarness,
+    delivery: Literal["exactly-once", "at-least-once"],
+    grown: Sequence[str],
+) -> None:
+    topics = kafka.topics(partitions=1)
+    settings = kafka.settings(
+        topics,
+        group=kafka.group("group"),
+        delivery=delivery,
+        kafka={"metadata_max_age_ms": 300},
+    )
+    broker = kafka.closing(KafkaBroker(settings, conformance.encode))
+    kafka.produce(topics.input, b"1")
+    broker.commit(predicted(take(kafka, broker, 1)))
+    for which in grown:
+        kafka.admin.create_partitions({getattr(topics, which): NewPartitions(3)})
+    names = [kafka.produce(topics.input, b"x", partition=number) for number in (1, 2)]
+    records = take(kafka, broker, 2)
+    broker.commit([*predicted(records[:1]), rejected(records[1])])
+    (result,) = [one for one in kafka.read_committed(topics.output) if one.offset or one.partition]
+    (dead_letter,) = kafka.read_committed(topics.dead)
+    assert {*sources([result]), find_source(as_record(dead_letter))} == {*names}
+    if "output" in grown:
+        assert result.partition == records[0].position.partition
+    if "dead" in grown:
+        assert dead_letter.partition == records[1].position.partition
+
+
+def test_topics_that_differ_are_counted_again_after_a_while(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=2, output_partitions=1)
+    settings = kafka.settings(topics, group=kafka.group("group"))
+    seconds = iter([*range(1, 5), *range(1000, 1100)])
+    broker = kafka.closing(
+        KafkaBroker(settings, conformance.encode, clock=lambda: float(next(seconds)))
+    )
+    for number in range(3):
+        kafka.produce(topics.input, b"%d" % number, partition=1, key=b"k")
+    records = take(kafka, broker, 3)
+    broker.commit(predicted(records[:1]))
+    kafka.admin.create_partitions({topics.output: NewPartitions(2)})
+    for record in records[1:]:
+        broker.commit(predicted([record]))
+    assert [one.partition for one in kafka.read_committed(topics.output)][-1] == 1
 
 
 def delay_assignments(broker: Broker) -> None:

@@ -73,6 +73,7 @@ class KafkaBroker:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._retry_delay = RetryDelay(clock, sleep)
         self._builder = MessageBuilder(settings, encode)
         exactly_once = settings.delivery == "exactly-once"
@@ -101,10 +102,12 @@ class KafkaBroker:
         """See `Broker.commit`; what does not fit its topic becomes a dead letter instead."""
         if self._source.group_metadata is None:
             raise Rewound("nothing that was handed out is ours any more")
-        pending_messages = [
-            PendingMessage(one.record, self._builder.fallbacks(one), ADVICE) for one in settled
-        ]
         try:
+            if self._builder.recount(settled, self._clock()):
+                self._delivery.close()  # a producer may not know the new partitions yet
+            pending_messages = [
+                PendingMessage(one.record, self._builder.fallbacks(one), ADVICE) for one in settled
+            ]
             self._delivery.deliver(pending_messages, self._source)
         except KafkaError as error:
             raise self._begin_again(error) from error

@@ -277,10 +277,8 @@ def _is_listening(server: str) -> bool:
 
 def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
     """How many partitions each topic has; Stop when one is missing, since none is ever created."""
-    with stop_if_unreachable(settings), ExitStack() as undo:
-        admin, _ = open_client(KafkaAdminClient, settings, {})
-        undo.callback(admin.close)
-        found = {one["name"]: one for one in admin.describe_topics(list(set(topics)))}
+    with stop_if_unreachable(settings):
+        found = _describe_topics(settings, topics)
     for topic in topics:
         if code := found[topic]["error_code"]:
             why = kafka_errors.for_code(code).__name__
@@ -289,3 +287,19 @@ def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str
                 Exit.UNAVAILABLE,
             )
     return {topic: len(found[topic]["partitions"]) for topic in topics}
+
+
+def recount_partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """As `partition_counts`, while a daemon runs: raises KafkaError when they are not known now."""
+    found = _describe_topics(settings, topics)
+    for topic in topics:
+        if code := found[topic]["error_code"]:
+            raise kafka_errors.for_code(code)(topic)
+    return {topic: len(found[topic]["partitions"]) for topic in topics}
+
+
+def _describe_topics(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, Untyped]:
+    with ExitStack() as undo:
+        admin, _ = open_client(KafkaAdminClient, settings, {})
+        undo.callback(admin.close)
+        return {one["name"]: one for one in admin.describe_topics(list(set(topics)))}
