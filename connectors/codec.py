@@ -22,7 +22,10 @@ MAX_IMAGE_BYTES = 5_000_000
 """Bytes of one image; TorchServe takes 6,553,500 for a whole request."""
 
 _NAME = rb"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}"  # RFC 6838, 4.2; half its length is plenty
-_MEDIA_TYPE = re.compile(_NAME + b"/" + _NAME)
+# The types of one thing (RFC 2046, 3). A server takes `multipart/mixed` for more parts to come, and
+# some take a word such as `charset` for a parameter; either fails the whole request.
+_KIND = rb"application|audio|example|font|haptics|image|model|text|video"
+_MEDIA_TYPE = re.compile(b"(?:" + _KIND + b")/" + _NAME)
 _OURS = {"connector.reason", "connector.detail", "connector.status", "connector.attempts"}
 
 
@@ -45,7 +48,7 @@ def decode(
 
 
 def _content_type(headers: Headers) -> str | None:
-    """The last plausible media type; anything else could break out of its header line."""
+    """The last plausible media type; anything else could break its header line or the parts."""
     for name, value in reversed(headers):
         essence = (value or b"").partition(b";")[0].strip().lower()
         if name.lower() == "content-type" and _MEDIA_TYPE.fullmatch(essence):

@@ -57,6 +57,8 @@ RECORD_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 class InstrumentedBroker:
     """A Broker that is watched: what it handed out, when that was committed, how long it took.
 
+    What is committed are the very records that `poll` handed out, which the relay keeps until then.
+
     `clock`: monotonic seconds; `wall`: seconds since the epoch, as `Record.time` is of it.
     """
 
@@ -71,7 +73,8 @@ class InstrumentedBroker:
         self._broker = broker
         self._clock = clock
         self._wall = wall
-        self._held: dict[Hashable | None, OrderedDict[str, int]] = {}
+        # By identity: one record may be handed out twice, under one id, while it is held.
+        self._held: dict[Hashable | None, OrderedDict[int, int]] = {}
         self._moved: set[Hashable | None] = set()
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
@@ -79,7 +82,7 @@ class InstrumentedBroker:
         with self._forgetting_on_rewind():
             records = self._broker.poll(limit, timeout)
         for record in records:
-            self._held.setdefault(record.lane, OrderedDict())[record.id] = record.time
+            self._held.setdefault(record.lane, OrderedDict())[id(record)] = record.time
         self._note_oldest()
         return records
 
@@ -97,7 +100,7 @@ class InstrumentedBroker:
     def _forget_record(self, one: Settled, now: float) -> None:
         record = one.record
         self._moved.add(record.lane)
-        self._held[record.lane].pop(record.id)
+        self._held[record.lane].pop(id(record))
         if not self._held[record.lane]:
             del self._held[record.lane]
         if not isinstance(one.outcome, Skipped):

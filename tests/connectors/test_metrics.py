@@ -227,6 +227,20 @@ def test_a_dead_letter_is_a_result_and_a_skipped_record_is_none(daemon: Daemon) 
     assert daemon.value("record_to_result_seconds_count") == 1
 
 
+@pytest.mark.parametrize("lane", [LANE, None])
+@pytest.mark.parametrize("commits", [[[0, 1]], [[0], [1]], [[1], [0]]])
+def test_a_record_handed_out_twice_is_held_until_both_are_committed(
+    daemon: Daemon, commits: Sequence[Sequence[int]], lane: str | None
+) -> None:
+    daemon.broker.records = [record(0, 990.0, lane), record(0, 990.0, lane)]
+    held = daemon.instrumented.poll(2, 0.0)
+    for commit in commits:
+        assert daemon.instrumented.oldest == {lane: 990_000}
+        daemon.commit([held[place] for place in commit])
+    assert daemon.instrumented.oldest == {}
+    assert daemon.value("record_to_result_seconds_count") == 2
+
+
 def test_a_record_from_the_future_takes_no_negative_time(daemon: Daemon) -> None:
     daemon.commit(daemon.take(1, age=-60.0))
     assert daemon.value("record_to_result_seconds_sum") == 0
