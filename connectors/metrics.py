@@ -34,6 +34,7 @@ from prometheus_client.registry import Collector
 from .errors import Exit, Rewound, Stop
 from .records import Reason, Skipped
 from .relay import Retry
+from .text import replace_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
@@ -251,9 +252,10 @@ class RelayCollector(Collector):
         )
         oldest, now = self._broker.oldest, self._wall()
         for lane, behind in lag.items():
-            records.add_metric([str(lane)], behind)
+            name = replace_control_characters(str(lane))
+            records.add_metric([name], behind)
             age = now - oldest[lane] / 1000 if lane in oldest else 0.0
-            seconds.add_metric([str(lane)], max(0.0, age))
+            seconds.add_metric([name], max(0.0, age))
         yield from (records, seconds)
 
     def _gauges(self, stats: Stats) -> Iterator[Metric]:
@@ -357,7 +359,8 @@ def make_pages(collector: RelayCollector, health: Health) -> Mapping[str, Callab
 
 def _probe_page(trouble: str | None) -> Page:
     status = 503 if trouble else 200
-    return Page(status, "text/plain; charset=utf-8", f"{trouble or 'ok'}\n".encode())
+    text = replace_control_characters(trouble or "ok")
+    return Page(status, "text/plain; charset=utf-8", f"{text}\n".encode())
 
 
 class _Server(TCPServer):

@@ -8,13 +8,12 @@ import json
 import logging
 from collections import Counter
 from contextlib import closing
-from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import Exit, Rewound, Stop
 from ..records import Message, Prediction, Record, Rejection, Settled, Skipped
-from ..text import decode_text, replace_control_characters
+from ..text import decode_text, parse_count, render_time, replace_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -84,8 +83,8 @@ def to_dict(dead_letter: Record) -> dict[str, Any]:
         "key": decode_text(dead_letter.key),
         "reason": decode_text(last_header(dead_letter, "connector.reason")),
         "detail": decode_text(last_header(dead_letter, "connector.detail")),
-        "status": _number(last_header(dead_letter, "connector.status")),
-        "attempts": _number(last_header(dead_letter, "connector.attempts")),
+        "status": parse_count(last_header(dead_letter, "connector.status")),
+        "attempts": parse_count(last_header(dead_letter, "connector.attempts")),
         "bytes": None if dead_letter.value is None else len(dead_letter.value),
     }
 
@@ -103,10 +102,6 @@ def find_source(dead_letter: Record) -> str:
 def last_header(dead_letter: Record, name: str) -> bytes | None:
     """The last value of a header; ours come last."""
     return dict(dead_letter.headers).get(name)
-
-
-def _number(value: bytes | None) -> int | None:
-    return int(value) if value and value.isdigit() else None
 
 
 def holds_condition(condition: str, dead_letter: Record) -> bool:
@@ -155,9 +150,8 @@ def list_(settings: DeadLetters, reader: DeadLetterReader) -> Iterator[str]:
 
 
 def _render_line(fields: dict[str, Any]) -> str:
-    time = datetime.fromtimestamp(fields["time"] / 1000, UTC).isoformat(timespec="seconds")
     rest = (str(fields[name]) for name in ("id", "key", "reason", "detail"))
-    return "  ".join([time, *map(replace_control_characters, rest)])
+    return "  ".join([render_time(fields["time"]), *map(replace_control_characters, rest)])
 
 
 def _render_counts(reasons: Counter[str]) -> str:
