@@ -12,6 +12,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Literal
 
+from .headers import strip_earlier
 from .records import Image, Message, Prediction, Rejection, Skipped
 from .text import MAX_DETAIL_BYTES, truncate_utf8
 
@@ -23,7 +24,6 @@ MAX_IMAGE_BYTES = 5_000_000
 
 _NAME = rb"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}"  # RFC 6838, 4.2; half its length is plenty
 _MEDIA_TYPE = re.compile(_NAME + b"/" + _NAME)
-_OURS = {"connector.reason", "connector.detail", "connector.status", "connector.attempts"}
 
 
 def decode(
@@ -61,7 +61,7 @@ def encode(settled: Settled) -> Message | None:
     if isinstance(outcome, Rejection):
         headers = _dead_headers(record.headers, outcome)
         return Message(record.value, record.key, headers, dead=True)
-    return Message(_result(record, outcome), record.key, record.headers, dead=False)
+    return Message(_result(record, outcome), record.key, strip_earlier(record.headers), dead=False)
 
 
 def _result(record: Record, prediction: Prediction) -> bytes:
@@ -79,4 +79,4 @@ def _dead_headers(headers: Headers, rejection: Rejection) -> Headers:
     ]
     if rejection.status is not None:
         ours.append(("connector.status", b"%d" % rejection.status))
-    return (*(header for header in headers if header[0] not in _OURS), *ours)
+    return (*strip_earlier(headers), *ours)

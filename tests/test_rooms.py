@@ -30,6 +30,7 @@ CORE = {
 BROKERS = {"kafka": {"kafka"}, "pubsub": {"google", "grpc"}}
 """Which libraries the package of a broker may import."""
 SHARED_BY_BROKERS = {
+    "connectors.headers",
     "connectors.records",
     "connectors.errors",
     "connectors.brokers.Untyped",
@@ -81,7 +82,13 @@ LAWS = [
         "connectors/text.py", set(), set(), CLOCKS - {"datetime"}
     ),
     Law("connectors/images.py", {"connectors.records"}, set(), CLOCKS),
-    Law("connectors/codec.py", {"connectors.records", "connectors.text"}, set(), CLOCKS),
+    Law("connectors/headers.py", {"connectors.records"}, set(), CLOCKS),
+    Law(
+        "connectors/codec.py",
+        {"connectors.headers", "connectors.records", "connectors.text"},
+        set(),
+        CLOCKS,
+    ),
     Law("connectors/relay.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS),
     Law(
         "connectors/loop.py",
@@ -131,7 +138,13 @@ LAWS = [
     ),
     Law(
         "connectors/commands/dlq.py",
-        {"connectors.records", "connectors.errors", "connectors.text", "connectors.verbs"},
+        {
+            "connectors.headers",
+            "connectors.records",
+            "connectors.errors",
+            "connectors.text",
+            "connectors.verbs",
+        },
         set(),
         CLOCKS - {"logging"},
     ),

@@ -12,6 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import Exit, Rewound, Stop
+from ..headers import REPLAY, is_ours
 from ..records import Message, Prediction, Record, Rejection, Settled, Skipped
 from ..text import decode_text, parse_count, render_time, replace_control_characters
 
@@ -25,9 +26,6 @@ POLL_TIMEOUT = 0.25
 
 MAX_BATCH = 500
 """Most dead letters in one transaction of a replay."""
-
-OURS = ("connector.", "__connect.errors.")
-"""What the names of our headers begin with; a replay leaves these out."""
 
 _log = logging.getLogger(__name__)
 
@@ -305,9 +303,7 @@ def restore_record(dead_letter: Record, name: str) -> Message:
     headers = [
         (title, None if f"headers[{place}]" in nulls else value)
         for place, (title, value) in enumerate(dead_letter.headers)
-        if not title.startswith(OURS)
+        if not is_ours(title)
     ]
     value = None if "value" in nulls else dead_letter.value
-    return Message(
-        value, dead_letter.key, (*headers, ("connector.replay", name.encode())), dead=False
-    )
+    return Message(value, dead_letter.key, (*headers, (REPLAY, name.encode())), dead=False)
