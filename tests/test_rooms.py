@@ -188,7 +188,12 @@ LAWS = [
         CLOCKS - {"logging"},
     ),
     Law("connectors/watchdog.py", {"connectors.errors", "connectors.status"}, set()),
-    Law("connectors/settings.py", {"connectors.errors"}, {"pydantic", "pydantic_settings"}, CLOCKS),
+    Law(
+        "connectors/settings.py",
+        {"connectors.errors"},
+        {"pydantic", "pydantic_settings"},
+        CLOCKS - {"os"},  # the environment
+    ),
     Law("connectors/verbs.py", {"connectors.settings"}, {"pydantic"}, CLOCKS),
     Law(
         "connectors/registry.py",
@@ -207,7 +212,7 @@ LAWS = [
         "connectors/command_line.py",
         {"connectors.errors", "connectors.registry", "connectors.settings"},
         {"pydantic", "pydantic_settings"},
-        CLOCKS - {"os", "logging"},
+        CLOCKS - {"logging"},
     ),
     Law(
         "connectors/daemon.py",
