@@ -176,10 +176,17 @@ LAWS = [
     ),
     Law(
         "connectors/metrics.py",
-        {"connectors.records", "connectors.errors", "connectors.relay", "connectors.text"},
+        {
+            "connectors.records",
+            "connectors.errors",
+            "connectors.page_server",
+            "connectors.relay",
+            "connectors.text",
+        },
         {"prometheus_client"},
-        CLOCKS - {"threading"},  # the server's
+        CLOCKS,
     ),
+    Law("connectors/page_server.py", {"connectors.errors"}, set()),
     Law("connectors/logs.py", {"connectors.text"}, set(), CLOCKS - {"logging"}),
     Law(
         "connectors/status.py",
@@ -223,6 +230,7 @@ LAWS = [
             "connectors.inference",
             "connectors.logs",
             "connectors.metrics",
+            "connectors.page_server",
             "connectors.status",
             "connectors.verbs",
             "connectors.watchdog",
