@@ -16,12 +16,6 @@ if TYPE_CHECKING:
 
     Encode = Callable[[Settled], Message | None]
 
-ORIGIN = "__connect.errors."
-"""How the names of the headers begin that the tools around Kafka Connect read."""
-
-OURS = "connector."
-"""How our own begin."""
-
 
 class Sized(Protocol):
     """A message, addressed."""

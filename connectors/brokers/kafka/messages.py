@@ -6,8 +6,9 @@ import hashlib
 from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...headers import ORIGIN, OURS, is_ours
 from ...records import Message, Record, Rejection, Settled
-from ..publishing import ORIGIN, OURS, error_message, replace_headers
+from ..publishing import error_message, replace_headers
 from .clients import partition_counts, recount_partitions
 from .published_offsets import SOURCE, SourceRecord
 
@@ -157,5 +158,5 @@ def _shrink_dead_letter(dead_letter: Outgoing) -> Iterator[Outgoing]:
             value=b"", headers=list(replace_headers(dead_letter.headers, ours))
         )
         yield dead_letter
-    ours_only = [header for header in dead_letter.headers if header[0].startswith((ORIGIN, OURS))]
+    ours_only = [header for header in dead_letter.headers if is_ours(header[0])]
     yield dead_letter._replace(value=b"", key=None, headers=ours_only)
