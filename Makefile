@@ -5,6 +5,7 @@ BIN := .venv/bin
 BUDGET ?= 3m
 BROKER ?= kafka
 CASE ?= kills
+ROW ?= 60
 CHAOS = $(BIN)/python -m tests.chaos
 # LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
@@ -94,6 +95,11 @@ killer: CASE := killer
 killer: setup maven archive ## an image that kills the worker, in a full pack
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
+.PHONY: attack
+attack: setup archive ## requests that are dear to answer, against the handler and beside honest clients; ROW=60
+	$(BIN)/python -m tests.attack costs
+	$(BIN)/python -m tests.attack --seconds $(ROW)
+
 .PHONY: soak
 soak: CASE := soak
 soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600
@@ -106,6 +112,10 @@ bench: setup maven model_store/fmnist.mar ## the daemon beside the library's pla
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
 	$(BIN)/python -m tests.mutants
+
+.PHONY: fuzz
+fuzz: setup ## mutated files and requests against the handler; a million take minutes; INPUTS=1000000 SEED=1
+	$(BIN)/python -m tests.fuzz --inputs $(or $(INPUTS),1000000) --seed $(or $(SEED),1)
 
 .PHONY: format
 format: setup ## format the code and fix what the linter can fix

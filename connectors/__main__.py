@@ -41,7 +41,7 @@ from typing import TYPE_CHECKING
 from . import __version__, codec, command_line, daemon, registry
 from .commands import dlq, doctor, listen, send
 from .errors import Exit, Stop
-from .logs import set_library_log_level
+from .logs import configure_console, set_library_log_level
 from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ _log = logging.getLogger("connectors")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    logging.basicConfig(format="connectors: %(message)s")
+    configure_console()
     set_library_log_level(logging.CRITICAL)  # at the start a library's trouble is our one sentence
     try:
         return _run_command(sys.argv[1:] if arguments is None else arguments)

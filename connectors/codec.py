@@ -12,6 +12,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Literal
 
+from .headers import strip_earlier
 from .records import Image, Message, Prediction, Rejection, Skipped
 from .text import MAX_DETAIL_BYTES, truncate_utf8
 
@@ -22,8 +23,10 @@ MAX_IMAGE_BYTES = 5_000_000
 """Bytes of one image; TorchServe takes 6,553,500 for a whole request."""
 
 _NAME = rb"[a-z0-9][a-z0-9!#$&^_.+-]{0,62}"  # RFC 6838, 4.2; half its length is plenty
-_MEDIA_TYPE = re.compile(_NAME + b"/" + _NAME)
-_OURS = {"connector.reason", "connector.detail", "connector.status", "connector.attempts"}
+# The types of one thing (RFC 2046, 3). A server takes `multipart/mixed` for more parts to come, and
+# some take a word such as `charset` for a parameter; either fails the whole request.
+_KIND = rb"application|audio|example|font|haptics|image|model|text|video"
+_MEDIA_TYPE = re.compile(b"(?:" + _KIND + b")/" + _NAME)
 
 
 def decode(
@@ -45,7 +48,7 @@ def decode(
 
 
 def _content_type(headers: Headers) -> str | None:
-    """The last plausible media type; anything else could break out of its header line."""
+    """The last plausible media type; anything else could break its header line or the parts."""
     for name, value in reversed(headers):
         essence = (value or b"").partition(b";")[0].strip().lower()
         if name.lower() == "content-type" and _MEDIA_TYPE.fullmatch(essence):
@@ -61,7 +64,7 @@ def encode(settled: Settled) -> Message | None:
     if isinstance(outcome, Rejection):
         headers = _dead_headers(record.headers, outcome)
         return Message(record.value, record.key, headers, dead=True)
-    return Message(_result(record, outcome), record.key, record.headers, dead=False)
+    return Message(_result(record, outcome), record.key, strip_earlier(record.headers), dead=False)
 
 
 def _result(record: Record, prediction: Prediction) -> bytes:
@@ -79,4 +82,4 @@ def _dead_headers(headers: Headers, rejection: Rejection) -> Headers:
     ]
     if rejection.status is not None:
         ours.append(("connector.status", b"%d" % rejection.status))
-    return (*(header for header in headers if header[0] not in _OURS), *ours)
+    return (*strip_earlier(headers), *ours)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import textwrap
 from difflib import get_close_matches
 from itertools import chain
@@ -21,6 +20,7 @@ from .settings import (
     Settings,
     former_name,
     former_names,
+    list_variables,
     read_toml,
     rename_keys,
     setting_name,
@@ -109,8 +109,7 @@ def _describe_error(error: ValidationError) -> str:
 
 def _list_variables() -> dict[str, str]:
     """Return the variables that are set and are ours, by their names in upper case."""
-    ours = {name.upper(): value for name, value in os.environ.items() if value}
-    return {name: value for name, value in ours.items() if name.startswith(PREFIX)}
+    return {name.upper(): value for name, value in list_variables().items() if value}
 
 
 def _list_former_names() -> dict[str, str]:
@@ -121,7 +120,7 @@ def _list_former_names() -> dict[str, str]:
 
 def _check_variables() -> None:
     known = {PREFIX + name.upper() for name in registry.list_settings()}
-    _refuse_unknown("the environment", [n for n in os.environ if n.startswith(PREFIX)], known)
+    _refuse_unknown("the environment", [n for n in list_variables() if n.startswith(PREFIX)], known)
     former = _list_former_names().items()
     renamed = {PREFIX + old.upper(): PREFIX + new.upper() for old, new in former}
     _check_names(_list_variables(), renamed)

@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import codec, loop, metrics
+from . import codec, loop, metrics, page_server
 from .commands import doctor
 from .errors import Stop
 from .images import CANARY
@@ -104,7 +104,7 @@ def serve_metrics(
     collector = metrics.RelayCollector(relay, health, instrumented, clock, wall)
     pages = metrics.make_pages(collector, health)
     address = settings.metrics_address
-    with metrics.serve_pages(address, settings.metrics_port, pages) as port:
+    with page_server.serve_pages(address, settings.metrics_port, pages) as port:
         _log.info("Serving metrics at http://%s:%d/metrics.", address, port)
         yield instrumented, note_iteration
 

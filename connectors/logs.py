@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
+from io import TextIOWrapper
 from math import inf
+
+from .text import replace_control_characters
 
 REPEAT_INTERVAL = 30.0
 """Seconds in which a library says the same thing once: it retries, and complains, for ever."""
@@ -19,10 +23,23 @@ def set_library_log_level(level: int) -> None:
         logging.getLogger(name).setLevel(level)
 
 
+def configure_console() -> None:
+    """Log one sentence at a time on stderr, until `configure_logging` is called.
+
+    Characters that the terminal's encoding lacks are escaped, in what is printed as well.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter("connectors: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+
+
 def configure_logging(form: str) -> None:
     """Log lines of text or of JSON on stderr, from now on."""
     handler = logging.StreamHandler()
-    text = logging.Formatter("%(asctime)s %(levelname)s %(message)s")
+    text = TextFormatter("%(asctime)s %(levelname)s %(message)s")
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     handler.addFilter(RateLimitFilter())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
@@ -44,6 +61,19 @@ class RateLimitFilter(logging.Filter):
             return False
         self._passed[line] = record.created
         return True
+
+
+class TextFormatter(logging.Formatter):
+    """Formats a record as text that no terminal obeys, whoever wrote what is in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Give a line, and below it the lines of a traceback."""
+        return "\n".join(map(replace_control_characters, super().format(record).splitlines()))
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the library's name
+        """Keep what a record says on one line, or a stranger could write lines of his own."""
+        record.message = replace_control_characters(record.message)
+        return super().formatMessage(record)
 
 
 class JsonFormatter(logging.Formatter):

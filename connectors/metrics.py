@@ -1,21 +1,16 @@
 """HTTP endpoints for Prometheus and for probes: /metrics, /livez and /readyz.
 
-The loop's thread leaves whole values, which it replaces and never changes; the server's thread
-reads them. Relay and loop know nothing of it.
+The loop's thread leaves whole values, which it replaces and never changes; the server's threads
+read them. Relay and loop know nothing of it.
 """
 
 from __future__ import annotations
 
 import faulthandler
-import socket
-import sys
 from collections import OrderedDict
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler
 from math import inf
-from socketserver import TCPServer
-from threading import Thread
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -31,9 +26,11 @@ from prometheus_client.core import (
 )
 from prometheus_client.registry import Collector
 
-from .errors import Exit, Rewound, Stop
+from .errors import Rewound
+from .page_server import Page
 from .records import Reason, Skipped
 from .relay import Retry
+from .text import replace_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
@@ -42,9 +39,6 @@ if TYPE_CHECKING:
 
     from .records import Broker, Record, Settled
     from .relay import Relay, Stats
-
-CONNECTION_TIMEOUT = 5.0
-"""Seconds that a connection may be silent; the server takes one at a time."""
 
 GOOD_ANSWER_LIFETIME, BAD_ANSWER_LIFETIME = 30.0, 5.0
 """Seconds for which /readyz believes the service's last answer: a good one, and none."""
@@ -56,6 +50,8 @@ RECORD_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 
 class InstrumentedBroker:
     """A Broker that is watched: what it handed out, when that was committed, how long it took.
+
+    What is committed are the very records that `poll` handed out, which the relay keeps until then.
 
     `clock`: monotonic seconds; `wall`: seconds since the epoch, as `Record.time` is of it.
     """
@@ -71,7 +67,8 @@ class InstrumentedBroker:
         self._broker = broker
         self._clock = clock
         self._wall = wall
-        self._held: dict[Hashable | None, OrderedDict[str, int]] = {}
+        # By identity: one record may be handed out twice, under one id, while it is held.
+        self._held: dict[Hashable | None, OrderedDict[int, int]] = {}
         self._moved: set[Hashable | None] = set()
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
@@ -79,7 +76,7 @@ class InstrumentedBroker:
         with self._forgetting_on_rewind():
             records = self._broker.poll(limit, timeout)
         for record in records:
-            self._held.setdefault(record.lane, OrderedDict())[record.id] = record.time
+            self._held.setdefault(record.lane, OrderedDict())[id(record)] = record.time
         self._note_oldest()
         return records
 
@@ -97,7 +94,7 @@ class InstrumentedBroker:
     def _forget_record(self, one: Settled, now: float) -> None:
         record = one.record
         self._moved.add(record.lane)
-        self._held[record.lane].pop(record.id)
+        self._held[record.lane].pop(id(record))
         if not self._held[record.lane]:
             del self._held[record.lane]
         if not isinstance(one.outcome, Skipped):
@@ -251,9 +248,10 @@ class RelayCollector(Collector):
         )
         oldest, now = self._broker.oldest, self._wall()
         for lane, behind in lag.items():
-            records.add_metric([str(lane)], behind)
+            name = replace_control_characters(str(lane))
+            records.add_metric([name], behind)
             age = now - oldest[lane] / 1000 if lane in oldest else 0.0
-            seconds.add_metric([str(lane)], max(0.0, age))
+            seconds.add_metric([name], max(0.0, age))
         yield from (records, seconds)
 
     def _gauges(self, stats: Stats) -> Iterator[Metric]:
@@ -320,15 +318,7 @@ def _pack_sizes(packs: Mapping[int, int]) -> Metric:
     )
 
 
-# The server
-
-
-class Page(NamedTuple):
-    """What is answered."""
-
-    status: int
-    content_type: str
-    body: bytes
+# The pages
 
 
 def make_pages(collector: RelayCollector, health: Health) -> Mapping[str, Callable[[], Page]]:
@@ -357,61 +347,5 @@ def make_pages(collector: RelayCollector, health: Health) -> Mapping[str, Callab
 
 def _probe_page(trouble: str | None) -> Page:
     status = 503 if trouble else 200
-    return Page(status, "text/plain; charset=utf-8", f"{trouble or 'ok'}\n".encode())
-
-
-class _Server(TCPServer):
-    """Answers one question at a time; who hangs up while he is answered is not worth a line."""
-
-    allow_reuse_address = True
-
-    def __init__(self, address: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        super().__init__((address, port), handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's signature
-        if not isinstance(sys.exception(), OSError):
-            super().handle_error(request, client_address)
-
-
-@contextmanager
-def serve_pages(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> Iterator[int]:
-    """Answer in a thread, one question at a time, until the end of the block; gives the port.
-
-    Raises Stop(2) when the port cannot be had.
-    """
-
-    class Handler(BaseHTTPRequestHandler):
-        timeout = CONNECTION_TIMEOUT  # of the connection
-
-        def do_GET(self) -> None:
-            page = pages.get(self.path.partition("?")[0], _not_found)()
-            self.send_response(page.status)
-            self.send_header("Content-Type", page.content_type)
-            self.send_header("Content-Length", str(len(page.body)))
-            self.end_headers()
-            self.wfile.write(page.body)
-
-        def log_message(self, *_: object) -> None:
-            """Quiet: a probe comes every few seconds."""
-
-    try:
-        server = _Server(address, port, Handler)
-    except OSError as error:
-        raise Stop(
-            f"{address}:{port} cannot be served ({error}): correct --metrics-port or "
-            "--metrics-address",
-            Exit.USAGE,
-        ) from None
-    thread = Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join(CONNECTION_TIMEOUT)
-
-
-def _not_found() -> Page:
-    return Page(404, "text/plain; charset=utf-8", b"/metrics, /livez or /readyz\n")
+    text = replace_control_characters(trouble or "ok")
+    return Page(status, "text/plain; charset=utf-8", f"{text}\n".encode())

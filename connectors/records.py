@@ -20,6 +20,7 @@ Reason = Literal[
     "rejected",  # the handler refused it with a word that we do not know
     "failed",  # the service failed on it, again and again, while it answered others
     "result_too_large",  # the topic does not take the answer
+    "result_refused",  # nor this one, for another reason than its size
 ]
 """Why a record has no prediction; the value of `connector.reason` in a dead letter."""
 

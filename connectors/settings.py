@@ -6,6 +6,8 @@ broker) and in each broker's own `settings`; the flags are made from their field
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,23 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 PREFIX = "CONNECTOR_"
+
+_PLATFORM_URL = r"(tcp|udp|sctp)://\S+:\d{1,5}"
+_PLATFORM_VARIABLES = [
+    (re.compile(name), re.compile(value))
+    for name, value in (
+        (r"(\w+_)?SERVICE_HOST", r"[0-9a-f.:]+"),
+        (r"(\w+_)?SERVICE_PORT(_\w+)?", r"\d{1,5}"),
+        (r"(\w+_)?PORT(_\d{1,5}_(TCP|UDP|SCTP))?", _PLATFORM_URL),
+        (r"(\w+_)?PORT_\d{1,5}_(TCP|UDP|SCTP)_PROTO", "tcp|udp|sctp"),
+        (r"(\w+_)?PORT_\d{1,5}_(TCP|UDP|SCTP)_PORT", r"\d{1,5}"),
+        (r"(\w+_)?PORT_\d{1,5}_(TCP|UDP|SCTP)_ADDR", r"[0-9a-f.:]+"),
+    )
+]
+"""What follows PREFIX in the names that Kubernetes makes of a Service, and what is in them.
+
+Such a Service is called `connector`, or `connector-` and more: each pod of its namespace gets them.
+"""
 
 
 class Settings(BaseSettings):
@@ -60,7 +79,7 @@ class Settings(BaseSettings):
         renamed = former_names(cls)
         if isinstance(env_settings, EnvSettingsSource):
             env_settings.env_vars = rename_keys(
-                env_settings.env_vars,
+                drop_platform_variables(env_settings.env_vars),
                 {
                     f"{PREFIX}{old}".lower(): f"{PREFIX}{new}".lower()
                     for old, new in renamed.items()
@@ -69,6 +88,24 @@ class Settings(BaseSettings):
         path = {**env_settings(), **init_settings()}.get("config")
         values = rename_keys(read_toml(Path(path)), renamed) if path else {}
         return init_settings, env_settings, InitSettingsSource(settings_cls, values)
+
+
+def list_variables() -> dict[str, str]:
+    """Return the variables that are meant for us, by their names as they are."""
+    ours = {name: text for name, text in os.environ.items() if name.upper().startswith(PREFIX)}
+    return drop_platform_variables(ours)
+
+
+def drop_platform_variables(variables: Mapping[str, str | None]) -> dict[str, Any]:
+    """Leave out what Kubernetes made of a Service; what only looks a little like it stays."""
+    return {name: text for name, text in variables.items() if not _is_platforms(name, text or "")}
+
+
+def _is_platforms(name: str, text: str) -> bool:
+    rest = name.upper().removeprefix(PREFIX)
+    return rest != name.upper() and any(
+        known.fullmatch(rest) and value.fullmatch(text) for known, value in _PLATFORM_VARIABLES
+    )
 
 
 def setting_name(name: str, field: FieldInfo) -> str:

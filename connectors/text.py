@@ -1,11 +1,27 @@
-"""Text of others: decoded, made harmless for a terminal, and cut. Pure; never raises."""
+"""Text, numbers, times and JSON of others: read, made harmless, and cut. Pure; never raises.
+
+Whatever a record or a server says passes here on its way to a terminal, a log or a label. What
+cannot be read is None: "not known".
+"""
 
 from __future__ import annotations
 
-from typing import overload
+import json
+from datetime import UTC, datetime
+from math import isfinite
+from typing import TYPE_CHECKING, Any, overload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 MAX_DETAIL_BYTES = 1024
 """Of a header that says why a record has no prediction."""
+
+MAX_DIGITS = 18
+"""Of a number that is believed; any longer one is in no header of ours."""
+
+MAX_DEPTH = 64
+"""Arrays and objects within each other in a document that is read."""
 
 
 @overload
@@ -21,6 +37,8 @@ def decode_text(value: bytes | None) -> str | None:
 
 def replace_control_characters(text: str) -> str:
     """Replace what a terminal would obey by U+FFFD."""
+    if text.isprintable():
+        return text
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
@@ -28,3 +46,44 @@ def truncate_utf8(text: str, limit: int) -> bytes:
     """Encode at most `limit` bytes of UTF-8, cut between characters."""
     whole = text.encode("utf-8", "replace")[:limit]
     return whole.decode("utf-8", "ignore").encode("utf-8")
+
+
+def parse_count(value: bytes | None) -> int | None:
+    """Read a number of at most MAX_DIGITS decimal digits."""
+    return int(value) if value and value.isdigit() and len(value) <= MAX_DIGITS else None
+
+
+def render_time(milliseconds: int) -> str:
+    """Give a time since the epoch in ISO 8601; "not known" for one that no calendar has."""
+    try:
+        time = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return "not known"
+    return time.isoformat(timespec="seconds") if milliseconds >= 0 else "not known"
+
+
+def parse_json(value: bytes | None) -> Any:  # noqa: ANN401 - a document of any kind
+    """Read a document that can be written again as JSON: finite numbers, at most MAX_DEPTH deep."""
+    try:
+        document = json.loads(value or b"")
+    except (ValueError, RecursionError):
+        return None
+    return document if _is_plain(document) else None
+
+
+def _is_plain(document: object) -> bool:
+    level, depth = [document], 0
+    while level and depth <= MAX_DEPTH:
+        if any(isinstance(one, float) and not isfinite(one) for one in level):
+            return False
+        level, depth = [inner for one in level for inner in _list_nested(one)], depth + 1
+    return not level
+
+
+def _list_nested(value: object) -> Iterable[object]:
+    match value:
+        case dict():
+            return value.values()
+        case list():
+            return value
+    return ()

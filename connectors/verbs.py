@@ -43,7 +43,7 @@ class Service(Settings):
     )
     timeout: Seconds = Field(
         default=20.0,
-        description="seconds to wait for an answer; above the server's responseTimeout",
+        description="seconds to wait for a whole answer; above the server's responseTimeout",
     )
 
 

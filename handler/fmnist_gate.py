@@ -330,22 +330,17 @@ JPEG_MARKER = re.compile(rb"\xff[^\xff\x00]")
 JPEG_AFTER_SCAN = re.compile(rb"\xff[^\xff\x00\xd0-\xd7]")
 """Between scans lie markers; FF 00 is data, D0 to D7 are restarts."""
 SOI, EOI, SOS, TEM = 0xD8, 0xD9, 0xDA, 0x01
-RESTARTS = range(0xD0, 0xD8)
-JPEG_FRAMES = {0xC0: False, 0xC1: False, 0xC2: True}
-"""Frames that are decoded, and whether they are progressive."""
-JPEG_OTHER_FRAMES = frozenset({0xC3, *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0)})
-JPEG_TABLES = frozenset({0xC4, 0xDB, 0xDD})
-JFIF, EXIF, ADOBE = 0xE0, 0xE1, 0xEE
+JPEG_ALONE = frozenset({*range(0xD0, 0xD8), SOI, EOI, TEM})
+"""Markers without a length: restarts, and such as have no place between segments."""
+BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
+JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+JPEG_KEPT = frozenset({BASELINE, EXTENDED, PROGRESSIVE, 0xC4, 0xDB, 0xDD, SOS, EOI})
+"""Frames, tables of Huffman codes and of quantisation, the restart interval, scans."""
+EXIF, EXIF_NAME = 0xE1, b"Exif\x00\x00"
+JPEG_COLOURS = {0xE0: b"JFIF\x00", 0xEE: b"Adobe"}
+"""Segments of applications that decide what the components mean."""
 MAX_COMPONENTS = 4
 EIGHT_BITS = 8
-
-
-class Segment(NamedTuple):
-    """A marker of a JPEG, and where its own bytes and those after it begin; `end` of a scan."""
-
-    marker: int
-    body: int
-    end: int
 
 
 @dataclass(slots=True)
@@ -362,21 +357,40 @@ def read_jpeg(data: bytes | bytearray) -> Outline:
     """Keep frame, tables, scans, JFIF and Adobe; read the orientation of Exif."""
     frame: Frame | None = None
     kept: list[bytes | bytearray] = [b"\xff\xd8"]
-    scanned, orientation = 0.0, 0
-    for marker, body, end in walk_jpeg(data):
-        if marker in JPEG_FRAMES or marker in JPEG_OTHER_FRAMES:
-            frame = read_frame(data, marker, body, frame)
-        elif marker == SOS:
+    position, count, scanned, orientation = 2, 0, 0.0, 0
+    while position < len(data) and (found := JPEG_MARKER.search(data, position)):
+        marker, body = data[found.end() - 1], found.end()
+        position = body if marker in JPEG_ALONE else body + max(2, read_length(data, body))
+        if marker == SOS:
             scanned += cost_scan(data, body, frame)
-        elif marker == EXIF and not orientation and data[body + 2 : body + 8] == b"Exif\x00\x00":
-            orientation = read_exif(data[body + 8 : end])
+            position = find_scan_end(data, body, position, frame)
+        elif marker in JPEG_FRAMES:
+            frame = read_frame(data, marker, body, frame)
+        elif marker == EXIF and not orientation and data[body + 2 : body + 8] == EXIF_NAME:
+            orientation = read_exif(data[body + 8 : position])
         if is_kept(data, marker, body):
-            kept += (bytes((0xFF, marker)), data[body:end])
+            kept.append(data[body - 2 : position])
+        if marker == EOI:
+            break
+        count += 1
+        count_parts(count, MAX_PARTS, "segments")
     if frame is None:
         raise damaged("it has no frame")
-    cost = cost_jpeg(frame, scanned, sum(map(len, kept)))
     clean = b"".join(kept)
+    cost = cost_jpeg(frame, scanned, len(clean))
     return Outline(clean, frame.width, frame.height, cost, orientation or 1)
+
+
+def read_length(data: bytes | bytearray, body: int) -> int:
+    """Return the bytes of a segment behind its marker."""
+    return data[body] << 8 | data[body + 1]
+
+
+def is_kept(data: bytes | bytearray, marker: int, body: int) -> bool:
+    """Tell whether a segment decides the pixels."""
+    if marker in JPEG_COLOURS:
+        return data.startswith(JPEG_COLOURS[marker], body + 2)
+    return marker in JPEG_KEPT
 
 
 def cost_jpeg(frame: Frame, scanned: float, length: int) -> float:
@@ -385,43 +399,23 @@ def cost_jpeg(frame: Frame, scanned: float, length: int) -> float:
     return NS * (pixel * frame.width * frame.height + byte * length) + scanned
 
 
-def walk_jpeg(data: bytes | bytearray) -> Iterator[Segment]:
-    """Yield the segments up to the end of the image, without fill bytes; a scan with its data."""
-    position, count = 2, 0
-    while found := JPEG_MARKER.search(data, position):
-        marker, body = data[found.end() - 1], found.end()
-        position = body
-        if marker == EOI:
-            yield Segment(marker, body, body)
-            return
-        if marker in RESTARTS or marker in {SOI, TEM}:
-            continue
-        (length,) = unpack_from(">H", data, body)
-        position = body + max(2, length)
-        if marker == SOS:
-            after = JPEG_AFTER_SCAN.search(data, position)
-            position = after.start() if after else len(data)
-        yield Segment(marker, body, position)
-        count += 1
-        count_parts(count, MAX_PARTS, "segments")
+def find_scan_end(data: bytes | bytearray, body: int, position: int, frame: Frame | None) -> int:
+    """Return where the data of a scan end, or the file where no other scan can follow.
 
-
-def is_kept(data: bytes | bytearray, marker: int, body: int) -> bool:
-    """Tell whether a segment decides the pixels."""
-    return (
-        marker in JPEG_FRAMES
-        or marker in JPEG_TABLES
-        or marker in {SOS, EOI}
-        or (marker == JFIF and data[body + 2 : body + 7] == b"JFIF\x00")
-        or (marker == ADOBE and data[body + 2 : body + 7] == b"Adobe")
-    )
+    Inside them FF is followed by 00 or by a restart. One scan of all components completes a
+    baseline image; the decoder stops there.
+    """
+    if frame is not None and not frame.progressive and data[body + 2] == len(frame.blocks):
+        return len(data)
+    after = JPEG_AFTER_SCAN.search(data, position)
+    return after.start() if after else len(data)
 
 
 def read_frame(data: bytes | bytearray, marker: int, body: int, earlier: Frame | None) -> Frame:
     """Return what SOF says. Raises Refused."""
     if earlier is not None:
         raise damaged("it has two frames")
-    if marker in JPEG_OTHER_FRAMES:
+    if marker not in {BASELINE, EXTENDED, PROGRESSIVE}:
         raise Refused(
             "unsupported_type",
             "This is a lossless, hierarchical or arithmetic JPEG: send a baseline or progressive "
@@ -437,7 +431,7 @@ def read_frame(data: bytes | bytearray, marker: int, body: int, earlier: Frame |
     return Frame(
         width,
         height,
-        JPEG_FRAMES[marker],
+        marker == PROGRESSIVE,
         {
             name: ceil_div(width * (f >> 4), 8 * across) * ceil_div(height * (f & 15), 8 * down)
             for name, f in factors

@@ -267,6 +267,13 @@ MUTANTS = (
         "a record writes header lines of its own into the request",
     ),
     Mutant(
+        "types-of-several-things-go-along",
+        CODEC,
+        '_MEDIA_TYPE = re.compile(b"(?:" + _KIND + b")/" + _NAME)',
+        '_MEDIA_TYPE = re.compile(_NAME + b"/" + _NAME)',
+        "one record's multipart/mixed makes the server answer 500 to its whole pack, for ever",
+    ),
+    Mutant(
         "headers-stacked",
         CODEC,
         "header for header in headers if header[0] not in _OURS",

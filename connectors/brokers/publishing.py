@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from ..errors import Exit, Stop
@@ -13,12 +15,6 @@ if TYPE_CHECKING:
     from ..records import Message, Record, Rejection, Settled
 
     Encode = Callable[[Settled], Message | None]
-
-ORIGIN = "__connect.errors."
-"""How the names of the headers begin that the tools around Kafka Connect read."""
-
-OURS = "connector."
-"""How our own begin."""
 
 
 class Sized(Protocol):
@@ -40,8 +36,9 @@ M = TypeVar("M", bound=Sized)
 class PendingMessage(Generic[M]):
     """A record and its message, in the largest form that was not refused yet.
 
-    `fallbacks`: each smaller than the one before, none if nothing is published. `advice`: what to
-    do when the topic takes not even the last one.
+    `fallbacks`: each smaller than the one before, none if nothing is published; a generator is sent
+    why the last one was refused, if not for its size. `advice`: what to do when the topic takes not
+    even the last one.
     """
 
     def __init__(self, record: Record, fallbacks: Iterator[M], advice: str) -> None:
@@ -50,15 +47,22 @@ class PendingMessage(Generic[M]):
         self._advice = advice
         self.message = next(fallbacks, None)
 
-    def fall_back(self) -> None:
-        """Go on to the next form; raises Stop when there is none."""
-        refused, self.message = self.message, next(self._fallbacks, None)
+    def fall_back(self, why: str | None = None) -> None:
+        """Go on to the next form; raises Stop when there is none. `why`: if not for its size."""
+        refused, self.message = self.message, self._take_next(why)
         if refused and not self.message:
             raise Stop(
                 f"{refused.topic} takes not even the {refused.size()} bytes that say why "
-                f"{self.record.id} has no prediction: {self._advice}",
+                f"{self.record.id} has no prediction: {why or self._advice}",
                 Exit.GIVEN_UP,
             )
+
+    def _take_next(self, why: str | None) -> M | None:
+        if why and isinstance(self._fallbacks, Generator):
+            with suppress(StopIteration):
+                return self._fallbacks.send(why)  # type: ignore[no-any-return]  # an M
+            return None
+        return next(self._fallbacks, None)
 
     def is_as_large_as(self, message: M) -> bool:
         """Say whether a topic that refuses `message` refuses this, too."""

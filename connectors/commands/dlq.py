@@ -8,13 +8,13 @@ import json
 import logging
 from collections import Counter
 from contextlib import closing
-from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ..errors import Exit, Rewound, Stop
+from ..headers import REPLAY, is_ours
 from ..records import Message, Prediction, Record, Rejection, Settled, Skipped
-from ..text import decode_text, replace_control_characters
+from ..text import decode_text, parse_count, render_time, replace_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -26,9 +26,6 @@ POLL_TIMEOUT = 0.25
 
 MAX_BATCH = 500
 """Most dead letters in one transaction of a replay."""
-
-OURS = ("connector.", "__connect.errors.")
-"""What the names of our headers begin with; a replay leaves these out."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,8 +81,8 @@ def to_dict(dead_letter: Record) -> dict[str, Any]:
         "key": decode_text(dead_letter.key),
         "reason": decode_text(last_header(dead_letter, "connector.reason")),
         "detail": decode_text(last_header(dead_letter, "connector.detail")),
-        "status": _number(last_header(dead_letter, "connector.status")),
-        "attempts": _number(last_header(dead_letter, "connector.attempts")),
+        "status": parse_count(last_header(dead_letter, "connector.status")),
+        "attempts": parse_count(last_header(dead_letter, "connector.attempts")),
         "bytes": None if dead_letter.value is None else len(dead_letter.value),
     }
 
@@ -103,10 +100,6 @@ def find_source(dead_letter: Record) -> str:
 def last_header(dead_letter: Record, name: str) -> bytes | None:
     """The last value of a header; ours come last."""
     return dict(dead_letter.headers).get(name)
-
-
-def _number(value: bytes | None) -> int | None:
-    return int(value) if value and value.isdigit() else None
 
 
 def holds_condition(condition: str, dead_letter: Record) -> bool:
@@ -155,9 +148,8 @@ def list_(settings: DeadLetters, reader: DeadLetterReader) -> Iterator[str]:
 
 
 def _render_line(fields: dict[str, Any]) -> str:
-    time = datetime.fromtimestamp(fields["time"] / 1000, UTC).isoformat(timespec="seconds")
     rest = (str(fields[name]) for name in ("id", "key", "reason", "detail"))
-    return "  ".join([time, *map(replace_control_characters, rest)])
+    return "  ".join([render_time(fields["time"]), *map(replace_control_characters, rest)])
 
 
 def _render_counts(reasons: Counter[str]) -> str:
@@ -311,9 +303,7 @@ def restore_record(dead_letter: Record, name: str) -> Message:
     headers = [
         (title, None if f"headers[{place}]" in nulls else value)
         for place, (title, value) in enumerate(dead_letter.headers)
-        if not title.startswith(OURS)
+        if not is_ours(title)
     ]
     value = None if "value" in nulls else dead_letter.value
-    return Message(
-        value, dead_letter.key, (*headers, ("connector.replay", name.encode())), dead=False
-    )
+    return Message(value, dead_letter.key, (*headers, (REPLAY, name.encode())), dead=False)

@@ -13,6 +13,7 @@ from ..errors import Exit, Stop
 from ..images import CANARY
 from ..inference import open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
+from ..text import replace_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -72,7 +73,7 @@ def render_findings(findings: Iterable[Finding], *, as_json: bool) -> Iterator[s
 
 
 def _render_line(finding: Finding) -> str:
-    return f"{finding.result:8}{finding.check:14}{finding.text}"
+    return f"{finding.result:8}{finding.check:14}{replace_control_characters(finding.text)}"
 
 
 def _render_json(finding: Finding) -> str:

@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..text import decode_text, replace_control_characters
+from ..text import decode_text, parse_json, replace_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +33,12 @@ RECENT_RECORDS = 1000
 
 SHOWN_RECORDS = 10
 """Records in the table."""
+
+MAX_CELL = 200
+"""Characters in a cell of the table."""
+
+MAX_TIME_MS = 1 << 53
+"""Milliseconds since the epoch; no result is from a later time."""
 
 
 def listen(settings: Listen, reader: Reader) -> None:
@@ -80,10 +86,7 @@ def to_dict(record: Record) -> dict[str, Any]:
 
 def parse_result(record: Record) -> dict[str, Any] | None:
     """The prediction in a record's value."""
-    try:
-        value = json.loads(record.value or b"")
-    except ValueError:
-        return None
+    value = parse_json(record.value)
     return value if isinstance(value, dict) else None
 
 
@@ -112,8 +115,9 @@ class LiveTable:
         found = parse_result(record) or {}
         self.count += 1
         self._times.append(now)
-        if isinstance(found.get("time"), int):
-            self._latencies.append(now - found["time"] / 1000)
+        time_ms = found.get("time")
+        if isinstance(time_ms, int) and 0 <= time_ms < MAX_TIME_MS:
+            self._latencies.append(now - time_ms / 1000)
         headers = dict(record.headers)
         self._count_label(headers.get("label"), found.get("class"))
         score = found.get("score")
@@ -124,7 +128,7 @@ class LiveTable:
     def _count_label(self, label: bytes | None, predicted: object) -> None:
         if label is not None and predicted is not None:
             self.labelled += 1
-            self.right += label == str(predicted).encode()
+            self.right += decode_text(label) == str(predicted)
 
     def rate(self) -> float:
         """Images per second of late."""
@@ -144,5 +148,5 @@ class LiveTable:
         """The summary above the last few."""
         table = Table("key", "label", "score")
         for row in self._last:
-            table.add_row(*(Text(replace_control_characters(cell)) for cell in row))
+            table.add_row(*(Text(replace_control_characters(cell[:MAX_CELL])) for cell in row))
         return Group(self.summary(), table)

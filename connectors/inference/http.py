@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from http.cookiejar import DefaultCookiePolicy
 from queue import Empty, Queue
-from threading import Thread
-from typing import TYPE_CHECKING
+from threading import Event, Lock, Thread
+from typing import TYPE_CHECKING, Any
 
 import requests
+from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
 from ..records import Busy, Failed
@@ -22,8 +24,83 @@ if TYPE_CHECKING:
 
 CONNECT_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 1.0
+MAX_WATCH_INTERVAL = 0.25
+"""Seconds between two looks at the deadlines of the answers that are awaited."""
 MAX_RESPONSE_BYTES = 8 << 20
 """Bytes; TorchServe's own limit for a response is 6,553,500."""
+
+
+class Exchange:
+    """The request that one worker has out, with a deadline for its whole answer.
+
+    The library bounds each wait for a byte, so a service that sends one now and then would hold
+    its worker for ever. At the deadline another thread ends the connection under the worker.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.late = False
+        self._timeout = timeout
+        self._lock = Lock()
+        self._deadline: float | None = None
+        self._socket: socket.socket | None = None
+
+    @contextmanager
+    def limited(self) -> Iterator[None]:
+        """Let what is asked inside take no longer; `late` says afterwards whether it did."""
+        self.late = False
+        self._set_deadline()
+        try:
+            yield
+        finally:
+            self.pause()
+
+    def pause(self) -> None:
+        """Expect no answer: a connection is being made, or all is read."""
+        with self._lock:
+            self._deadline = None
+
+    def note_connection(self, connection: socket.socket) -> None:
+        """Take a new connection, on which the request goes out now."""
+        self._socket = connection
+        self._set_deadline()
+
+    def _set_deadline(self) -> None:
+        with self._lock:
+            self._deadline = time.monotonic() + self._timeout
+
+    def end_if_late(self) -> None:
+        """End the connection when the deadline is over; called by another thread."""
+        with self._lock:
+            if self._deadline is None or time.monotonic() < self._deadline or not self._socket:
+                return
+            self.late, self._deadline = True, None
+            with suppress(OSError):  # closed already; not by SSLSocket's own, which is no thread's
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+class _Adapter(HTTPAdapter):
+    """Tells an exchange of each connection that is made for it."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        super().__init__()
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - the library's
+        super().init_poolmanager(*args, **options)
+        pools = self.poolmanager.pool_classes_by_scheme
+        self.poolmanager.pool_classes_by_scheme = {
+            scheme: _watch_connections(pool, self._exchange) for scheme, pool in pools.items()
+        }
+
+
+def _watch_connections(pool: Any, exchange: Exchange) -> Any:  # noqa: ANN401 - a class of urllib3
+    class Connection(pool.ConnectionCls):  # type: ignore[misc]  # known when it runs
+        def connect(self) -> None:
+            exchange.pause()
+            super().connect()
+            exchange.note_connection(self.sock)
+
+    return type("Pool", (pool,), {"ConnectionCls": Connection})
 
 
 class HttpClient:
@@ -31,7 +108,8 @@ class HttpClient:
 
     `send` and `collect` belong to one thread, which has at most `in_flight` requests out; so no
     queue here can be full. An unexpected error of a worker thread is raised by `collect`.
-    `timeout`: seconds until a silent service has failed. `authorize` makes the credentials of one
+    `timeout`: seconds until a service has failed whose answer is not whole, be it silent or slow;
+    a connection that has to be made is given its own. `authorize` makes the credentials of one
     thread. A request is encoded and its reply interpreted by `dialect`, in the worker threads.
     """
 
@@ -48,11 +126,15 @@ class HttpClient:
         self._dialect = dialect
         self._authorize = authorize
         self._timeouts = (min(CONNECT_TIMEOUT, timeout), timeout)
+        self._exchanges = [Exchange(timeout) for _ in range(in_flight)]
+        self._closed = Event()
         self._waiting: Queue[Request | None] = Queue(in_flight)
         self._answered: Queue[tuple[Request, Answer | Exception]] = Queue(in_flight)
         self._threads = [
-            Thread(target=self._work, name=f"client-{n}", daemon=True) for n in range(in_flight)
+            Thread(target=self._work, args=(one,), name=f"client-{n}", daemon=True)
+            for n, one in enumerate(self._exchanges)
         ]
+        self._threads.append(Thread(target=self._watch, name="client-deadlines", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -77,18 +159,29 @@ class HttpClient:
         with suppress(Empty):
             while True:
                 self._waiting.get_nowait()
-        for _ in self._threads:
+        self._closed.set()
+        for _ in self._exchanges:
             self._waiting.put_nowait(None)
         deadline = time.monotonic() + CLOSE_TIMEOUT
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
-    def _work(self) -> None:
+    def _watch(self) -> None:
+        interval = min(MAX_WATCH_INTERVAL, self._timeouts[1] / 10)
+        while not self._closed.wait(interval):
+            for exchange in self._exchanges:
+                exchange.end_if_late()
+
+    def _work(self, exchange: Exchange) -> None:
         authorization = self._authorize()
-        with _make_session() as session:
+        with _make_session(exchange) as session:
             while request := self._waiting.get():
                 try:
-                    answer = self._ask(session, authorization, request)
+                    with exchange.limited():
+                        answer = self._ask(session, authorization, request)
+                    if exchange.late:
+                        session.close()  # or the next request would meet the connection that ended
+                        answer = Failed("TimeoutError: timed out")
                 except Exception as error:  # noqa: BLE001 - raised again where it ends the process
                     self._answered.put((request, error))
                 else:
@@ -138,9 +231,11 @@ def _raise_or_return(answer: Answer | Exception) -> Answer:
     return answer
 
 
-def _make_session() -> requests.Session:
+def _make_session(exchange: Exchange) -> requests.Session:
     """A session that sends what it is told and nothing from its surroundings."""
     session = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter(exchange))
     session.trust_env = False  # no proxies, no .netrc
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.clear()

@@ -15,6 +15,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from ..records import Busy, Failed, Image, Prediction, Reason, Rejection
+from ..text import decode_text, replace_control_characters
 from .dialect import Call, parse_retry_after
 
 if TYPE_CHECKING:
@@ -101,8 +102,8 @@ def _json_object(content: bytes) -> dict[str, Any]:
 
 
 def _excerpt(what: str, content: bytes) -> str:
-    text = content[:_EXCERPT_BYTES].decode("utf-8", "replace")
-    return f"{what}: {' '.join(text.split())}" if text else what
+    text = " ".join(decode_text(content[:_EXCERPT_BYTES]).split())
+    return f"{what}: {replace_control_characters(text)}" if content else what
 
 
 def _outcomes(reply: dict[str, Any], count: int) -> list[Prediction | Rejection] | Failed | None:

@@ -19,6 +19,7 @@ import pytest
 
 from connectors.commands.dlq import find_source
 from connectors.errors import Exit, Rewound, Stop
+from connectors.metrics import InstrumentedBroker
 from connectors.records import (
     Broker,
     Headers,
@@ -135,6 +136,18 @@ class Harness(Protocol):
 
     def lose_answer(self, broker: Broker) -> None:
         """Let the next commit of `broker` happen in full, and then look to it as failed."""
+        ...
+
+
+class RedeliveringHarness(Harness, Protocol):
+    """What the suite needs of a backend that may deliver again what is still held."""
+
+    def send(self, topic: str, value: bytes) -> str:
+        """Append one record of no lane, and return the id it will have."""
+        ...
+
+    def deliver_again(self, broker: Broker, held: Sequence[Record]) -> None:
+        """Have the service deliver these to `broker` once more, though nobody gave them back."""
         ...
 
 
@@ -853,5 +866,27 @@ class Groups:
         assert len(harness.read_committed(topics.output)) == 2
 
 
-PROMISES = (RepeatsHeaders, TellsNulls, Transactions, Partitions, Groups)
+class Redelivers:
+    """A record may be delivered again, with the same id, while it is held."""
+
+    @pytest.mark.parametrize("commits", [[[0, 1]], [[1, 0]], [[0], [1]], [[1], [0]]], ids=str)
+    def test_a_record_delivered_twice_while_it_is_held_is_committed_twice(
+        self, harness: RedeliveringHarness, commits: Sequence[Sequence[int]]
+    ) -> None:
+        topics = harness.topics()
+        name = harness.send(topics.input, b"x")
+        broker = harness.open(topics, encode)
+        instrumented = InstrumentedBroker(broker, time.monotonic, time.time)
+        held = take(harness, instrumented, 1)
+        harness.deliver_again(broker, held)
+        held += take(harness, instrumented, 1)
+        for commit in commits:
+            instrumented.commit(predicted([held[place] for place in commit]))
+        assert [record.id for record in held] == [name, name]
+        assert set(sources(harness.read_committed(topics.output))) == {name}
+        assert instrumented.oldest == {}
+        assert not any(broker.poll(10, 0.1) for _ in islice(harness.patience(), 10))
+
+
+PROMISES = (RepeatsHeaders, TellsNulls, Transactions, Partitions, Groups, Redelivers)
 """What a broker may promise beyond `Conformance`."""

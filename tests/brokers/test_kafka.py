@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import socket
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pytest
 from kafka import (
@@ -18,6 +19,7 @@ from kafka import (
     OffsetAndMetadata,
     TopicPartition,
 )
+from kafka import codec as kafka_codec
 from kafka.admin import MemberToRemove, NewPartitions
 from kafka.errors import (
     KafkaConnectionError,
@@ -33,6 +35,7 @@ from connectors.brokers.kafka.broker import KafkaBroker
 from connectors.brokers.kafka.endpoints import TopicPublisher, TopicReader
 from connectors.brokers.kafka.published_offsets import SOURCE, PublishedOffsets, SourceRecord
 from connectors.brokers.kafka.settings import KafkaSettings
+from connectors.commands.dlq import find_source
 from connectors.errors import Exit, Rewound, Stop
 from connectors.records import Message, Prediction, Settled
 from tests.brokers import conformance
@@ -43,10 +46,12 @@ from tests.brokers.conformance import (
     LogHarness,
     Partitions,
     Published,
+    Redelivers,
     RepeatsHeaders,
     TellsNulls,
     Topics,
     Transactions,
+    as_record,
     predicted,
     rejected,
     sources,
@@ -58,7 +63,7 @@ from tools.servers.kafka import Kafka, create_topic
 from tools.servers.process import StackError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from connectors.brokers import Untyped
@@ -340,6 +345,10 @@ def kafka(servers: str) -> Iterator[KafkaHarness]:
 
 
 class TestKafka(Conformance, RepeatsHeaders, TellsNulls, Transactions, Partitions, Groups):
+    absent: ClassVar[Mapping[type, str]] = {
+        Redelivers: "within a generation an offset is handed out once, or again after a Rewound"
+    }
+
     @pytest.fixture
     def harness(self, kafka: KafkaHarness) -> LogHarness:
         return kafka
@@ -498,6 +507,112 @@ def test_a_record_that_the_library_cannot_read_stops_the_daemon_behind_its_elder
     assert kafka.committed(topics) == {0: 1 + earlier.position.offset}
 
 
+CODECS = {"lz4": "lz4", "snappy": "python-snappy", "zstd": "zstandard"}
+
+
+def produce_packed(kafka: KafkaHarness, topic: str, codec: str, partition: int = 0) -> None:
+    producer = kafka.closing(KafkaProducer(bootstrap_servers=kafka.servers, compression_type=codec))
+    producer.send(topic, b"packed" * 100, partition=partition).get(timeout=10)
+
+
+def forget_library(monkeypatch: pytest.MonkeyPatch, codec: str) -> None:
+    monkeypatch.setattr(kafka_codec, f"has_{codec}", lambda: False)
+
+
+@pytest.mark.parametrize("codec", ["gzip", *CODECS])
+def test_records_are_read_however_their_producer_packed_them(
+    kafka: KafkaHarness, codec: str
+) -> None:
+    output = kafka.create("out", compression_type=codec)
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    produce_packed(kafka, topics.input, codec)
+    broker = kafka.open(topics)
+    records = take(kafka, broker, 1)
+    broker.commit(predicted(records))
+    broker.close()
+    assert values(records) == [b"packed" * 100]
+    kafka.produce(topics.input, b"y")
+    assert values(take(kafka, kafka.open(topics, instance="two"), 1)) == [b"y"]
+    with closing(TopicReader(kafka.settings(topics), topics.output, "beginning_offsets")) as reader:
+        (result,) = take_results(kafka, reader)
+    assert json.loads(result.value or b"") == {"of": records[0].id}
+
+
+def take_results(kafka: KafkaHarness, reader: TopicReader) -> Sequence[Record]:
+    for _ in kafka.patience():
+        if found := reader.read(0.1):
+            return found
+    raise AssertionError
+
+
+@pytest.mark.parametrize("earlier", [0, 1, 3])
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_record_whose_codec_is_missing_stops_the_daemon_behind_its_elders(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, codec: str, earlier: int
+) -> None:
+    topics = kafka.topics(2)
+    for _ in range(earlier):
+        kafka.produce(topics.input, b"elder")
+        kafka.produce(topics.input, b"beside", partition=1)
+    produce_packed(kafka, topics.input, codec)
+    forget_library(monkeypatch, codec)
+    broker = kafka.open(topics)
+    held = take(kafka, broker, 2 * earlier)
+    if held:
+        assert broker.poll(0, 0.5) == []
+        assert broker.poll(10, 0.5) == []
+        broker.commit(predicted(held))
+    with pytest.raises(Stop, match=f"{topics.input}/0/.* pip install {CODECS[codec]}") as stop:
+        take(kafka, broker, 1)
+    assert stop.value.code is Exit.UNAVAILABLE
+    assert len(kafka.peek(topics.output)) == 2 * earlier
+
+
+def poll_and_pause(kafka: KafkaHarness, broker: Broker) -> None:
+    for _ in kafka.patience():
+        broker.poll(10, 0.2)
+        broker.poll(0, 0.0)
+
+
+@pytest.mark.parametrize("partition", [0, 1, 2])
+def test_a_record_whose_codec_is_missing_is_met_again_after_a_pause(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, partition: int
+) -> None:
+    topics = kafka.topics(3)
+    for number in {0, 1, 2} - {partition}:
+        kafka.produce(topics.input, b"beside", partition=number)
+    produce_packed(kafka, topics.input, "lz4", partition)
+    forget_library(monkeypatch, "lz4")
+    broker = kafka.open(topics)
+    with pytest.raises(Stop, match=f"{topics.input}/{partition}/0 .* pip install lz4"):
+        poll_and_pause(kafka, broker)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_codec_of_the_kafka_table_that_is_missing_is_one_sentence(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    forget_library(monkeypatch, codec)
+    stop = stopped(kafka, kafka.topics(), kafka={"compression_type": codec})
+    assert stop.code is Exit.USAGE
+    assert f"pip install {CODECS[codec]}" in str(stop)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_a_reader_whose_codec_is_missing_is_told_in_one_sentence(
+    kafka: KafkaHarness, monkeypatch: pytest.MonkeyPatch, codec: str
+) -> None:
+    topics = kafka.topics(1)
+    produce_packed(kafka, topics.output, codec)
+    forget_library(monkeypatch, codec)
+    with (
+        closing(TopicReader(kafka.settings(topics), topics.output, "beginning_offsets")) as reader,
+        pytest.raises(Stop, match=f"pip install {CODECS[codec]}") as stop,
+    ):
+        take_results(kafka, reader)
+    assert stop.value.code is Exit.UNAVAILABLE
+
+
 def test_a_group_that_begins_at_the_latest_has_that_in_writing(kafka: KafkaHarness) -> None:
     topics = kafka.topics(partitions=1)
     kafka.produce(topics.input, b"before")
@@ -577,6 +692,63 @@ def test_a_result_too_large_for_its_topic_becomes_a_dead_letter(
     ] * 2
     assert [headers_of(one)["__connect.errors.offset"] for one in dead_letters] == [b"1", b"3"]
     assert kafka.committed(topics) == {0: 5}
+
+
+@pytest.mark.parametrize("keys", ["k-k", "-kk", "kk-", "--k", "-", "k-k-k-"])
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_result_that_its_topic_refuses_for_its_own_reason_is_the_only_dead_letter(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"], keys: str
+) -> None:
+    output = kafka.create("out", cleanup_policy="compact")
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    for number, key in enumerate(keys):
+        name = None if key == "-" else b"%d" % number
+        kafka.produce(topics.input, b"%d" % number, key=name)
+    broker = kafka.open(topics, delivery=delivery)
+    records = take(kafka, broker, len(keys))
+    broker.commit(predicted(records))
+    results = kafka.read_committed(topics.output)
+    assert sources(results) == [record.id for record in records if record.key]
+    dead_letters = kafka.read_committed(topics.dead)
+    assert values(dead_letters) == [record.value for record in records if not record.key]
+    for one in dead_letters:
+        assert headers_of(one)["connector.reason"] == b"result_refused"
+        message = headers_of(one)["__connect.errors.exception.message"] or b""
+        assert b"without key" in message
+        assert output.encode() in message
+    assert kafka.committed(topics) == {0: len(keys)}
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_dead_letter_that_its_topic_refuses_stops_the_daemon_with_the_reason(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"]
+) -> None:
+    dead = kafka.create("dead", cleanup_policy="compact")
+    topics = Topics(kafka.create("in"), kafka.create("out"), dead)
+    kafka.produce(topics.input, b"x")
+    broker = kafka.open(topics, delivery=delivery)
+    with pytest.raises(Stop, match=f"{dead} .*without key") as stop:
+        broker.commit([rejected(take(kafka, broker, 1)[0])])
+    assert stop.value.code is Exit.GIVEN_UP
+    assert not kafka.committed(topics)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_topic_that_refuses_every_message_stops_the_daemon_and_is_named(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"], count: int
+) -> None:
+    output = kafka.create("out", message_timestamp_before_max_ms=0)
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    for number in range(count):
+        kafka.produce(topics.input, b"x", key=b"%d" % number)
+    broker = kafka.open(topics, delivery=delivery)
+    records = take(kafka, broker, count)
+    with pytest.raises(Stop, match=f"{output} takes no message .*imestamp") as stop:
+        broker.commit(predicted(records))
+    assert stop.value.code is Exit.UNAVAILABLE
+    assert not kafka.committed(topics)
+    assert kafka.read_committed(topics.dead) == []
 
 
 def test_a_dead_letter_too_large_for_its_topic_leaves_its_value_behind(
@@ -954,6 +1126,58 @@ def test_partitions_added_while_it_runs_are_read_too(kafka: KafkaHarness) -> Non
             if records := broker.poll(10, 0.001):
                 break
     assert values(records) == [b"2"]
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+@pytest.mark.parametrize(
+    "grown",
+    [("input",), ("output", "input"), ("input", "output", "dead"), ("output", "dead", "input")],
+    ids="-".join,
+)
+def test_records_of_partitions_added_while_it_runs_have_their_outcomes(
+    kafka: KafkaHarness,
+    delivery: Literal["exactly-once", "at-least-once"],
+    grown: Sequence[str],
+) -> None:
+    topics = kafka.topics(partitions=1)
+    settings = kafka.settings(
+        topics,
+        group=kafka.group("group"),
+        delivery=delivery,
+        kafka={"metadata_max_age_ms": 300},
+    )
+    broker = kafka.closing(KafkaBroker(settings, conformance.encode))
+    kafka.produce(topics.input, b"1")
+    broker.commit(predicted(take(kafka, broker, 1)))
+    for which in grown:
+        kafka.admin.create_partitions({getattr(topics, which): NewPartitions(3)})
+    names = [kafka.produce(topics.input, b"x", partition=number) for number in (1, 2)]
+    records = take(kafka, broker, 2)
+    broker.commit([*predicted(records[:1]), rejected(records[1])])
+    (result,) = [one for one in kafka.read_committed(topics.output) if one.offset or one.partition]
+    (dead_letter,) = kafka.read_committed(topics.dead)
+    assert {*sources([result]), find_source(as_record(dead_letter))} == {*names}
+    if "output" in grown:
+        assert result.partition == records[0].position.partition
+    if "dead" in grown:
+        assert dead_letter.partition == records[1].position.partition
+
+
+def test_topics_that_differ_are_counted_again_after_a_while(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=2, output_partitions=1)
+    settings = kafka.settings(topics, group=kafka.group("group"))
+    seconds = iter([*range(1, 5), *range(1000, 1100)])
+    broker = kafka.closing(
+        KafkaBroker(settings, conformance.encode, clock=lambda: float(next(seconds)))
+    )
+    for number in range(3):
+        kafka.produce(topics.input, b"%d" % number, partition=1, key=b"k")
+    records = take(kafka, broker, 3)
+    broker.commit(predicted(records[:1]))
+    kafka.admin.create_partitions({topics.output: NewPartitions(2)})
+    for record in records[1:]:
+        broker.commit(predicted([record]))
+    assert [one.partition for one in kafka.read_committed(topics.output)][-1] == 1
 
 
 def delay_assignments(broker: Broker) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
+from kafka import codec as kafka_codec
 
-from connectors import codec
+from connectors import codec as connectors_codec
 from connectors.brokers.kafka.admin import (
     list_all_checks,
     list_checks,
@@ -90,7 +92,7 @@ def bury(
             key=b"key %d" % number,
             headers=headers,
         )
-    broker = harness.open(topics, codec.encode)
+    broker = harness.open(topics, connectors_codec.encode)
     found = sorted(take(harness, broker, len(reasons)), key=lambda record: record.value or b"")
     broker.commit(
         [
@@ -262,7 +264,7 @@ def test_a_traceparent_reaches_result_dead_letter_and_replay(
 ) -> None:
     for number in range(2):
         kafka.produce(topics.input, b"%d" % number, headers=(TRACE,))
-    broker = kafka.open(topics, codec.encode)
+    broker = kafka.open(topics, connectors_codec.encode)
     one, other = take(kafka, broker, 2)
     with_outcomes: list[Outcome] = [Prediction(BODY), Rejection("failed", "why")]
     broker.commit([Settled(*pair) for pair in zip((one, other), with_outcomes, strict=True)])
@@ -343,12 +345,38 @@ def test_the_doctor_advises_equal_numbers_of_partitions(kafka: KafkaHarness) -> 
     assert "same number of partitions" in advised(checked(kafka, topics), "topics")
 
 
+@pytest.mark.parametrize(
+    ("codec", "library"), [("lz4", "lz4"), ("snappy", "python-snappy"), ("zstd", "zstandard")]
+)
+def test_check_and_doctor_name_the_library_of_a_missing_codec(
+    kafka: KafkaHarness,
+    topics: Topics,
+    monkeypatch: pytest.MonkeyPatch,
+    codec: str,
+    library: str,
+) -> None:
+    monkeypatch.setattr(kafka_codec, f"has_{codec}", lambda: False)
+    for checks in (list_checks, list_all_checks):
+        found = dict(checks(checked(kafka, topics)))["topics"]()
+        assert isinstance(found, Advice)
+        assert f"pip install {library}," in found.text
+
+
 def test_the_doctor_compares_sizes(kafka: KafkaHarness) -> None:
     wide = kafka.create("in", max_message_bytes=6_000_000)
     topics = Topics(wide, kafka.create("out"), kafka.create("dead"))
     assert "larger dead letters lose their value" in advised(checked(kafka, topics), "sizes")
     narrow = Topics(topics.dead, kafka.create("out", max_message_bytes=300), wide)
     assert "results may not fit" in advised(checked(kafka, narrow), "sizes")
+
+
+@pytest.mark.parametrize("policy", ["compact", "compact,delete", "delete,compact"])
+@pytest.mark.parametrize("which", ["output", "dead"])
+def test_the_doctor_warns_of_topics_that_are_compacted(
+    kafka: KafkaHarness, topics: Topics, policy: str, which: str
+) -> None:
+    topics = replace(topics, **{which: kafka.create(which, cleanup_policy=policy)})
+    assert f"set cleanup.policy of {which}-" in advised(checked(kafka, topics), "sizes")
 
 
 def test_the_doctor_counts_what_nobody_reads(kafka: KafkaHarness, topics: Topics) -> None:

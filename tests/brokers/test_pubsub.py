@@ -33,9 +33,10 @@ from tests.brokers.conformance import (
     Conformance,
     Encode,
     Groups,
-    Harness,
     Partitions,
     Published,
+    RedeliveringHarness,
+    Redelivers,
     RepeatsHeaders,
     TellsNulls,
     Topics,
@@ -196,6 +197,15 @@ class PubSubHarness:
 
         self.in_next_commit(broker, broker_module, "acknowledge", deaf)
 
+    def deliver_again(self, broker: Broker, held: Sequence[Record]) -> None:
+        """As another client would that lost its patience: the leases end, and nobody is told."""
+        assert isinstance(broker, PubSubBroker)
+        self.subscriber.modify_ack_deadline(
+            subscription=self.emulation.subscription(broker._settings.subscription),
+            ack_ids=[record.position.ack_id for record in held],
+            ack_deadline_seconds=0,
+        )
+
     def in_next_commit(self, broker: Broker, where: object, name: str, instead: Untyped) -> None:
         commit = broker.commit
 
@@ -230,7 +240,7 @@ def harness(emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[P
         yield PubSubHarness(emulation, stack, monkeypatch)
 
 
-class TestPubSub(Conformance):
+class TestPubSub(Conformance, Redelivers):
     exactly_once = False
     absent: ClassVar[Mapping[type, str]] = {
         RepeatsHeaders: "attributes are a map: a name stands there once, and they have no order",
@@ -241,7 +251,9 @@ class TestPubSub(Conformance):
     }
 
     @pytest.fixture
-    def harness(self, emulation: Emulation, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness]:
+    def harness(
+        self, emulation: Emulation, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[RedeliveringHarness]:
         with ExitStack() as stack:
             yield PubSubHarness(emulation, stack, monkeypatch)
 

@@ -7,9 +7,10 @@ import struct
 import threading
 import time
 from collections import deque
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import pytest
@@ -412,3 +413,116 @@ def test_a_rejected_image_is_an_outcome() -> None:
     body = json.dumps({"predictions": [item], "model": MODEL}).encode()
     with Service(Script(body=body)).serving() as url, connected(url) as client:
         assert ask(client) == [Rejection("not_an_image", "no", status=200)]
+
+
+# An answer that never ends
+
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def drip(first: bytes, again: bytes, over: threading.Event) -> Callable[[socket.socket], None]:
+    def treat(connection: socket.socket) -> None:
+        with suppress(OSError):
+            connection.recv(1 << 16)
+            connection.sendall(first)
+            while not over.wait(0.02):
+                connection.sendall(again)
+
+    return treat
+
+
+@pytest.mark.parametrize(
+    ("first", "again"),
+    [
+        (HEAD, b" "),
+        (HEAD + b'{"predictions": [', b"1"),
+        (b"", b"H"),
+        (b"HTTP/1.1 200 OK\r\n", b"X: 1\r\n"),
+        (b"HTTP/1.1 200 OK\r\nX: ", b"x"),
+        (CHUNKED, b"1\r\n{\r\n"),
+        (CHUNKED + b"1;", b"x"),
+        (b"HTTP/1.0 200 OK\r\n\r\n", b" "),  # as long as it lasts
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+    ],
+)
+def test_an_answer_that_drips_has_failed_when_the_time_is_over(first: bytes, again: bytes) -> None:
+    over = threading.Event()
+    with raw_server(drip(first, again, over)) as url:
+        with connected(url, timeout=0.5) as client:
+            began = time.monotonic()
+            answer = ask(client)
+            took = time.monotonic() - began
+        over.set()
+    assert isinstance(answer, Failed)
+    assert took < 2.5
+
+
+def test_after_an_answer_that_drips_the_next_request_goes_out_anew() -> None:
+    over, served = threading.Event(), threading.Event()
+    listener = socket.create_server(("127.0.0.1", 0))
+    whole = predictions(1)
+
+    def serve() -> None:
+        with closing(listener.accept()[0]) as first, suppress(OSError):
+            first.recv(1 << 16)
+            first.sendall(HEAD)
+            while not over.wait(0.02):
+                first.sendall(b" ")
+        with closing(listener.accept()[0]) as second:
+            second.recv(1 << 16)
+            second.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole) + whole)
+            served.wait(PATIENCE)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    with closing(listener):
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with connected(url, timeout=0.5) as client:
+            assert isinstance(ask(client), Failed)
+            over.set()
+            assert isinstance(ask(client), list)
+        served.set()
+        thread.join(PATIENCE)
+
+
+def test_a_slow_answer_that_ends_in_time_is_taken() -> None:
+    over, whole = threading.Event(), predictions(1)
+
+    def treat(connection: socket.socket) -> None:
+        connection.recv(1 << 16)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(whole))
+        for start in range(0, len(whole), 20):
+            connection.sendall(whole[start : start + 20])
+            time.sleep(0.01)
+        over.wait(PATIENCE)
+
+    with raw_server(treat) as url:
+        with connected(url, timeout=PATIENCE) as client:
+            assert isinstance(ask(client), list)
+        over.set()
+
+
+def test_four_answers_that_drip_hold_no_worker() -> None:
+    over = threading.Event()
+
+    class Handler(BaseRequestHandler):
+        def handle(self) -> None:
+            drip(HEAD, b" ", over)(self.request)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/"
+        with connected(url, timeout=0.5, in_flight=4) as client:
+            for _ in range(4):
+                client.send(request())
+            answered: list[Answer] = []
+            deadline = time.monotonic() + PATIENCE
+            while len(answered) < 4 and time.monotonic() < deadline:
+                answered += [answer for _, answer in client.collect(0.1)]
+        over.set()
+        server.shutdown()
+        thread.join()
+    assert [type(answer) for answer in answered] == [Failed] * 4

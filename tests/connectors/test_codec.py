@@ -91,6 +91,31 @@ def test_only_a_plausible_media_type_goes_along(header: bytes | None, kind: str 
     assert image == Image(b"png", kind)
 
 
+COMPOSITE = st.sampled_from(["multipart", "message", "charset", "charset-x", "boundary", "x", "*"])
+
+
+@given(
+    kind=COMPOSITE,
+    subtype=st.from_regex(r"[a-z0-9][a-z0-9.+*-]{0,20}", fullmatch=True),
+    upper=st.booleans(),
+)
+@example(kind="multipart", subtype="mixed", upper=False)
+@example(kind="multipart", subtype="form-data", upper=True)
+@example(kind="multipart", subtype="related", upper=False)
+@example(kind="message", subtype="rfc822", upper=False)
+@example(kind="charset", subtype="utf-8", upper=False)
+def test_a_type_of_several_things_does_not_go_along(
+    kind: str, subtype: str, *, upper: bool
+) -> None:
+    name = f"{kind}/{subtype}"
+    for header in (name, f"{name}; boundary=x", f" {name} ;charset=utf-8"):
+        value = (header.upper() if upper else header).encode()
+        found = codec.decode(record(headers=(("content-type", value),)))
+        assert found == Image(b"png", None)
+    headers = (("content-type", b"image/png"), ("content-type", name.encode()))
+    assert codec.decode(record(headers=headers)) == Image(b"png", "image/png")
+
+
 def test_the_last_plausible_type_counts() -> None:
     headers = (
         ("content-type", b"image/png"),

@@ -20,6 +20,7 @@ from connectors.commands.dlq import (
     take_until_limit,
 )
 from connectors.errors import Exit, Rewound, Stop
+from connectors.headers import is_ours
 from connectors.records import Prediction, Record, Rejection, Settled, Skipped
 
 if TYPE_CHECKING:
@@ -45,12 +46,14 @@ def buried(
     reason: Any = "failed",  # noqa: ANN401 - also one that is none
     value: bytes | None = b"image",
 ) -> Record:
-    """A dead letter, as codec and broker make it."""
+    """A dead letter, as codec and broker make it; what is ours in `own` is the broker's."""
+    brought = [header for header in own if not is_ours(header[0])]
     message = codec.encode(
-        Settled(record(*own, value=value), Rejection(reason, "why \x1b[31m", 503, 3))
+        Settled(record(*brought, value=value), Rejection(reason, "why \x1b[31m", 503, 3))
     )
     assert message
-    headers = (*message.headers, *ORIGIN)
+    added = [header for header in own if is_ours(header[0])]
+    headers = (*message.headers, *ORIGIN, *added)
     lane = "images.dead/0"
     return Record(f"{lane}/{place}", value, b"key", headers, 1_700_000_000_000, lane, place)
 

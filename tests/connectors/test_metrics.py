@@ -5,8 +5,11 @@ from __future__ import annotations
 import faulthandler
 import re
 import socket
+import threading
+import time
 from collections import Counter
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +17,16 @@ import pytest
 import requests
 from prometheus_client import CollectorRegistry, generate_latest
 
-from connectors import metrics
+from connectors import page_server
 from connectors.errors import Exit, Rewound, Stop
 from connectors.images import CANARY
 from connectors.metrics import (
     Health,
     InstrumentedBroker,
-    Page,
     RelayCollector,
     make_pages,
-    serve_pages,
 )
+from connectors.page_server import Page, serve_pages
 from connectors.records import Prediction, Record, Rejection, Settled, Skipped
 from connectors.relay import Relay, Stats
 from tests.connectors.policies import policy as make_policy
@@ -227,6 +229,20 @@ def test_a_dead_letter_is_a_result_and_a_skipped_record_is_none(daemon: Daemon) 
     assert daemon.value("record_to_result_seconds_count") == 1
 
 
+@pytest.mark.parametrize("lane", [LANE, None])
+@pytest.mark.parametrize("commits", [[[0, 1]], [[0], [1]], [[1], [0]]])
+def test_a_record_handed_out_twice_is_held_until_both_are_committed(
+    daemon: Daemon, commits: Sequence[Sequence[int]], lane: str | None
+) -> None:
+    daemon.broker.records = [record(0, 990.0, lane), record(0, 990.0, lane)]
+    held = daemon.instrumented.poll(2, 0.0)
+    for commit in commits:
+        assert daemon.instrumented.oldest == {lane: 990_000}
+        daemon.commit([held[place] for place in commit])
+    assert daemon.instrumented.oldest == {}
+    assert daemon.value("record_to_result_seconds_count") == 2
+
+
 def test_a_record_from_the_future_takes_no_negative_time(daemon: Daemon) -> None:
     daemon.commit(daemon.take(1, age=-60.0))
     assert daemon.value("record_to_result_seconds_sum") == 0
@@ -421,7 +437,7 @@ def test_the_stacks_are_dumped_once_when_it_turns_red(
 def test_who_hangs_up_or_is_silent_harms_nobody(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(metrics, "CONNECTION_TIMEOUT", 0.05)
+    monkeypatch.setattr(page_server, "CONNECTION_TIMEOUT", 0.05)
     with listening(daemon) as url:
         port = int(url.rpartition(":")[2])
         silent = socket.create_connection(("127.0.0.1", port))
@@ -453,3 +469,76 @@ def test_a_port_that_is_taken_stops_the_daemon_in_one_sentence() -> None:
     assert stop.value.code == Exit.USAGE
     assert "--metrics-port" in str(stop.value)
     assert "\n" not in str(stop.value)
+
+
+@contextmanager
+def held(port: int, count: int, first: bytes, again: bytes) -> Iterator[list[socket.socket]]:
+    """So many connections, each of which sends its question a little at a time."""
+    clients = [socket.create_connection(("127.0.0.1", port)) for _ in range(count)]
+    over = threading.Event()
+
+    def drip() -> None:
+        while not over.wait(0.05):
+            for client in clients:
+                with suppress(OSError):
+                    client.sendall(again)
+
+    for client in clients:
+        client.sendall(first)
+    thread = threading.Thread(target=drip)
+    thread.start()
+    try:
+        yield clients
+    finally:
+        over.set()
+        thread.join()
+        for client in clients:
+            client.close()
+
+
+HOLDS = [(b"GET /", b"a"), (b"", b"G"), (b"GET /livez HTTP/1.1\r\n", b"X: y\r\n"), (b"", b"")]
+
+
+@pytest.mark.parametrize(("first", "again"), HOLDS)
+@pytest.mark.parametrize("count", [1, page_server.MAX_CONNECTIONS, 3 * page_server.MAX_CONNECTIONS])
+def test_who_holds_connections_open_holds_no_probe_up(
+    daemon: Daemon, first: bytes, again: bytes, count: int
+) -> None:
+    with listening(daemon) as url:
+        before = threading.active_count()
+        with held(int(url.rpartition(":")[2]), count, first, again):
+            for _ in range(4):
+                assert requests.get(f"{url}/livez", timeout=3).status_code == 200
+            assert threading.active_count() - before <= page_server.MAX_CONNECTIONS + 1
+
+
+@pytest.mark.parametrize(("first", "again"), HOLDS)
+def test_a_question_that_drips_is_ended_when_its_time_is_over(
+    daemon: Daemon, first: bytes, again: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page_server, "CONNECTION_TIMEOUT", 0.3)
+    with listening(daemon) as url, held(int(url.rpartition(":")[2]), 1, first, again) as clients:
+        [client] = clients
+        client.settimeout(3)
+        with suppress(ConnectionError):
+            while client.recv(1 << 16):
+                pass
+
+
+def test_a_page_is_made_by_one_thread_at_a_time() -> None:
+    inside, most = 0, 0
+
+    def page() -> Page:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.05)
+        inside -= 1
+        return Page(200, "text/plain", b"")
+
+    with serve_pages("127.0.0.1", 0, {"/": page}) as port:
+        url = f"http://127.0.0.1:{port}/"
+        with ThreadPoolExecutor(5) as pool:
+            answers = list(pool.map(lambda _: requests.get(url, timeout=5), range(5)))
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert most == 1

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from kafka.cluster import collect_hosts
 
 from connectors.__main__ import main
 from connectors.brokers.kafka.settings import ListenKafka, ReplayKafka, RunKafka, SendKafka
-from connectors.command_line import load
+from connectors.command_line import explain, load
 from connectors.errors import Exit, Stop
 from connectors.registry import KINDS
 from connectors.settings import former_names, setting_name
@@ -411,3 +412,117 @@ def test_a_variable_in_lower_case_names_the_file_that_is_checked(
 
 def test_a_former_name_is_no_advice_for_a_mistyped_flag() -> None:
     assert "--dead-letter-row" not in refusal(*TOPICS, "--dead-letter-rw", "7")
+
+
+# What others put into the environment
+
+
+def service(
+    name: str, host: str, port: int, protocol: str = "tcp", title: str = ""
+) -> list[tuple[str, str]]:
+    """The variables that Kubernetes makes of a Service of one port."""
+    prefix, url_host = name.upper().replace("-", "_"), f"[{host}]" if ":" in host else host
+    url, one = f"{protocol}://{url_host}:{port}", f"{prefix}_PORT_{port}_{protocol.upper()}"
+    variables = {
+        f"{prefix}_SERVICE_HOST": host,
+        f"{prefix}_SERVICE_PORT": str(port),
+        f"{prefix}_PORT": url,
+        one: url,
+        f"{one}_PROTO": protocol,
+        f"{one}_PORT": str(port),
+        f"{one}_ADDR": host,
+    }
+    if title:
+        variables[f"{prefix}_SERVICE_PORT_{title.upper().replace('-', '_')}"] = str(port)
+    return list(variables.items())
+
+
+SERVICES = [
+    service("connector", "10.0.48.109", 9100),
+    service("connector", "10.0.48.109", 9100, title="http-metrics"),
+    service("connector", "fd00:10:96::1f", 80),
+    service("connector", "10.0.0.1", 53, "udp"),
+    service("connector", "10.0.0.1", 36412, "sctp"),
+    service("connector-metrics", "10.0.48.109", 9100, title="metrics"),
+    service("connector-a-b", "10.0.48.109", 65535),
+]
+
+
+@pytest.mark.parametrize("variables", SERVICES)
+def test_what_kubernetes_makes_of_a_service_is_passed_over(
+    variables: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = loaded()
+    for name, text in variables:
+        monkeypatch.setenv(name, text)
+    settings = loaded()
+    assert settings.metrics_port is None
+    assert settings.model_dump(exclude={"instance"}) == before.model_dump(exclude={"instance"})
+    shown = [one for one in explain(settings, TOPICS, "connectors") if one.origin == "environment"]
+    assert shown == []
+
+
+@pytest.mark.parametrize("variables", SERVICES)
+def test_a_variable_of_ours_beside_them_still_counts(
+    variables: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, text in [*variables, ("CONNECTOR_PACK", "7")]:
+        monkeypatch.setenv(name, text)
+    assert loaded().pack == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("CONNECTOR_PORT", "9100"),
+        ("CONNECTOR_PORTS", "tcp://10.0.48.109:9100"),
+        ("CONNECTOR_SERVICE_HOST", "my-host"),
+        ("CONNECTOR_SERVICE_PORT", "tcp"),
+        ("CONNECTOR_SERVICE_URL", "tcp://10.0.48.109:9100"),
+        ("CONNECTOR_PORT_9100_TCP", "9100"),
+        ("CONNECTOR_PORT_9100_TCP_PROTO", "http"),
+        ("CONNECTOR_METRICS_PORTT", "9100"),
+    ],
+)
+def test_a_mistake_that_only_looks_like_the_platforms_is_still_refused(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, text)
+    assert f"the environment sets {name}, which is unknown" in refusal(*TOPICS)
+
+
+def test_a_port_for_metrics_from_the_environment_still_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CONNECTOR_METRICS_PORT", "9100")
+    assert loaded().metrics_port == 9100
+
+
+NO_SERVERS = [
+    *("localhost:abc", "localhost:0", "localhost:70000", "localhost:", ":9092", "", ","),
+    *("localhost:-1", "localhost:9092,", "a:1,,b:2", "a:1 b:2", "[::1]:x", "[::1", "[]:9092"),
+    *("me:hunter2@host:9092", "a:1:2", "kafka://", "localhost:9092/path", "[::1]9092"),
+]
+
+
+@pytest.mark.parametrize("servers", NO_SERVERS)
+@pytest.mark.parametrize("command", ["check", "doctor", "send", "listen", "print-config", "run"])
+def test_servers_that_cannot_be_are_one_sentence(servers: str, command: str) -> None:
+    kind = KINDS[command, "kafka"]
+    topics = {"send": [*TOPICS[:2], "a.png"], "listen": TOPICS[2:]}.get(command, TOPICS)
+    sentence = refusal(*topics, f"--bootstrap-servers={servers}", kind=kind)
+    assert sentence.startswith("--bootstrap-servers: ")
+    assert "host:port with a port from 1 to 65535" in sentence
+    assert "hunter2" not in sentence
+
+
+@pytest.mark.parametrize(
+    "servers",
+    [
+        *("localhost:9092", "localhost", "kafka-1.example.com:1,kafka_2:65535", "10.0.0.1:9092"),
+        *("[::1]:9092", "[::1]", "::1", "[fe80::1%eth0]:9092", "a:1, b:2", "PLAINTEXT://a:9092"),
+    ],
+)
+def test_servers_that_can_be_are_taken_as_the_library_takes_them(servers: str) -> None:
+    assert loaded(f"--bootstrap-servers={servers}").bootstrap_servers == servers
+    assert all(1 <= port <= 65_535 for _, port, _ in collect_hosts(servers, randomize=False))

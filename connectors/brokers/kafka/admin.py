@@ -18,7 +18,9 @@ from ...records import Advice, Ok
 from .broker import KafkaBroker
 from .clients import (
     CALL_TIMEOUT,
+    advise_library,
     close_now,
+    missing_codecs,
     open_client,
     partition_counts,
     position_of,
@@ -223,6 +225,8 @@ def _broker(settings: KafkaSettings) -> Ok | Advice:
 def _topics(settings: KafkaSettings) -> Ok | Advice:
     topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
     counts = partition_counts(settings, topics)
+    if missing := missing_codecs():
+        return Advice(f"{advise_library(' '.join(missing))}, or a record packed so stops a daemon")
     if len(set(counts.values())) > 1:
         counted = ", ".join(f"{topic} {counts[topic]}" for topic in topics)
         return Advice(
@@ -249,9 +253,15 @@ def _transactions(settings: KafkaSettings) -> Ok | Advice:
 
 
 def _sizes(settings: KafkaSettings) -> Ok | Advice:
-    taken, out, dead = _read_max_message_bytes(
-        settings, [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
-    )
+    topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
+    configs = _read_configs(settings, topics)
+    for topic in topics[1:]:
+        if "compact" in (policy := configs[topic]["cleanup.policy"]):
+            return Advice(
+                f"set cleanup.policy of {topic} from {policy} to delete, or it takes no message "
+                "without a key, and of those with the same key it keeps the last one only"
+            )
+    taken, out, dead = (int(configs[topic]["max.message.bytes"]) for topic in topics)
     if dead < taken:
         return Advice(
             f"raise max.message.bytes of {settings.dead_letter_topic} from {dead} to more than "
@@ -265,19 +275,19 @@ def _sizes(settings: KafkaSettings) -> Ok | Advice:
     return Ok(f"max.message.bytes: {taken} in, {out} out, {dead} dead")
 
 
-def _read_max_message_bytes(settings: KafkaSettings, topics: Sequence[str]) -> list[int]:
-    """`max.message.bytes` of each topic."""
-    name = "max.message.bytes"
-    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, [name]) for topic in topics]
+def _read_configs(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, dict[str, str]]:
+    """What the checks compare of the settings of each topic."""
+    names = ["max.message.bytes", "cleanup.policy"]
+    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, names) for topic in topics]
     with _open_admin(settings) as admin:
         found = admin.describe_configs(asked, config_filter="all")["topic"]
     for topic in topics:
-        if name not in found[topic]:
+        if not found[topic].keys() >= set(names):
             raise Stop(
                 f"the settings of {topic} may not be read: grant DescribeConfigs",
                 Exit.UNAVAILABLE,
             )
-    return [int(found[topic][name]["value"]) for topic in topics]
+    return {topic: {name: found[topic][name]["value"] for name in names} for topic in topics}
 
 
 def _group(settings: KafkaSettings) -> Ok | Advice:

@@ -14,6 +14,9 @@ Which errors mean what:
     settings it cannot work with    Stop 2
     offset out of range             Stop 78
     a record that cannot be read    Stop 78, once all before it are acknowledged
+    one whose codec is missing      Stop 69, likewise
+    a message that is refused       its next form, a dead letter at last
+    a topic that refuses every one  Stop 69
     anything else of kafka-python   begin again, then Rewound
 """
 
@@ -70,6 +73,7 @@ class KafkaBroker:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._settings = settings
+        self._clock = clock
         self._retry_delay = RetryDelay(clock, sleep)
         self._builder = MessageBuilder(settings, encode)
         exactly_once = settings.delivery == "exactly-once"
@@ -98,10 +102,12 @@ class KafkaBroker:
         """See `Broker.commit`; what does not fit its topic becomes a dead letter instead."""
         if self._source.group_metadata is None:
             raise Rewound("nothing that was handed out is ours any more")
-        pending_messages = [
-            PendingMessage(one.record, self._builder.fallbacks(one), ADVICE) for one in settled
-        ]
         try:
+            if self._builder.recount(settled, self._clock()):
+                self._delivery.close()  # a producer may not know the new partitions yet
+            pending_messages = [
+                PendingMessage(one.record, self._builder.fallbacks(one), ADVICE) for one in settled
+            ]
             self._delivery.deliver(pending_messages, self._source)
         except KafkaError as error:
             raise self._begin_again(error) from error

@@ -6,7 +6,7 @@ import socket
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, codec
 from kafka import errors as kafka_errors
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
@@ -43,6 +43,9 @@ UNUSABLE = (
     kafka_errors.InvalidTransactionTimeoutError,
     kafka_errors.IncompatibleBrokerVersion,
 )
+CODEC_LIBRARIES = {"lz4": "lz4", "snappy": "python-snappy", "zstd": "zstandard"}
+"""What Python needs for each compression that it does not bring along, as pip calls it."""
+
 CLIENT_TIMEOUTS = {
     "bootstrap_timeout_ms": 10_000,
     "request_timeout_ms": 15_000,
@@ -120,6 +123,9 @@ def client_arguments(
             raise Stop(f"the kafka table sets {name}, which kafka-python does not know", Exit.USAGE)
         if name in ours:
             raise Stop(f"the kafka table sets {name}, which this program must decide", Exit.USAGE)
+    if settings.kafka.get("compression_type") in missing_codecs():
+        advice = advise_library(settings.kafka["compression_type"])
+        raise Stop(f"the kafka table cannot have its compression_type: {advice}", Exit.USAGE)
     arguments = {**CLIENT_TIMEOUTS, **_connection(settings), **settings.kafka, **ours}
     return {name: arguments[name] for name in arguments if name in kind.DEFAULT_CONFIG}
 
@@ -179,16 +185,42 @@ def position_of(consumer: Untyped, partition: TopicPartition) -> int:
 def find_unreadable(consumer: Untyped, error: Exception) -> TopicPartition | None:
     """Whose next record the library cannot take apart, as when a header's name is not UTF-8.
 
-    Such a record is whole, or the checksum of its batch would have been wrong, which is a broken
-    transmission and no record's fault: None. What was fetched is dropped, to be fetched again:
-    the library would search what is left of it for ever.
+    Or cannot unpack, for want of another library. Such a record is whole, or the checksum of its
+    batch would have been wrong, which is a broken transmission and no record's fault: None. What
+    was fetched is dropped, to be fetched again: the library would search what is left of it for
+    ever.
     """
     records = consumer._fetcher._next_partition_records  # noqa: SLF001 - there is no public way; tested
-    if not records or not isinstance(error.__context__, ValueError | IndexError):
+    packed = isinstance(error, kafka_errors.UnsupportedCodecError)
+    if not records or not (packed or isinstance(error.__context__, ValueError | IndexError)):
         return None
     records.drain()
     partition: TopicPartition = records.topic_partition
     return partition
+
+
+def raise_kept_error(consumer: Untyped) -> None:
+    """Raise what the library found behind the records that it handed out last.
+
+    It keeps that for its next poll, but drops it when the partition is paused by then; and what is
+    left of such a partition it would search for ever.
+    """
+    fetcher = consumer._fetcher  # noqa: SLF001 - there is no public way; tested
+    kept, fetcher._next_in_line_exception_metadata = fetcher._next_in_line_exception_metadata, None  # noqa: SLF001
+    if kept and position_of(consumer, kept.partition) == kept.fetched_offset:
+        raise kept.exception
+
+
+def missing_codecs() -> list[str]:
+    """The compressions of Kafka whose library is not installed."""
+    return [name for name in CODEC_LIBRARIES if not getattr(codec, f"has_{name}")()]
+
+
+def advise_library(found: str) -> str:
+    """Say what to install for the compressions that a text names."""
+    packed = [name for name in CODEC_LIBRARIES if name in found]
+    libraries = " ".join(CODEC_LIBRARIES[name] for name in packed)
+    return f"{' and '.join(packed)} needs a library: pip install {libraries}" if packed else found
 
 
 def raise_if_permanent(error: Exception, settings: KafkaSettings) -> None:
@@ -208,6 +240,9 @@ def raise_if_permanent(error: Exception, settings: KafkaSettings) -> None:
             "its credentials or its rights",
             Exit.UNAVAILABLE,
         ) from error
+    if isinstance(error, kafka_errors.UnsupportedCodecError):
+        what = f"a topic has records that cannot be unpacked ({advise_library(str(error))})"
+        raise Stop(f"{what}: do that, then start", Exit.UNAVAILABLE) from error
     if isinstance(error, UNUSABLE):
         raise Stop(f"Kafka cannot work with these settings ({error}): correct them", Exit.USAGE)
 
@@ -242,10 +277,8 @@ def _is_listening(server: str) -> bool:
 
 def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
     """How many partitions each topic has; Stop when one is missing, since none is ever created."""
-    with stop_if_unreachable(settings), ExitStack() as undo:
-        admin, _ = open_client(KafkaAdminClient, settings, {})
-        undo.callback(admin.close)
-        found = {one["name"]: one for one in admin.describe_topics(list(set(topics)))}
+    with stop_if_unreachable(settings):
+        found = _describe_topics(settings, topics)
     for topic in topics:
         if code := found[topic]["error_code"]:
             why = kafka_errors.for_code(code).__name__
@@ -254,3 +287,19 @@ def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str
                 Exit.UNAVAILABLE,
             )
     return {topic: len(found[topic]["partitions"]) for topic in topics}
+
+
+def recount_partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
+    """As `partition_counts`, while a daemon runs: raises KafkaError when they are not known now."""
+    found = _describe_topics(settings, topics)
+    for topic in topics:
+        if code := found[topic]["error_code"]:
+            raise kafka_errors.for_code(code)(topic)
+    return {topic: len(found[topic]["partitions"]) for topic in topics}
+
+
+def _describe_topics(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, Untyped]:
+    with ExitStack() as undo:
+        admin, _ = open_client(KafkaAdminClient, settings, {})
+        undo.callback(admin.close)
+        return {one["name"]: one for one in admin.describe_topics(list(set(topics)))}

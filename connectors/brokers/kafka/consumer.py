@@ -16,11 +16,13 @@ from ...records import Record
 from .clients import (
     CALL_TIMEOUT,
     CLOSE_TIMEOUT,
+    advise_library,
     find_unreadable,
     forget_fetches,
     open_client,
     position_of,
     raise_if_permanent,
+    raise_kept_error,
     rejoin,
 )
 
@@ -149,13 +151,14 @@ class GroupConsumer:
         turn = self._consumer.resume if limit else self._consumer.pause
         turn(*self._consumer.assignment())
         try:
+            raise_kept_error(self._consumer)
             fetched = self._poll_until_stable(limit or 1, timeout)
         except kafka_errors.NoOffsetForPartitionError:
             self.group_metadata = None  # just assigned and never committed: rewinding places it
             return []
         except kafka_errors.OffsetOutOfRangeError as error:
             raise self._out_of_range(error) from error
-        except kafka_errors.CorruptRecordError as error:
+        except (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecError) as error:
             return self._hold_back_unreadable(error, timeout)
         return [found for records in fetched.values() for found in records]
 
@@ -168,6 +171,9 @@ class GroupConsumer:
         if self._committed.get(partition, offset) < self._handed_out.get(partition, offset):
             return self._fetch(0, timeout)
         name = f"{partition.topic}/{partition.partition}/{offset}"
+        if isinstance(error, kafka_errors.UnsupportedCodecError):
+            why = f"{name} cannot be unpacked ({advise_library(str(error))}): do that, then start"
+            raise Stop(why, Exit.UNAVAILABLE) from error
         why = f"{name} cannot be read ({error.__context__}): reset the group's offset to step over"
         raise Stop(f"{why} that record, or delete it", Exit.GIVEN_UP) from error
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import CorruptRecordError, KafkaError
 
 from ...errors import Exit, Stop
 from .clients import (
     CALL_TIMEOUT,
     CLOSE_TIMEOUT,
     close_now,
+    find_unreadable,
     open_client,
     partition_counts,
+    position_of,
     raise_if_permanent,
     stop_if_unreachable,
 )
@@ -31,6 +34,9 @@ if TYPE_CHECKING:
     from ...records import Headers, Record
     from .. import Untyped
     from .settings import KafkaSettings, ListenKafka, SendKafka
+
+
+_log = logging.getLogger(__name__)
 
 
 class TopicPublisher:
@@ -104,8 +110,22 @@ class TopicReader:
     def read(self, timeout: float) -> Sequence[Record]:
         """See `Reader.read`."""
         with stop_if_unreachable(self._settings):
-            fetched = self._consumer.poll(round(timeout * 1000))
+            try:
+                fetched = self._consumer.poll(round(timeout * 1000))
+            except CorruptRecordError as error:
+                self._step_over(error)
+                return []
         return [make_record(found) for records in fetched.values() for found in records]
+
+    def _step_over(self, error: CorruptRecordError) -> None:
+        """Leave out a record that the library cannot take apart: the others can be shown."""
+        partition = find_unreadable(self._consumer, error)
+        if partition is None:
+            raise error
+        offset = position_of(self._consumer, partition)
+        name = f"{partition.topic}/{partition.partition}/{offset}"
+        _log.warning("%s cannot be read (%s) and is left out", name, error.__context__)
+        self._consumer.seek(partition, offset + 1)
 
     def close(self) -> None:
         """See `Reader.close`."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
 from kafka import errors as kafka_errors
 from kafka.errors import KafkaError
 
+from ...errors import Exit, Stop
 from ..publishing import PendingMessage, select_published
 from .clients import close_now, open_client
 from .messages import Outgoing
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import (
         Iterable,
         Iterator,
+        Mapping,
         Sequence,
     )
 
@@ -26,6 +30,18 @@ if TYPE_CHECKING:
 
 
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+
+UNFIT = (kafka_errors.InvalidRecordError,)
+"""A topic refuses a message for a reason of its own: no key in a compacted topic, a schema."""
+
+CLOSED = (
+    *UNFIT,
+    kafka_errors.InvalidTopicError,
+    kafka_errors.InvalidTimestampError,
+    kafka_errors.PolicyViolationError,
+    kafka_errors.UnsupportedForMessageFormatError,
+)
+"""A topic refuses every message: time will not cure it."""
 
 MAX_REQUEST_BYTES = 64 << 20
 """Bytes of one request; a broker hangs up at 100 MiB (`socket.request.max.bytes`)."""
@@ -67,6 +83,36 @@ def _await_futures(sent: Iterable[tuple[Pending, Untyped]], deadline: float) -> 
             future.get(timeout=max(0.0, deadline - time.monotonic()))
         except KafkaError as error:
             yield pending, error
+
+
+def find_unfit(failed: Iterable[Failure], shared: object = None) -> Mapping[Pending, str]:
+    """Those that their topic refuses for a reason of their own, and the reason.
+
+    `shared`: what all that waited in the transaction have failed with. An error that several have
+    in common says nothing of one of them.
+    """
+    failures = list(failed)
+    counts = Counter(id(error) for _, error in failures)
+    return {
+        pending: str(error.args[0] if error.args else error)
+        for pending, error in failures
+        if isinstance(error, UNFIT)
+        and not _is_of_our_clock(error)
+        and counts[id(error)] == 1
+        and error is not shared
+    }
+
+
+def _is_of_our_clock(error: Exception) -> bool:
+    """Of several in a batch the library says only that they are invalid, and Kafka's words."""
+    return re.match(r"Timestamp \d+ of message", str(next(iter(error.args), ""))) is not None
+
+
+def stop_if_closed(pending: Pending, error: Exception) -> None:
+    """Raise Stop when a topic takes no message at all."""
+    if isinstance(error, CLOSED) and pending.message:
+        why = f"{pending.message.topic} takes no message ({error}): correct its settings"
+        raise Stop(f"{why}, then start", Exit.UNAVAILABLE) from error
 
 
 def next_offsets(pending_messages: Iterable[Pending], note: str) -> Offsets:
@@ -129,7 +175,7 @@ class ExactlyOnce:
         """
         self.ensure_ready()
         while failed := self._send(pending_messages):
-            self._fall_back(pending_messages, *failed[0])
+            self._fall_back(pending_messages, failed)
             self._renew()
         offsets = next_offsets(pending_messages, source.note)
         self._producer.send_offsets_to_transaction(offsets, source.group_metadata)
@@ -142,10 +188,19 @@ class ExactlyOnce:
         self._producer.begin_transaction()
         return publish_all(self._producer, pending_messages, self._timeout)
 
-    def _fall_back(
+    def _fall_back(self, pending_messages: Sequence[Pending], failed: Sequence[Failure]) -> None:
+        """Replace what is unfit; what is too large, and no smaller and for the same topic."""
+        manager = self._producer._transaction_manager  # noqa: SLF001 - there is no public way; tested
+        unfit = find_unfit(failed, manager.last_error)
+        for pending, why in unfit.items():
+            pending.fall_back(why)
+        if not unfit:
+            self._replace_large(pending_messages, *failed[0])
+
+    def _replace_large(
         self, pending_messages: Sequence[Pending], cause: Pending, error: Exception
     ) -> None:
-        """Replace what is too large, and what is no smaller and goes to the same topic."""
+        stop_if_closed(cause, error)
         if not isinstance(error, TOO_LARGE) or not cause.message:
             raise error
         refused = cause.message
@@ -190,19 +245,25 @@ class AtLeastOnce:
         offsets = next_offsets(select_published(pending_messages, lost), source.note)
         if offsets:
             source.commit(offsets)
-        for error in lost.values():
+        for pending, error in lost.items():
+            stop_if_closed(pending, error)
             raise error
 
     def _publish_in_forms(self, pending_messages: Iterable[Pending]) -> Iterator[Failure]:
-        """Publish each in the largest form that its topic takes; give back what was not."""
+        """Publish each in the largest form that its topic takes; give back what was not.
+
+        What was in one batch with a message that is unfit is published again: it was innocent.
+        """
         timeout = self._settings.transaction_timeout
         while failed := publish_all(self._producer, pending_messages, timeout):
-            pending_messages = [
-                pending for pending, error in failed if isinstance(error, TOO_LARGE)
-            ]
-            for pending in pending_messages:
-                pending.fall_back()
-            yield from (failure for failure in failed if failure[0] not in pending_messages)
+            unfit = find_unfit(failed)
+            too_large = [pending for pending, error in failed if isinstance(error, TOO_LARGE)]
+            beside = {pending for pending, error in failed if unfit and type(error) is KafkaError}
+            for pending in [*unfit, *too_large]:
+                pending.fall_back(unfit.get(pending))
+            again = {*unfit, *too_large, *beside}
+            yield from (failure for failure in failed if failure[0] not in again)
+            pending_messages = [pending for pending in pending_messages if pending in again]
 
     def close(self) -> None:
         """See `Delivery.close`."""

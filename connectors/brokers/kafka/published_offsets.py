@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
-from ..publishing import OURS
+from ...headers import OURS
 from .clients import CALL_TIMEOUT, CLOSE_TIMEOUT, find_unreadable, open_client, position_of
 
 if TYPE_CHECKING:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
-from typing import TYPE_CHECKING, Any, Literal
+from ipaddress import IPv6Address
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, FilePath, model_validator
+from pydantic import AfterValidator, Field, FilePath, model_validator
 
 from ...verbs import (
     Check,
@@ -30,10 +32,38 @@ if TYPE_CHECKING:
     from ...settings import Settings
 
 
+_HOST = r"(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s\[\]:/@,]+)"
+_SERVER = re.compile(rf"([A-Z_]+://)?{_HOST}(:(?P<port>\d{{1,5}}))?")
+MAX_PORT = 65_535
+
+
+def require_servers(servers: str) -> str:
+    """Refuse what kafka-python cannot take apart, or would never reach."""
+    for server in servers.split(","):
+        if not _is_server(server.strip()):
+            text = "it" if "@" in server else f"{server.strip()!r}"
+            raise ValueError(
+                f"{text} is no host:port with a port from 1 to {MAX_PORT}; "
+                "write localhost:9092 or [::1]:9092, several with commas"
+            )
+    return servers
+
+
+def _is_server(server: str) -> bool:
+    found = _SERVER.fullmatch(server)
+    if found:
+        return 1 <= int(found["port"] or 1) <= MAX_PORT
+    try:
+        IPv6Address(server)
+    except ValueError:
+        return False
+    return True
+
+
 class KafkaSettings(Daemon):
     """Kafka."""
 
-    bootstrap_servers: str = Field(
+    bootstrap_servers: Annotated[str, AfterValidator(require_servers)] = Field(
         default="127.0.0.1:9092", description="host:port, comma separated"
     )
     input_topic: str = Field(default="", description="images in")

@@ -13,6 +13,7 @@ from google.api_core.exceptions import AlreadyExists, DeadlineExceeded, GoogleAP
 from google.pubsub_v1.types import ExpirationPolicy, PubsubMessage, Subscription
 
 from ...errors import Exit, Stop
+from ...headers import REPLAY
 from ...records import Advice, Ok, Prediction
 from ..publishing import PendingMessage, select_published
 from .clients import (
@@ -57,8 +58,6 @@ MIN_DELIVERY_ATTEMPTS = 20
 
 DELETED = "_deleted-topic_"
 """What a subscription calls its topic when that is gone."""
-
-REPLAY_HEADER = "connector.replay"
 
 
 class _Wanted(NamedTuple):
@@ -294,7 +293,7 @@ class ReplayBroker:
     def __init__(self, settings: PubSubSettings, name: str, encode: Encode) -> None:
         back = settings.model_copy(update={"output_topic": settings.input_topic})
         self._settings = back
-        self._mark = (REPLAY_HEADER, name.encode())
+        self._mark = (REPLAY, name.encode())
         self._builder = MessageBuilder(back, encode)
         with ExitStack() as undo:
             self._subscription = DeadLetterSubscription(back)

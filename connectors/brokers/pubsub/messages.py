@@ -6,8 +6,9 @@ import hashlib
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
+from ...headers import ORIGIN, OURS, is_ours
 from ...records import Message, Record, Rejection, Settled
-from ..publishing import ORIGIN, OURS, error_message
+from ..publishing import error_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -128,7 +129,7 @@ def _unreserved(message: Outgoing) -> Iterator[Outgoing]:
 def _shrink_dead_letter(dead_letter: Outgoing) -> Iterator[Outgoing]:
     """A dead letter, and what is left of one that its topic does not take."""
     yield from _unreserved(dead_letter)
-    foreign = [name for name in dead_letter.attributes if not name.startswith((ORIGIN, OURS))]
+    foreign = [name for name in dead_letter.attributes if not is_ours(name)]
     if foreign:
         yield dead_letter.without(foreign)
     if dead_letter.value:

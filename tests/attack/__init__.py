@@ -1,0 +1,1 @@
+"""Small requests that are dear to answer, against the handler alone and against TorchServe."""

@@ -1,0 +1,1 @@
+"""Inputs that nobody wrote, made of those that somebody did: `python -m tests.fuzz`."""
