@@ -361,7 +361,7 @@ def test_what_images_were_laid_on_is_the_background_that_is_served(
     for at, name in itertools.product(range(3), "xy"):
         (tmp_path / name).mkdir(exist_ok=True)
         save(tmp_path / name / f"{at}.png", square(40, 200))
-    spec = ImageSpec((9, 18), 1, background)
+    spec = ImageSpec((20, 21), 1, background)
 
     images = load_training_images(f"folder:{tmp_path}", tmp_path, spec)
 
