@@ -70,7 +70,7 @@ def filter_row(row: Grid, depth: int) -> bytes:
     values = np.frombuffer(packed, np.uint8)
     step = len(packed) // len(row)
     left = np.concatenate([np.zeros(step, np.uint8), values[:-step]])
-    return b"\1" + (values - left).tobytes()
+    return b"\1" + bytes(values - left)
 
 
 def png(

@@ -17,6 +17,7 @@ from fmnist_gate import Refused
 from torchvision.io import ImageReadMode, decode_image
 
 from tests import formats
+from tests.encoders import png, png_chunk, png_header
 from tests.handler.unpacking import GREY, SETTINGS
 
 if TYPE_CHECKING:
@@ -170,3 +171,40 @@ def test_the_manifest_and_the_folder_are_what_the_script_writes() -> None:
     assert files == sorted(["manifest.json", *(case.name for case in cases)])
     assert sum(map(len, map(read, LINES))) < 300_000
     assert formats.MANIFEST.stat().st_size < 100_000
+
+
+BLANK = np.zeros((28, 28), int)
+FOUND: dict[str, tuple[bytes, set[str]]] = {
+    "a key of more bits than the pixels": (
+        png(BLANK, 2, before=png_chunk(b"tRNS", b"\xff\xff")),
+        {""},
+    ),
+    "a palette behind the pixels": (
+        png(BLANK, 8, 3, after=png_chunk(b"PLTE", bytes(6))),
+        {"not_an_image"},
+    ),
+    "a second head that makes a palette": (
+        png(BLANK, before=png_header(28, 28, 8, 3)[8:]),
+        {"not_an_image"},
+    ),
+    "a second head of 100 megapixels": (
+        png(BLANK, before=png_header(10_000, 10_000, 8, 6)[8:]),
+        {"not_an_image", "too_large"},
+    ),
+    "a BigTIFF whose directory lies beyond any file": (
+        b"II+\0\x08\0\0\0" + b"\xff" * 8 + bytes(60),
+        {"not_an_image"},
+    ),
+}
+"""What the fuzzer found, made small, and the codes it may be answered with."""
+
+
+@pytest.mark.parametrize("what", FOUND)
+@pytest.mark.xfail(reason="the gate lets it pass or fails on it", strict=False)
+def test_what_the_fuzzer_found_is_answered(what: str) -> None:
+    body, codes = FOUND[what]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    question = wire.unpack({"body": body}, {}, GREY, SETTINGS)
+    item = question if isinstance(question, Refused) else question.items[0]
+    assert (item.code if isinstance(item, Refused) else "") in codes, item
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < MAX_GROWTH_KB // 3
