@@ -20,7 +20,7 @@ from __future__ import annotations
 import re
 import zlib
 from dataclasses import dataclass
-from struct import Struct, error, unpack_from
+from struct import Struct, error, iter_unpack, unpack_from
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -56,12 +56,16 @@ MAX_COLOURS = 65_536
 """Of a BMP's palette."""
 MAX_RLE_PIXELS = 1_000_000
 """Of a run-length BMP, which Pillow decodes pixel by pixel in Python."""
-MAX_SMALL_LOSSLESS = 256 * 1024
+MAX_SMALL_LOSSLESS = 64 * 64
 """Pixels of a lossless WebP whose Huffman tables, one for each 4 x 4 pixels at most, stay small."""
+HUFFMAN_S = 14e-6
+"""Seconds for each of these tables."""
 MAX_DECODING_S = 2.5
 """Seconds of CPU that one file may cost by the estimate."""
 
 NS = 1e-9
+ROW_S = 80e-9
+"""Seconds that a decoder pays for a row, however short."""
 
 
 class Refused(Exception):
@@ -133,8 +137,9 @@ def inspect(data: bytes | bytearray, limits: Limits) -> File:
     name = find_format(data)
     try:
         outline = READERS[name](data)
-    except (error, IndexError):
+    except (error, IndexError, OverflowError):
         raise damaged(f"it ends inside the head of a {name}") from None
+    outline = outline._replace(cost=outline.cost + ROW_S * outline.height)
     check_size(outline, limits)
     check_cost(outline)
     return File(
@@ -212,7 +217,6 @@ PNG_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
 KEY_SCALES = {(GREY, 2): 85, (GREY, 4): 17, (RGB, 16): 1 / 256}
 """By colour type and depth: what brings a transparent colour to the scale that Pillow decodes to.
 16-bit grey is compared in 16 bits."""
-PNG_CRITICAL = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 
 
 class Chunk(NamedTuple):
@@ -239,9 +243,9 @@ def read_png(data: bytes | bytearray) -> Outline:
     heavy = depth > 8 or colour > PALETTE or clear  # noqa: PLR2004 - a byte has 8 bits
     cost = cost_png(width * height, depth * PNG_SAMPLES[colour], len(data), interlace)
     parts = [data[chunk.start : chunk.end] for chunk in kept]
-    if clear and (colour, depth) in KEY_SCALES:
+    if clear and colour in {GREY, RGB}:
         at = [chunk.name for chunk in kept].index(b"tRNS")
-        parts[at] = scale_key(data, kept[at], KEY_SCALES[colour, depth])
+        parts[at] = scale_key(data, kept[at], colour, depth)
     clean = b"".join([PNG_MAGIC, *parts])
     return Outline(clean, width, height, cost, read_png_orientation(data, chunks), heavy)
 
@@ -268,20 +272,21 @@ def walk_png(data: bytes | bytearray) -> Iterator[Chunk]:
 def keep_png(data: bytes | bytearray, chunks: list[Chunk], colour: int) -> list[Chunk]:
     """Return the chunks that decide the pixels. Raises Refused for an unknown critical one."""
     kept: list[Chunk] = []
-    colours = 0
+    colours, begun = 0, False
     for chunk in chunks:
         name = chunk.name
-        if name == b"PLTE":
-            if colour == PALETTE and not colours:
+        if name == b"IDAT" or (name == b"IHDR" and not kept) or name == b"IEND":
+            begun = begun or name == b"IDAT"
+            kept.append(chunk)
+        elif name == b"PLTE":
+            if colour == PALETTE and not colours and not begun:
                 colours = count_colours(chunk)
                 kept.append(chunk)
         elif name == b"tRNS":
-            if is_transparency(data, chunk, colour, colours):
+            if not begun and is_transparency(data, chunk, colour, colours):
                 kept.append(chunk)
-        elif name in PNG_CRITICAL:
-            kept.append(chunk)
         elif not name[0] & 0x20:
-            raise damaged(f"its chunk {ascii(name)[2:-1]} is critical and not known")
+            raise damaged(f"its chunk {ascii(name)[2:-1]} is critical and not known there")
     if colour == PALETTE and not colours:
         raise damaged("it has a palette image and no palette")
     return kept
@@ -302,11 +307,15 @@ def is_transparency(data: bytes | bytearray, chunk: Chunk, colour: int, colours:
     return fits.get(colour, False) and is_whole(data, chunk)
 
 
-def scale_key(data: bytes | bytearray, chunk: Chunk, scale: float) -> bytes:
-    """Return tRNS with the transparent colour in the 8 bits in which Pillow will compare it."""
+def scale_key(data: bytes | bytearray, chunk: Chunk, colour: int, depth: int) -> bytes:
+    """Return tRNS with the transparent colour in the scale in which Pillow will compare it.
+
+    Of a sample only the lowest bits count, as many as the depth has.
+    """
     body = data[chunk.body : chunk.end - 4]
-    samples = unpack_from(f">{len(body) // 2}H", body)
-    named = b"tRNS" + b"".join(int(sample * scale).to_bytes(2, "big") for sample in samples)
+    scale = KEY_SCALES.get((colour, depth), 1)
+    samples = (int((s & (1 << depth) - 1) * scale) for (s,) in iter_unpack(">H", body))
+    named = b"tRNS" + b"".join(sample.to_bytes(2, "big") for sample in samples)
     return len(body).to_bytes(4, "big") + named + zlib.crc32(named).to_bytes(4, "big")
 
 
@@ -337,8 +346,8 @@ JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 JPEG_KEPT = frozenset({BASELINE, EXTENDED, PROGRESSIVE, 0xC4, 0xDB, 0xDD, SOS, EOI})
 """Frames, tables of Huffman codes and of quantisation, the restart interval, scans."""
 EXIF, EXIF_NAME = 0xE1, b"Exif\x00\x00"
-JPEG_COLOURS = {0xE0: b"JFIF\x00", 0xEE: b"Adobe"}
-"""Segments of applications that decide what the components mean."""
+JPEG_COLOURS = {0xE0: (b"JFIF\x00", 16), 0xEE: (b"Adobe", 14)}
+"""Segments of applications that decide what the components mean: name and least length."""
 MAX_COMPONENTS = 4
 EIGHT_BITS = 8
 
@@ -389,7 +398,8 @@ def read_length(data: bytes | bytearray, body: int) -> int:
 def is_kept(data: bytes | bytearray, marker: int, body: int) -> bool:
     """Tell whether a segment decides the pixels."""
     if marker in JPEG_COLOURS:
-        return data.startswith(JPEG_COLOURS[marker], body + 2)
+        name, least = JPEG_COLOURS[marker]
+        return data.startswith(name, body + 2) and read_length(data, body) >= least
     return marker in JPEG_KEPT
 
 
@@ -461,7 +471,8 @@ def cost_scan(data: bytes | bytearray, body: int, frame: Frame | None) -> float:
 # GIF: https://www.w3.org/Graphics/GIF/spec-gif89a.txt
 
 GIF_IMAGE, GIF_EXTENSION, GIF_END = 0x2C, 0x21, 0x3B
-GIF_CONTROL = 0xF9
+GIF_CONTROL = b"\xf9\x04"
+"""The label of the block before a frame, and the length that it must have."""
 
 
 def read_gif(data: bytes | bytearray) -> Outline:
@@ -473,7 +484,7 @@ def read_gif(data: bytes | bytearray) -> Outline:
     count = 0
     while data[position] == GIF_EXTENSION:
         end, count = skip_sub_blocks(data, position + 2, count, MAX_PARTS, "blocks")
-        if data[position + 1] == GIF_CONTROL:
+        if data[position + 1 : position + 3] == GIF_CONTROL:
             control = data[position:end]
         position = end
     if data[position] != GIF_IMAGE:
@@ -572,7 +583,9 @@ def read_webp(data: bytes | bytearray) -> Outline:
     lossless = b"VP8L" in picture.body[: ANMF_HEAD + 4] or any(map(is_packed_alpha, kept))
     lossless = lossless or picture.name == b"VP8L"
     exif = next((part.body for part in parts if part.name == b"EXIF"), b"")
+    known = not lossless or width * height <= MAX_SMALL_LOSSLESS
     cost = NS * (40 * width * height + 130 * sum(len(part.body) for part in kept))
+    cost += HUFFMAN_S * ceil_div(width, 4) * ceil_div(height, 4) if lossless and known else 0
     return Outline(
         join_riff(kept),
         width,
@@ -580,7 +593,7 @@ def read_webp(data: bytes | bytearray) -> Outline:
         cost,
         read_exif(exif),
         heavy=True,
-        known=not lossless or width * height <= MAX_SMALL_LOSSLESS,
+        known=known,
     )
 
 
@@ -677,6 +690,7 @@ TIFF_KEPT = frozenset(
 )
 """The tags that decide the pixels, from the width to the reference black and white."""
 TIFF_RAW = 1
+BIG_TIFF = 43
 TIFF_CODECS = {TIFF_RAW: "none", 2: "CCITT RLE", 3: "CCITT G3", 4: "CCITT G4", 5: "LZW", 7: "JPEG"}
 TIFF_CODECS |= {8: "Deflate", 32773: "PackBits", 32946: "Deflate"}
 MAX_SAMPLES = 8
@@ -733,7 +747,11 @@ def read_tiff_head(data: bytes | bytearray) -> Directory:
     """Return byte order, kind and place of the first directory."""
     order = "<" if data[:2] == b"II" else ">"
     (magic,) = unpack_from(order + "H", data, 2)
-    big = magic == 43  # noqa: PLR2004 - the number of BigTIFF
+    big = magic == BIG_TIFF
+    if big and order == ">":
+        raise Refused(
+            "unsupported_type", "A big-endian BigTIFF is not read: send a TIFF of the usual kind."
+        )
     (start,) = unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)
     return Directory(order, big, start)
 
@@ -826,7 +844,7 @@ def read_exif(exif: bytes | bytearray) -> int:
         for tag in walk_tags(exif, form):
             if tag.number == ORIENTATION:
                 return tag.value if tag.value in range(1, 9) else 1
-    except (error, Refused):
+    except (error, OverflowError, Refused):
         pass
     return 1
 

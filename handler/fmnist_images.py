@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 from fmnist_gate import Code, File, Limits, Refused, damaged
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -127,6 +127,8 @@ def refuse_undecodable() -> Iterator[None]:
             yield
     except MemoryError:
         raise
+    except UnidentifiedImageError:  # its words name an address in memory
+        raise damaged("its head contradicts itself") from None
     except Exception as reason:  # noqa: BLE001 - a parser raises anything on bytes not made for it
         raise damaged(f"{reason or type(reason).__name__}"[:MAX_DETAIL].rstrip(".")) from None
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import gc
 import json
 import logging
 import re
@@ -50,6 +51,8 @@ MIN_WAIT_S = 1.0
 """Seconds that the process which decodes apart always gets: it may have to start."""
 JSON_BYTE_S = 80e-9
 """Seconds of CPU for each byte of a JSON body, estimated on a 2-core Xeon."""
+MAX_JSON_LISTS = 1_000_000
+"""Lists and objects of one JSON body; an RGB image of 900 x 900 pixels as lists has 810,901."""
 JSON_START = re.compile(
     rb"(?:%s|%s|%s)?(?:[ \t\r\n]|\x00)*[{\[]"
     % tuple(map(re.escape, (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
@@ -319,12 +322,14 @@ def decode_request(request: Request, model: Model, settings: Settings, budget: B
     The sum is known before the first pixel is decoded; it bounds the time of one request, whatever
     its images are compressed to. They are decoded one after the other: the memory is that of one.
     """
+    if request.json is None:
+        check_sum(request.items, settings)
     budget.start_request(request.cost)
     items = request.items
     if request.json is not None:
         items = inspect_instances(request.json, model, settings)
+        check_sum(items, settings)
         budget.check(sum(map(cost_of, items)))
-    check_sum(items, settings)
     decoded = tuple(attempt(decode_item, item, model, settings, budget) for item in items)
     for item in decoded:
         if isinstance(item, Refused) and item.code == "busy":
@@ -392,11 +397,22 @@ def inspect_instances(body: Any, model: Model, settings: Settings) -> tuple[Item
 
 def parse_json(body: str | bytes | bytearray) -> object:
     """Return the decoded JSON. Raises Refused for what is none, or too deep to be meant."""
+    signs = ("[", "{") if isinstance(body, str) else (b"[", b"{")
+    if sum(map(body.count, signs)) > MAX_JSON_LISTS:  # type: ignore[arg-type] # of one kind
+        raise Refused(
+            "too_large",
+            f"The JSON has more than {MAX_JSON_LISTS:,} lists: send image files, as b64 or as "
+            "parts.",
+        )
+    # Millions of lists are made and none is garbage: looking for it costs five times the parsing.
+    gc.disable()
     try:
         return json.loads(body.lstrip("\ufeff") if isinstance(body, str) else body)
     except (ValueError, RecursionError):
         # Without its cause: the parser's words may quote the body.
         raise Refused("bad_request", "The body is not JSON.") from None
+    finally:
+        gc.enable()
 
 
 def check_count(count: int, settings: Settings) -> None:

@@ -42,6 +42,7 @@ def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER
     version = json.loads((model / "model.json").read_text())["version"]
     extra = [model / "model.json", model / "index_to_name.json"]
     extra += [file for file in sorted(HANDLER.parent.glob("*.py")) if file != handler]
+    store.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=store, prefix=".packing-") as scratch:
         # torch-model-archiver removes $TMPDIR/<model name> before it begins, whatever that is.
         command = [

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .data import border, estimate_background
 from .errors import DataError
@@ -232,6 +232,8 @@ def _guard(action: Callable[[], Result]) -> Result:
             return action()
     except MemoryError:
         raise
+    except UnidentifiedImageError as error:  # its words name an address in memory
+        raise Unusable("damaged", "its head contradicts itself") from error
     except Exception as error:  # a parser raises anything on bytes that were not made for it
         raise Unusable("damaged", str(error).rstrip(".") or type(error).__name__) from error
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import logging
 import resource
 import sys
 import time
@@ -58,7 +57,6 @@ class Judge:
         self._model = wire.read_model(CARD, {"0": "any"})
         self._settings = wire.read_settings(config)
         self._seeds = Seeds()
-        logging.disable(logging.CRITICAL)  # the handler logs each failure of its own
         for name in FILES:
             self.try_request(({"body": self._seeds.good[name][0]}, {}))
         self._base_mb = self._peak_mb = peak_mb()

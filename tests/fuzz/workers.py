@@ -6,6 +6,7 @@ input is known, and another goes on behind it.
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import sys
@@ -103,6 +104,7 @@ class Report:
 def work(plan: Plan, first: int, board: Any, pipe: Connection) -> None:  # noqa: ANN401 - a shared array
     """Try every second input from `first`; the main function of a worker."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())  # libtiff tells what it thinks
+    logging.disable(logging.CRITICAL)  # the handler logs each failure of its own
     judge, report = Judge(), Report()
     until, due = time.monotonic() + plan.seconds, time.monotonic() + REPORT_EVERY_S
     for index in range(first, plan.inputs, WORKERS):

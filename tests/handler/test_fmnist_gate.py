@@ -227,6 +227,40 @@ def test_a_png_that_contradicts_itself_is_refused(data: bytes, word: str) -> Non
     assert word in str(refusal(data))
 
 
+@pytest.mark.parametrize(
+    "twice",
+    [
+        chunk(b"IHDR", pack(">II5B", 7_000, 7_000, 8, 6, 0, 0, 0)),
+        chunk(b"IHDR", pack(">II5B", 2, 2, 8, 3, 0, 0, 0)),
+        chunk(b"IHDR"),
+    ],
+    ids=["larger", "of a palette", "empty"],
+)
+def test_a_png_has_one_head(twice: bytes) -> None:
+    assert "IHDR is critical and not known there" in str(refusal(png(twice)))
+
+
+@pytest.mark.parametrize("late", [chunk(b"PLTE", bytes(6)), chunk(b"tRNS", bytes(2))])
+def test_what_comes_behind_the_pixels_of_a_png_decides_nothing(late: bytes) -> None:
+    end = chunk(b"IEND")
+    data = png()[: -len(end)] + late + end
+    assert inspect(data, LIMITS).data == png()
+    assert "no palette" in str(refusal(png(colour=3)[: -len(end)] + late + end))
+
+
+@pytest.mark.parametrize(("depth", "wanted"), [(1, 1), (2, 255), (4, 255), (8, 255)])
+def test_of_a_transparent_grey_only_the_bits_of_the_depth_count(depth: int, wanted: int) -> None:
+    data = png(chunk(b"tRNS", b"\xff\xff"), depth=depth)
+    assert chunk(b"tRNS", pack(">H", wanted)) in inspect(data, LIMITS).data
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "WEBP"])
+def test_rows_cost_however_short_they_are(kind: str) -> None:
+    high = inspect(encode(Image.new("L", (1, 16_000)), kind), LIMITS).cost
+    wide = inspect(encode(Image.new("L", (16_000, 1)), kind), LIMITS).cost
+    assert high - wide > 0.9 * 16_000 * gate.ROW_S - 1e-4
+
+
 # JPEG
 
 
@@ -238,6 +272,8 @@ def test_a_png_that_contradicts_itself_is_refused(data: bytes, word: str) -> Non
         segment(0xED, b"Photoshop 3.0\x00nothing"),
         segment(0xE1, b"Exif\x00\x00nothing"),
         segment(0xEE, b"other"),
+        segment(0xEE, b"Adobe\x00\x64"),
+        segment(0xE0, b"JFIF\x00"),
         segment(0xE0, b"JFXX\x00"),
         segment(0xFE, bytes(70)) * 100,
         b"\xff" * 5_000,
@@ -310,6 +346,8 @@ def gif(before: bytes = b"", frame: bytes = b"", screen: tuple[int, int] = (2, 2
         b"!\xff\x0bNETSCAPE2.0\x02\x00\x01\x00",
         b"!\x01\x02ab\x00",
         b"!\xfe" + b"\x01a" * 5_000 + b"\x00",
+        b"!\xf9\x00",
+        b"!\xf9\x01\x01\x00",
     ],
     ids=lambda beside: repr(beside[:8]),
 )
@@ -425,7 +463,7 @@ def test_of_an_animation_the_first_frame_stays() -> None:
 
 
 def test_a_large_lossless_webp_is_not_known_to_be_cheap() -> None:
-    for side, known in ((512, True), (513, False)):
+    for side, known in ((64, True), (65, False)):
         image = Image.new("RGBA", (side, side), (1, 2, 3, 4))
         assert inspect(encode(image, "WEBP", lossless=True), LIMITS).known is known
         assert inspect(encode(image.convert("RGB"), "WEBP"), LIMITS).known
@@ -522,6 +560,8 @@ def test_a_tiff_of_too_many_tags_is_refused() -> None:
     assert code(bytes(data)) == "too_large"
     assert code(bytes(data[:40])) == "too_large"
     assert code(tiff(SMALL)[:60]) == "not_an_image"
+    assert code(b"II+\x00\x08\x00\x00\x00" + b"\xff" * 60) == "not_an_image"
+    assert code(b"MM\x00+\x00\x08\x00\x00" + bytes(60)) == "unsupported_type"
 
 
 # Limits of all

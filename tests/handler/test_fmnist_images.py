@@ -13,7 +13,7 @@ import pytest
 from fmnist_gate import Refused
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from tests.handler.torchserve import encode
 from tests.handler.unpacking import (
@@ -470,6 +470,14 @@ def test_bytes_of_any_kind_are_an_image_or_refused(
         item = one(head[:cut] + tail, kind)
     assert isinstance(item, Refused) or item.shape == GREY.shape
     assert said == []
+
+
+def test_a_message_shows_no_address_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def complain(stream: object, **_: object) -> None:
+        raise UnidentifiedImageError(f"cannot identify image file {stream!r}")
+
+    monkeypatch.setattr(Image, "open", complain)
+    assert str(one(PNG)) == "The image is damaged: its head contradicts itself."
 
 
 def test_a_message_never_repeats_more_than_a_line_of_a_parser(

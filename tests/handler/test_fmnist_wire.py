@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import json
 from dataclasses import replace
 from http import HTTPStatus
@@ -188,6 +189,30 @@ def test_json_may_come_raw_decoded_or_nameless() -> None:
 )
 def test_json_that_is_not_what_was_agreed_is_a_bad_request(body: bytes) -> None:
     assert code(wire.unpack({"body": body}, JSON, GREY, SETTINGS)) == "bad_request"
+
+
+@pytest.mark.parametrize("many", ["[],", "[0],", "{},", "[[[]]],"])
+def test_json_of_more_lists_than_an_image_has_is_refused_unparsed(many: str) -> None:
+    inside = many * (wire.MAX_JSON_LISTS // many.count("]") + 1 if "]" in many else 10**6)
+    body = '{"instances": [' + inside.rstrip(",") + "]}"
+    for form in (body, body.encode()):
+        refused = wire.unpack({"body": form}, JSON, GREY, SETTINGS)
+        assert (code(refused), "send image files" in str(refused)) == ("too_large", True)
+
+
+def test_parsing_leaves_the_collection_of_garbage_as_it_was() -> None:
+    for body in (b'{"instances": [[[1]]]}', b"{"):
+        wire.unpack({"body": body}, JSON, GREY, SETTINGS)
+        assert gc.isenabled()
+
+
+def test_what_can_never_fit_is_too_large_and_not_busy() -> None:
+    many = {str(index): PHOTO for index in range(1_000)}
+    strict = replace(SETTINGS, max_request_pixels=10**12)
+    assert code(wire.unpack(many, MULTIPART, GREY, strict)) == "too_large"
+    encoded = {"b64": base64.b64encode(PHOTO).decode()}
+    body = json.dumps({"instances": [encoded] * 500}).encode()
+    assert code(wire.unpack({"body": body}, JSON, GREY, strict)) == "too_large"
 
 
 def test_text_that_torchserve_has_decoded_is_read_all_the_same() -> None:

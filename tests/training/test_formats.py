@@ -39,7 +39,7 @@ def learn(line: dict[str, Any], folder: Path, model: str) -> Grid:
     return grid
 
 
-@pytest.mark.parametrize("line", formats.mark_wanting(PICTURES), ids=name)
+@pytest.mark.parametrize("line", PICTURES, ids=name)
 def test_each_good_file_is_learned_as_the_picture_that_was_drawn(
     line: dict[str, Any], tmp_path: Path
 ) -> None:
