@@ -832,6 +832,8 @@ def test_the_last_outcome_is_found_behind_what_others_wrote(kafka: KafkaHarness)
     topics = kafka.topics(partitions=2)
     consumer = PublishedOffsets(kafka.settings(topics, group="ours"), {topics.output})
     kafka.stack.callback(consumer.close)
+    for _ in range(100):
+        kafka.produce(topics.input, b"x", partition=1)
     places = [TopicPartition(topics.input, one) for one in range(2)]
     assert consumer.find_ends(places) == {}
     for offset in (7, 8):
@@ -841,6 +843,21 @@ def test_the_last_outcome_is_found_behind_what_others_wrote(kafka: KafkaHarness)
     for name, value in (SOURCE, theirs), (SOURCE, b"?"), (NotUtf8("x"), b""), *[("x", b"")] * 20:
         kafka.produce(topics.output, b"x", partition=1, headers=((name, value),))
     assert consumer.find_ends(places) == {places[1]: 9}
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 999_999, (1 << 63) - 10])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_source_beyond_the_end_of_the_input_is_named_and_not_believed(
+    kafka: KafkaHarness, caplog: pytest.LogCaptureFixture, beyond: int, *, dead: bool
+) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    topic = topics.dead if dead else topics.output
+    forged = SourceRecord(topics.input, 0, 1 + beyond, kafka.group("forged")).encoded()
+    kafka.produce(topic, b"forged", headers=((SOURCE, forged),))
+    broker = kafka.open(topics, group="forged")
+    assert [record.value for record in take(kafka, broker, 1)] == [b"x"]
+    assert f"{topic}/0/0 says in connector.source" in caplog.text
 
 
 def test_nothing_is_handed_out_while_a_rewind_is_owed(
