@@ -33,6 +33,7 @@ SHARED_BY_BROKERS = {
     "connectors.headers",
     "connectors.records",
     "connectors.errors",
+    "connectors.text",
     "connectors.brokers.Untyped",
     "connectors.brokers.publishing",
 }

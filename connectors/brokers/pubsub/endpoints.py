@@ -14,6 +14,7 @@ from google.pubsub_v1.types import ExpirationPolicy, Subscription
 
 from ...errors import Exit, Stop
 from ...records import Record
+from ...text import decode_text
 from ..publishing import PendingMessage
 from . import admin
 from .broker import ACKNOWLEDGE_TIMEOUT
@@ -56,7 +57,7 @@ class TopicPublisher:
     def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
         """See `Publisher.publish`."""
         topic = self._settings.input_topic
-        message = Outgoing(topic, value, (key or b"").decode(), make_attributes(headers))
+        message = Outgoing(topic, value, decode_text(key or b""), make_attributes(headers))
         if not message.fits():
             raise Stop(f"{topic} takes no message of {message.size()} bytes", Exit.USAGE)
         nobodys = Record(f"a message to {topic}", value, key, headers, 0, None, None)
