@@ -35,7 +35,10 @@ import logging
 import os
 import signal
 import sys
+import textwrap
+from difflib import get_close_matches
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from . import __version__, codec, command_line, daemon, registry
@@ -118,8 +121,47 @@ def parse_command(arguments: Sequence[str]) -> tuple[str, str, Sequence[str]]:
             return f"{first} {second}", broker, flags
         case [broker, *flags] if ("run", broker) in registry.KINDS:
             return "run", broker, flags
+        case [*words, "-h" | "--help"] if verbs := _list_verbs(words):
+            print("\n".join(map(_render_verb, verbs)))
+            raise SystemExit(Exit.OK)
     commands = ", ".join(map(" ".join, registry.KINDS))
-    raise Stop(f"name one of these commands: {commands}; --help explains them", Exit.USAGE)
+    raise Stop(
+        f"{_suggest_command(arguments)}name one of these commands: {commands}; "
+        "--help explains them",
+        Exit.USAGE,
+    )
+
+
+def _list_verbs(words: Sequence[str]) -> list[str]:
+    """The verbs that begin with these words."""
+    return [
+        verb for verb in _list_known_verbs() if words and verb.split()[: len(words)] == list(words)
+    ]
+
+
+def _render_verb(verb: str) -> str:
+    """What a verb does, for each broker."""
+    parts = [f"python -m connectors {verb} BROKER, and then --help for its flags.\n"]
+    for broker in registry.BROKERS:
+        what = textwrap.dedent(f"    {registry.KINDS[verb, broker].__doc__}").strip()
+        parts.append(f"{broker}: {what}\n")
+    return "\n".join(parts)
+
+
+def _suggest_command(arguments: Sequence[str]) -> str:
+    """The command that was probably meant, by its first words."""
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments))[:3]
+    known = [" ".join(command) for command in registry.KINDS]
+    known += [*registry.BROKERS, *_list_known_verbs()]
+    for count in range(len(words), 0, -1):
+        typed = " ".join(words[:count])
+        if meant := get_close_matches(typed, known, n=1, cutoff=0.75):
+            return "" if meant[0] == typed else f"did you mean {meant[0]}? Otherwise "
+    return ""
+
+
+def _list_known_verbs() -> list[str]:
+    return list(dict.fromkeys(verb for verb, _ in registry.KINDS))
 
 
 if __name__ == "__main__":

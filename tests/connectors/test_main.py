@@ -100,6 +100,49 @@ def test_any_other_command_is_wrong_usage(arguments: list[str]) -> None:
     assert stop.value.code == Exit.USAGE
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("snd kafka", "send kafka"),
+        ("send kafak", "send kafka"),
+        ("kafak --input-topic images", "kafka"),
+        ("lisen pubsub", "listen pubsub"),
+        ("dlq lst kafka", "dlq list kafka"),
+        ("dlq replya pubsub --name a", "dlq replay pubsub"),
+        ("doctr kafka", "doctor kafka"),
+        ("print_config kafka", "print-config kafka"),
+        ("pub-sub", "pubsub"),
+        ("snd", "send"),
+    ],
+)
+def test_a_mistyped_command_names_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(Stop, match=rf"^did you mean {meant}\? ") as stop:
+        parse_command(typed.split())
+    assert stop.value.code == Exit.USAGE
+
+
+@pytest.mark.parametrize("typed", ["carrier-pigeon", "send", "dlq", "xyz kafka", "--kafka"])
+def test_a_far_off_command_has_no_nearest(typed: str) -> None:
+    with pytest.raises(Stop, match=r"^name one of these commands"):
+        parse_command(typed.split())
+
+
+@pytest.mark.parametrize(
+    "verb", ["send", "listen", "dlq", "dlq list", "dlq replay", "check", "print-config", "run"]
+)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_a_verb_has_help_without_a_broker(
+    verb: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), flag])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"python -m connectors {verb}" in shown
+    assert "kafka: " in shown
+    assert "pubsub: " in shown
+
+
 def test_help_shows_commands_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--help"])
