@@ -41,22 +41,37 @@ from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from . import __version__, codec, command_line, daemon, registry
-from .commands import dlq, doctor, listen, send
 from .errors import Exit, Stop
-from .logs import configure_console, set_library_log_level
-from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
+
+try:
+    from . import __version__, codec, command_line, daemon, logs, registry
+    from .commands import dlq, doctor, listen, send
+    from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
+except ModuleNotFoundError as missing:
+    library = str(missing.name).partition(".")[0]
+    if library == "connectors":
+        raise
+    print(
+        f"connectors: {library} is not installed: install this project with the extra of "
+        "your broker, in its checkout: pip install '.[kafka]' or pip install '.[pubsub]'",
+        file=sys.stderr,
+    )
+    raise SystemExit(Exit.UNAVAILABLE) from None
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from .settings import Settings
 
 _log = logging.getLogger("connectors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    configure_console()
-    set_library_log_level(logging.CRITICAL)  # at the start a library's trouble is our one sentence
+    logs.configure_console()
+    logs.set_library_log_level(
+        logging.CRITICAL
+    )  # at the start a library's trouble is our one sentence
     try:
         return _run_command(sys.argv[1:] if arguments is None else arguments)
     except Stop as stop:
@@ -72,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_command(arguments: Sequence[str]) -> int:
     verb, broker, flags = parse_command(arguments)
     prog = f"python -m connectors {verb} {broker}"
-    settings = command_line.load(registry.KINDS[verb, broker], flags, prog)
+    settings = load_settings(verb, broker, flags, prog)
     match settings:
         case Send():
             send.send(settings, registry.open_publisher(broker, settings))
@@ -95,6 +110,15 @@ def _run_command(arguments: Sequence[str]) -> int:
         case Daemon():
             daemon.run(settings, partial(registry.open_broker, broker, settings, codec.encode))
     return Exit.OK
+
+
+def load_settings(verb: str, broker: str, flags: Sequence[str], prog: str) -> Settings:
+    """Load, and log what there is to say of it in the form that was asked for."""
+    with logs.hold_back() as form:
+        settings = command_line.load(registry.KINDS[verb, broker], flags, prog)
+        if verb == "run" and isinstance(settings, Daemon):
+            form.append(settings.log)
+    return settings
 
 
 def show(lines: Iterable[str]) -> None:

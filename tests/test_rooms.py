@@ -249,6 +249,7 @@ LAWS = [
             "connectors.errors",
             "connectors.logs",
             "connectors.registry",
+            "connectors.settings",  # a type
             "connectors.verbs",
         },
         set(),

@@ -482,3 +482,34 @@ def test_a_reader_that_has_enough_ends_it() -> None:
         listener.stdout.close()
         assert listener.stderr.read() == b""
         assert listener.wait(60) == 0
+
+
+ROWS = """
+import sys
+from connectors.commands.listen import listen
+from connectors.verbs import Listen
+from tests.connectors.test_clients import Feed, prediction
+listen(Listen(limit=int(sys.argv[1])), Feed(*[[prediction()]] * int(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(9, 1), (9, 3), (10**6, 20)])
+def test_into_a_pipe_each_record_is_a_line_as_it_comes(limit: int, batches: int) -> None:
+    """It is read before the end: nothing comes after the feed, and there is no time limit."""
+    command = [sys.executable, "-c", ROWS, str(limit), str(batches)]
+    with subprocess.Popen(command, stdout=-1, stderr=-1) as listener:
+        assert listener.stdout is not None
+        lines = [listener.stdout.readline() for _ in range(batches)]
+        assert listener.poll() is None
+        listener.kill()
+    assert lines == [b"boot.png  Ankle boot  0.970\n"] * batches
+
+
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_control_c_in_a_pipe_ends_with_the_summary(
+    count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listen(Listen(), Feed([prediction()] * count, KeyboardInterrupt))
+    *rows, summary = capsys.readouterr().out.splitlines()
+    assert len(rows) == count
+    assert summary.startswith(f"{count} predictions, ")
