@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
 
-    from ..records import Headers, Publisher
+    from ..records import Headers, Publisher, SizeLimit
     from ..verbs import Send
 
 
@@ -32,11 +32,12 @@ MAX_NAMED = 3
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One image to send; `load` gives the bytes of its file."""
+    """One image to send; `load` gives the bytes of its file, of which there are `size`."""
 
     key: str
     headers: Headers
     load: Callable[[], bytes]
+    size: int = 0
 
 
 SUFFIXES = {
@@ -61,6 +62,7 @@ def send(settings: Send, publisher: Publisher) -> None:
     console = Console(stderr=True, highlight=False, markup=False)
     with closing(publisher):
         chosen, faults = find_samples(settings, partial(_say, console))
+        chosen = _drop_too_large(chosen, getattr(publisher, "limit", None), faults, console)
         planned = list(chain.from_iterable(repeat(chosen, settings.repeat)))
         bar = track(planned, "Sending", console=console)
         paced = pace(bar, settings.rate, time.monotonic, time.sleep)
@@ -91,6 +93,24 @@ def _publish(
         _say(console, f"Handed over {sent} of {total} images, of which the last may be lost.")
         raise
     return sent
+
+
+def _drop_too_large(
+    samples: Sequence[Sample], limit: SizeLimit | None, faults: list[str], console: Console
+) -> list[Sample]:
+    """Leave out what the topic would refuse, and name it before anything is sent."""
+    fit = [one for one in samples if limit is None or _measure(one) <= limit.bytes]
+    for one in samples:
+        if limit and _measure(one) > limit.bytes:
+            fault = f"{one.key} has {one.size} bytes, more than the {limit.bytes} that go"
+            faults.append(f"{fault}: {limit.fix}")
+            _say(console, f"Left out: {faults[-1]}.")
+    return fit
+
+
+def _measure(sample: Sample) -> int:
+    headers = sum(len(name) + len(value or b"") for name, value in sample.headers)
+    return sample.size + len(sample.key.encode("utf-8", "surrogateescape")) + headers
 
 
 def _load(sample: Sample, faults: list[str]) -> bytes | None:
@@ -135,7 +155,7 @@ def find_files(paths: Iterable[Path], say: Callable[[str], None]) -> tuple[list[
     for what, names in listing.left_out.items():
         say(f"Left out, as {what}: {', '.join(names[:MAX_NAMED])}{_and_more(names)}.")
     samples = [
-        Sample(key, _make_headers(index, _guess_type(path)), path.read_bytes)
+        Sample(key, _make_headers(index, _guess_type(path)), path.read_bytes, path.stat().st_size)
         for index, (path, key) in enumerate(
             zip(listing.files, _make_keys(listing.files), strict=True)
         )

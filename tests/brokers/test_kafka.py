@@ -1007,6 +1007,19 @@ def test_what_the_publisher_sends_the_reader_finds(kafka: KafkaHarness) -> None:
     assert read(kafka, fresh, 1) == [b"after"]
 
 
+@pytest.mark.parametrize("largest", [2_000, 100_000, 1_048_588])
+def test_the_publisher_knows_what_its_topic_takes(kafka: KafkaHarness, largest: int) -> None:
+    wide = kafka.topics(partitions=1)
+    topics = Topics(kafka.create("in", max_message_bytes=largest), wide.output, wide.dead)
+    publisher = kafka.closing(TopicPublisher(kafka.settings(topics)))
+    assert publisher.limit
+    publisher.publish(None, bytes(publisher.limit.bytes), ())
+    publisher.flush()
+    publisher.publish(None, bytes(largest), ())
+    with pytest.raises(Stop, match=r"raise its max\.message\.bytes"):
+        publisher.flush()
+
+
 def read(kafka: KafkaHarness, reader: Untyped, count: int) -> list[bytes]:
     found: list[bytes] = []
     for _ in kafka.patience():

@@ -19,7 +19,7 @@ from connectors.commands import listen as listen_module
 from connectors.commands.listen import LiveTable, listen, read_batches
 from connectors.commands.send import Sample, pace, read_idx, send
 from connectors.errors import Exit, Stop
-from connectors.records import Record
+from connectors.records import Record, SizeLimit
 from connectors.verbs import Listen, Send
 
 if TYPE_CHECKING:
@@ -332,6 +332,30 @@ def test_who_is_interrupted_says_how_many_went_out(
         send(Send(test_set=True, data=data), topic)
     assert said.format(after) in capsys.readouterr().err
     assert topic.calls[-1] == "close"
+
+
+@pytest.mark.parametrize("sizes", [[200, 1, 1], [1, 300, 1], [1, 1, 101], [101, 400, 100]])
+def test_what_its_topic_does_not_take_is_named_before_anything_is_sent(
+    sizes: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in zip("abc", sizes, strict=True):
+        (tmp_path / f"{name}.png").write_bytes(bytes(size))
+    said: list[str] = []
+
+    class Narrow(Topic):
+        limit = SizeLimit(132, "raise max.message.bytes of the topic images above 132")
+
+        def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+            said.append(capsys.readouterr().err)
+            super().publish(key, value, headers)
+
+    topic = Narrow()
+    with pytest.raises(Stop, match=r"raise max\.message\.bytes of the topic images") as stop:
+        send(Send(paths=[tmp_path]), topic)
+    assert stop.value.code == Exit.USAGE
+    assert [len(value) for _, value, _ in topic.records] == [size for size in sizes if size <= 100]
+    for name, size in zip("abc", sizes, strict=True):
+        assert (f"Left out: {name}.png has {size} bytes" in said[0]) == (size > 100)
 
 
 def test_where_a_key_would_be_an_order_the_name_is_a_header(data: Path) -> None:

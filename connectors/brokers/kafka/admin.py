@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from ...errors import Exit, Stop
@@ -22,6 +21,7 @@ from .clients import (
     open_client,
     partition_counts,
     position_of,
+    read_max_message_bytes,
     stop_if_unreachable,
 )
 from .endpoints import TopicReader
@@ -267,17 +267,14 @@ def _sizes(settings: KafkaSettings) -> Ok | Advice:
 
 def _read_max_message_bytes(settings: KafkaSettings, topics: Sequence[str]) -> list[int]:
     """`max.message.bytes` of each topic."""
-    name = "max.message.bytes"
-    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, [name]) for topic in topics]
-    with _open_admin(settings) as admin:
-        found = admin.describe_configs(asked, config_filter="all")["topic"]
-    for topic in topics:
-        if name not in found[topic]:
+    found = {topic: read_max_message_bytes(settings, topic) for topic in topics}
+    for topic, size in found.items():
+        if size is None:
             raise Stop(
                 f"the settings of {topic} may not be read: grant DescribeConfigs",
                 Exit.UNAVAILABLE,
             )
-    return [int(found[topic][name]["value"]) for topic in topics]
+    return [size for size in found.values() if size is not None]
 
 
 def _group(settings: KafkaSettings) -> Ok | Advice:
