@@ -35,25 +35,43 @@ import logging
 import os
 import signal
 import sys
+import textwrap
+from difflib import get_close_matches
 from functools import partial
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
-from . import __version__, codec, command_line, daemon, registry
-from .commands import dlq, doctor, listen, send
 from .errors import Exit, Stop
-from .logs import configure_console, set_library_log_level
-from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
+
+try:
+    from . import __version__, codec, command_line, daemon, logs, registry
+    from .commands import dlq, doctor, listen, send
+    from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
+except ModuleNotFoundError as missing:
+    library = str(missing.name).partition(".")[0]
+    if library == "connectors":
+        raise
+    print(
+        f"connectors: {library} is not installed: install this project with the extra of "
+        "your broker, in its checkout: pip install '.[kafka]' or pip install '.[pubsub]'",
+        file=sys.stderr,
+    )
+    raise SystemExit(Exit.UNAVAILABLE) from None
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+
+    from .settings import Settings
 
 _log = logging.getLogger("connectors")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
-    configure_console()
-    set_library_log_level(logging.CRITICAL)  # at the start a library's trouble is our one sentence
+    logs.configure_console()
+    logs.set_library_log_level(
+        logging.CRITICAL
+    )  # at the start a library's trouble is our one sentence
     try:
         return _run_command(sys.argv[1:] if arguments is None else arguments)
     except Stop as stop:
@@ -69,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run_command(arguments: Sequence[str]) -> int:
     verb, broker, flags = parse_command(arguments)
     prog = f"python -m connectors {verb} {broker}"
-    settings = command_line.load(registry.KINDS[verb, broker], flags, prog)
+    settings = load_settings(verb, broker, flags, prog)
     match settings:
         case Send():
             send.send(settings, registry.open_publisher(broker, settings))
@@ -92,6 +110,15 @@ def _run_command(arguments: Sequence[str]) -> int:
         case Daemon():
             daemon.run(settings, partial(registry.open_broker, broker, settings, codec.encode))
     return Exit.OK
+
+
+def load_settings(verb: str, broker: str, flags: Sequence[str], prog: str) -> Settings:
+    """Load, and log what there is to say of it in the form that was asked for."""
+    with logs.hold_back() as form:
+        settings = command_line.load(registry.KINDS[verb, broker], flags, prog)
+        if verb == "run" and isinstance(settings, Daemon):
+            form.append(settings.log)
+    return settings
 
 
 def show(lines: Iterable[str]) -> None:
@@ -118,8 +145,47 @@ def parse_command(arguments: Sequence[str]) -> tuple[str, str, Sequence[str]]:
             return f"{first} {second}", broker, flags
         case [broker, *flags] if ("run", broker) in registry.KINDS:
             return "run", broker, flags
+        case [*words, "-h" | "--help"] if verbs := _list_verbs(words):
+            print("\n".join(map(_render_verb, verbs)))
+            raise SystemExit(Exit.OK)
     commands = ", ".join(map(" ".join, registry.KINDS))
-    raise Stop(f"name one of these commands: {commands}; --help explains them", Exit.USAGE)
+    raise Stop(
+        f"{_suggest_command(arguments)}name one of these commands: {commands}; "
+        "--help explains them",
+        Exit.USAGE,
+    )
+
+
+def _list_verbs(words: Sequence[str]) -> list[str]:
+    """The verbs that begin with these words."""
+    return [
+        verb for verb in _list_known_verbs() if words and verb.split()[: len(words)] == list(words)
+    ]
+
+
+def _render_verb(verb: str) -> str:
+    """What a verb does, for each broker."""
+    parts = [f"python -m connectors {verb} BROKER, and then --help for its flags.\n"]
+    for broker in registry.BROKERS:
+        what = textwrap.dedent(f"    {registry.KINDS[verb, broker].__doc__}").strip()
+        parts.append(f"{broker}: {what}\n")
+    return "\n".join(parts)
+
+
+def _suggest_command(arguments: Sequence[str]) -> str:
+    """The command that was probably meant, by its first words."""
+    words = list(takewhile(lambda word: not word.startswith("-"), arguments))[:3]
+    known = [" ".join(command) for command in registry.KINDS]
+    known += [*registry.BROKERS, *_list_known_verbs()]
+    for count in range(len(words), 0, -1):
+        typed = " ".join(words[:count])
+        if meant := get_close_matches(typed, known, n=1, cutoff=0.75):
+            return "" if meant[0] == typed else f"did you mean {meant[0]}? Otherwise "
+    return ""
+
+
+def _list_known_verbs() -> list[str]:
+    return list(dict.fromkeys(verb for verb, _ in registry.KINDS))
 
 
 if __name__ == "__main__":

@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from io import TextIOWrapper
 from math import inf
+from typing import TYPE_CHECKING
 
 from .text import replace_control_characters
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 REPEAT_INTERVAL = 30.0
 """Seconds in which a library says the same thing once: it retries, and complains, for ever."""
@@ -43,6 +48,30 @@ def configure_logging(form: str) -> None:
     handler.setFormatter(JsonFormatter() if form == "json" else text)
     handler.addFilter(RateLimitFilter())
     logging.basicConfig(handlers=[handler], level=logging.INFO, force=True)
+
+
+class _Keeper(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.kept.append(record)
+
+
+@contextmanager
+def hold_back() -> Iterator[list[str]]:
+    """Log at the end what is logged inside: in the form that was put into the list, if one was."""
+    root, keeper, form = logging.getLogger(), _Keeper(), list[str]()
+    before, root.handlers = root.handlers, [keeper]
+    try:
+        yield form
+    finally:
+        root.handlers = before
+        if "json" in form:
+            configure_logging("json")
+        for record in keeper.kept:
+            root.handle(record)
 
 
 class RateLimitFilter(logging.Filter):

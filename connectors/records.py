@@ -211,10 +211,19 @@ class Client(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SizeLimit:
+    """Bytes of one record that a topic takes, key and headers included; `fix`: what raises it."""
+
+    bytes: int
+    fix: str
+
+
 class Publisher(Protocol):
     """Puts images into one topic: the way of `send`. Called by the main thread.
 
-    Made by `open_publisher(settings)` of a broker's `endpoints`.
+    Made by `open_publisher(settings)` of a broker's `endpoints`. One that knows what its topic
+    takes has a `limit`, a SizeLimit.
     """
 
     def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:

@@ -12,7 +12,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, FilePath
+from pydantic import AfterValidator, Field, FilePath
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -106,6 +106,17 @@ def _is_platforms(name: str, text: str) -> bool:
     return rest != name.upper() and any(
         known.fullmatch(rest) and value.fullmatch(text) for known, value in _PLATFORM_VARIABLES
     )
+
+
+def matching(pattern: str, sentence: str) -> AfterValidator:
+    """Refuse text that is not like the whole `pattern`, with a sentence that says what would be."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            raise ValueError(sentence)
+        return text
+
+    return AfterValidator(check)
 
 
 def setting_name(name: str, field: FieldInfo) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from .settings import Settings, renamed_from
+from .settings import Settings, matching, renamed_from
 
 if TYPE_CHECKING:
     from typing import Self
@@ -19,9 +21,21 @@ Count = Annotated[int, Field(ge=1)]
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 
-Condition = Annotated[
-    str, Field(pattern=r"^(id|reason|key|header\.[^=]+)=", min_length=4, max_length=100)
-]
+CONDITIONS = "id=, reason=, key= or header.NAME="
+
+
+def require_condition(condition: str) -> str:
+    """Refuse what is none, with the field that was probably meant."""
+    field, equals, _ = condition.partition("=")
+    if equals and re.fullmatch(r"id|reason|key|header\..+", field):
+        return condition
+    meant = get_close_matches(field, ("id", "reason", "key"), n=1) if equals else []
+    hint = f"; did you mean {meant[0]}=?" if meant else ""
+    raise ValueError(f"a condition begins with {CONDITIONS}, then the value{hint}")
+
+
+Condition = Annotated[str, Field(min_length=4, max_length=100), AfterValidator(require_condition)]
+"""Of a dead letter."""
 
 
 def require_different(settings: Settings, *names: str) -> None:
@@ -33,10 +47,15 @@ def require_different(settings: Settings, *names: str) -> None:
 class Service(Settings):
     """The inference API."""
 
-    url: str = Field(
-        default="http://127.0.0.1:8080/predictions/fmnist",
-        description="where images are sent",
-        pattern="^https?://[^/@]+(/|$)",  # a password does not belong into argv
+    url: Annotated[
+        str,
+        matching(  # a password does not belong into argv
+            r"https?://[^/@\s]+(/\S*)?",
+            "it must begin with http:// or https:// and a host, without a password, such as "
+            "http://127.0.0.1:8080/predictions/fmnist",
+        ),
+    ] = Field(
+        default="http://127.0.0.1:8080/predictions/fmnist", description="where images are sent"
     )
     token_file: Path | None = Field(
         default=None, description="TorchServe's key_file.json; read again whenever it changes"
@@ -182,9 +201,9 @@ class Replay(DeadLetters):
     """The replay."""
 
     input_topic: str = Field(description="where the dead letters came from", min_length=1)
-    name: str = Field(
-        description="of this replay; letters, digits, - and _", pattern="^[A-Za-z0-9_-]{1,64}$"
-    )
+    name: Annotated[
+        str, matching("[A-Za-z0-9_-]{1,64}", "a name has 1 to 64 letters, digits, - and _")
+    ] = Field(description="of this replay; letters, digits, - and _")
     dry_run: bool = Field(default=False, description="count what would be sent, and send nothing")
 
 

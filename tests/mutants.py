@@ -44,10 +44,11 @@ SUITE = (
 RELAY = "connectors/relay.py"
 LOOP = "connectors/loop.py"
 CODEC = "connectors/codec.py"
+HEADERS = "connectors/headers.py"
 INFERENCE = "connectors/inference/torchserve.py"
 MEMORY = "tests/brokers/memory.py"
 
-OWN_TESTS = {INFERENCE: "test_codec.py"}
+OWN_TESTS = {HEADERS: "test_codec.py", INFERENCE: "test_codec.py"}
 """The test file that looks most closely at a file, where it is not called after it."""
 
 
@@ -275,8 +276,8 @@ MUTANTS = (
     ),
     Mutant(
         "headers-stacked",
-        CODEC,
-        "header for header in headers if header[0] not in _OURS",
+        HEADERS,
+        "header for header in headers if header[0] == REPLAY or not is_ours(header[0])",
         "header for header in headers",
         "a record that was replayed tells two reasons, and tools read the wrong one",
     ),

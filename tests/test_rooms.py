@@ -33,6 +33,7 @@ SHARED_BY_BROKERS = {
     "connectors.headers",
     "connectors.records",
     "connectors.errors",
+    "connectors.text",
     "connectors.brokers.Untyped",
     "connectors.brokers.publishing",
 }
@@ -248,6 +249,7 @@ LAWS = [
             "connectors.errors",
             "connectors.logs",
             "connectors.registry",
+            "connectors.settings",  # a type
             "connectors.verbs",
         },
         set(),

@@ -214,8 +214,11 @@ def _render_page(dead_letter: Record) -> str:
 # replay
 
 
-Disposition = Literal["sent", "others", "incomplete"]
-"""The conditions leave `others` out; of the `incomplete` the value is gone: it did not fit."""
+Disposition = Literal["sent", "others", "incomplete", "returned"]
+"""The conditions leave `others` out; of the `incomplete` the value is gone: it did not fit.
+
+The `returned` have gone under this name before, and came back dead.
+"""
 
 
 def replay(settings: Replay, broker: ReplayBroker) -> Iterator[str]:
@@ -225,6 +228,7 @@ def replay(settings: Replay, broker: ReplayBroker) -> Iterator[str]:
     yield (
         f"{done['sent']} dead letters {went} back to {settings.input_topic} as {settings.name}; "
         f"left out: {done['others']} by --where, {done['incomplete']} whose value is not there"
+        + (f", {done['returned']} that came back dead from it" if done["returned"] else "")
     )
 
 
@@ -268,6 +272,8 @@ def decide_disposition(dead_letter: Record, settings: Replay) -> Disposition:
     """What becomes of a dead letter."""
     if not matches(dead_letter, settings.where):
         return "others"
+    if last_header(dead_letter, REPLAY) == settings.name.encode():
+        return "returned"
     return "incomplete" if last_header(dead_letter, "connector.value-bytes") else "sent"
 
 

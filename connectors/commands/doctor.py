@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from ..verbs import Service
 
 
+HIDDEN = "***"
+"""What stands for a value that may be secret."""
+
+
 class Finding(NamedTuple):
     """What one check found; `code` is what the process should end with because of it."""
 
@@ -105,8 +109,47 @@ def ask_service(settings: Service, timeout: float) -> Ok:
 
 
 def render_settings(settings: Iterable[Setting], *, as_json: bool) -> Iterator[str]:
-    """Give a line for each setting: its value, and where that came from."""
+    """Give a line for each setting: its value, and where that came from; lines of TOML as text.
+
+    What a file should not repeat is a comment: what is not set, what is hidden, the file itself,
+    and a name that each process makes anew.
+    """
     for one in settings:
-        yield (
-            json.dumps(one._asdict()) if as_json else f"{one.name} = {one.value!r}  # {one.origin}"
-        )
+        yield json.dumps(one._asdict()) if as_json else _render_setting(one)
+
+
+def _render_setting(one: Setting) -> str:
+    if one.value is None:
+        return f"# {one.name} is not set  # {one.origin}"
+    line = f"{one.name} = {_render_toml(one.value)}  # {one.origin}"
+    made_anew = one.name == "instance" and one.origin == "default"
+    return f"# {line}" if one.name == "config" or made_anew or _hides(one.value) else line
+
+
+def _hides(value: object) -> bool:
+    return isinstance(value, dict) and HIDDEN in value.values()
+
+
+def _render_toml(value: object) -> str:
+    match value:
+        case bool() | int() | float():
+            return json.dumps(value)
+        case dict():
+            pairs = (f"{_quote(name)} = {_render_toml(each)}" for name, each in value.items())
+            return "{" + ", ".join(pairs) + "}"
+        case list() | tuple():
+            return "[" + ", ".join(map(_render_toml, value)) + "]"
+    return _quote(str(value))
+
+
+def _quote(text: str) -> str:
+    """Make a basic string of TOML, which a terminal shows as it is."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(map(_escape, escaped)) + '"'
+
+
+def _escape(char: str) -> str:
+    if char.isprintable():
+        return char
+    known = char.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return f"\\U{ord(known):08X}"

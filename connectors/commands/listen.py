@@ -46,9 +46,11 @@ def listen(settings: Listen, reader: Reader) -> None:
     with closing(reader), suppress(KeyboardInterrupt):
         batches = read_batches(reader, settings.limit, settings.idle_timeout, time.monotonic)
         if settings.json_lines:
-            _print_lines(batches)
-        else:
+            _until_closed(_print_lines, batches)
+        elif sys.stdout.isatty():
             _show_table(batches)
+        else:
+            _until_closed(_print_rows, batches)
 
 
 def read_batches(
@@ -65,10 +67,16 @@ def read_batches(
 
 
 def _print_lines(batches: Iterable[Sequence[Record]]) -> None:
+    for records in batches:
+        sys.stdout.writelines(json.dumps(to_dict(record)) + "\n" for record in records)
+        sys.stdout.flush()
+
+
+def _until_closed(
+    write: Callable[[Iterable[Sequence[Record]]], None], batches: Iterable[Sequence[Record]]
+) -> None:
     try:
-        for records in batches:
-            sys.stdout.writelines(json.dumps(to_dict(record)) + "\n" for record in records)
-            sys.stdout.flush()
+        write(batches)
     except BrokenPipeError:  # the reader has enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit flush fails
 
@@ -97,6 +105,19 @@ def _show_table(batches: Iterable[Sequence[Record]]) -> None:
             for record in records:
                 live_table.add(record, time.time())
             live.update(live_table.table(), refresh=True)
+
+
+def _print_rows(batches: Iterable[Sequence[Record]]) -> None:
+    """What the table shows, a line for each record as it comes: nobody looks at a pipe's table."""
+    live_table = LiveTable()
+    with suppress(KeyboardInterrupt):
+        for records in batches:
+            for record in records:
+                live_table.add(record, time.time())
+                sys.stdout.write(f"{live_table.render_last()}\n")
+            sys.stdout.flush()
+    sys.stdout.write(f"{live_table.summary()}\n")
+    sys.stdout.flush()
 
 
 class LiveTable:
@@ -144,9 +165,17 @@ class LiveTable:
             parts.append(f"{self.right / self.labelled:.2%} of {self.labelled} right")
         return ", ".join(parts)
 
+    def render_last(self) -> str:
+        """Give the last row as a line."""
+        return "  ".join(map(_render_cell, self._last[-1]))
+
     def table(self) -> Group:
         """The summary above the last few."""
         table = Table("key", "label", "score")
         for row in self._last:
-            table.add_row(*(Text(replace_control_characters(cell[:MAX_CELL])) for cell in row))
+            table.add_row(*(Text(_render_cell(cell)) for cell in row))
         return Group(self.summary(), table)
+
+
+def _render_cell(cell: str) -> str:
+    return replace_control_characters(cell[:MAX_CELL])

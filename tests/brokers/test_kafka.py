@@ -1004,6 +1004,8 @@ def test_the_last_outcome_is_found_behind_what_others_wrote(kafka: KafkaHarness)
     topics = kafka.topics(partitions=2)
     consumer = PublishedOffsets(kafka.settings(topics, group="ours"), {topics.output})
     kafka.stack.callback(consumer.close)
+    for _ in range(100):
+        kafka.produce(topics.input, b"x", partition=1)
     places = [TopicPartition(topics.input, one) for one in range(2)]
     assert consumer.find_ends(places) == {}
     for offset in (7, 8):
@@ -1013,6 +1015,21 @@ def test_the_last_outcome_is_found_behind_what_others_wrote(kafka: KafkaHarness)
     for name, value in (SOURCE, theirs), (SOURCE, b"?"), (NotUtf8("x"), b""), *[("x", b"")] * 20:
         kafka.produce(topics.output, b"x", partition=1, headers=((name, value),))
     assert consumer.find_ends(places) == {places[1]: 9}
+
+
+@pytest.mark.parametrize("beyond", [0, 1, 999_999, (1 << 63) - 10])
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_source_beyond_the_end_of_the_input_is_named_and_not_believed(
+    kafka: KafkaHarness, caplog: pytest.LogCaptureFixture, beyond: int, *, dead: bool
+) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    topic = topics.dead if dead else topics.output
+    forged = SourceRecord(topics.input, 0, 1 + beyond, kafka.group("forged")).encoded()
+    kafka.produce(topic, b"forged", headers=((SOURCE, forged),))
+    broker = kafka.open(topics, group="forged")
+    assert [record.value for record in take(kafka, broker, 1)] == [b"x"]
+    assert f"{topic}/0/0 says in connector.source" in caplog.text
 
 
 def test_nothing_is_handed_out_while_a_rewind_is_owed(
@@ -1212,6 +1229,19 @@ def test_what_the_publisher_sends_the_reader_finds(kafka: KafkaHarness) -> None:
     publisher.flush()
     assert sorted(read(kafka, whole, 2)) == [b"after", b"before"]
     assert read(kafka, fresh, 1) == [b"after"]
+
+
+@pytest.mark.parametrize("largest", [2_000, 100_000, 1_048_588])
+def test_the_publisher_knows_what_its_topic_takes(kafka: KafkaHarness, largest: int) -> None:
+    wide = kafka.topics(partitions=1)
+    topics = Topics(kafka.create("in", max_message_bytes=largest), wide.output, wide.dead)
+    publisher = kafka.closing(TopicPublisher(kafka.settings(topics)))
+    assert publisher.limit
+    publisher.publish(None, bytes(publisher.limit.bytes), ())
+    publisher.flush()
+    publisher.publish(None, bytes(largest), ())
+    with pytest.raises(Stop, match=r"raise its max\.message\.bytes"):
+        publisher.flush()
 
 
 def read(kafka: KafkaHarness, reader: Untyped, count: int) -> list[bytes]:

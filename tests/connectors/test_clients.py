@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 import subprocess
 import sys
 from io import BytesIO
 from itertools import count
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import PIL.Image
@@ -17,12 +19,11 @@ from connectors.commands import listen as listen_module
 from connectors.commands.listen import LiveTable, listen, read_batches
 from connectors.commands.send import Sample, pace, read_idx, send
 from connectors.errors import Exit, Stop
-from connectors.records import Record
+from connectors.records import Record, SizeLimit
 from connectors.verbs import Listen, Send
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Sequence
 
     from connectors.records import Headers
 
@@ -170,6 +171,191 @@ def test_the_publisher_is_closed_when_the_topic_is_missing(data: Path) -> None:
     with pytest.raises(Stop, match="no topic"):
         send(Send(test_set=True, data=data), topic)
     assert topic.calls == ["close"]
+
+
+@pytest.mark.parametrize(
+    "form", ["png", "jpg", "jpeg", "jfif", "gif", "bmp", "webp", "tif", "tiff"]
+)
+@pytest.mark.parametrize("change", [str, str.upper, str.title])
+def test_all_formats_of_the_handler_are_sent_whatever_the_machine_knows(
+    form: str, change: Callable[[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mimetypes.guess_type", lambda *_, **__: (None, None))
+    (tmp_path / f"a.{change(form)}").write_bytes(b"a")
+    topic = Topic()
+    send(Send(paths=[tmp_path]), topic)
+    [(_, value, headers)] = topic.records
+    assert value == b"a"
+    assert (dict(headers)["content-type"] or b"").startswith(b"image/")
+
+
+@pytest.mark.parametrize("hidden", ["._a.png", ".trash.png", ".cache/a.png", "x/.y/z/b.jpg"])
+def test_hidden_files_are_left_out_and_said(
+    hidden: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"a")
+    topic = Topic()
+    send(Send(paths=[tmp_path]), topic)
+    assert [key for key, _, _ in topic.records] == [b"a.png"]
+    assert f"Left out, as hidden: {hidden}." in capsys.readouterr().err
+
+
+def test_a_hidden_file_that_is_named_goes(tmp_path: Path) -> None:
+    (tmp_path / ".a.png").write_bytes(b"a")
+    topic = Topic()
+    send(Send(paths=[tmp_path / ".a.png"]), topic)
+    assert len(topic.records) == 1
+
+
+def make_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def make_link(path: Path) -> None:
+    path.symlink_to(path.parent / "nowhere")
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def make_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (make_folder, False),  # one that is named is looked into
+        *((make, named) for make in (make_link, make_loop, make_pipe) for named in (False, True)),
+    ],
+)
+def test_what_is_no_file_is_a_sentence_and_the_others_are_sent(
+    make: Callable[[Path], None], tmp_path: Path, *, named: bool
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    make(tmp_path / "b.jpg")
+    (tmp_path / "c.jpg").write_bytes(b"c")
+    topic = Topic()
+    names = [tmp_path / f"{name}.jpg" for name in "abc"]
+    with pytest.raises(Stop, match=r"b\.jpg is ") as stop:
+        send(Send(paths=names if named else [tmp_path]), topic)
+    assert stop.value.code == Exit.USAGE
+    assert [value for _, value, _ in topic.records] == [b"a", b"c"]
+    assert topic.calls == ["flush", "close"]
+
+
+def test_a_file_that_vanishes_is_a_sentence_and_the_others_are_sent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(name.encode())
+
+    class Meddler(Topic):
+        def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+            super().publish(key, value, headers)
+            (tmp_path / "b.png").unlink(missing_ok=True)
+
+    topic = Meddler()
+    with pytest.raises(Stop, match=r"b\.png cannot be read \(No such file or directory\)"):
+        send(Send(paths=[tmp_path], repeat=2), topic)
+    assert [key for key, _, _ in topic.records] == [b"a.png", b"c.png"] * 2
+    assert "Sent 4 images." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("names", "keys"),
+    [
+        (["cat/001.png", "dog/001.png"], [b"cat/001.png", b"dog/001.png"]),
+        (["a/x/1.png", "b/x/1.png", "c/2.png"], [b"a/x/1.png", b"b/x/1.png", b"2.png"]),
+        (["1.png", "x/1.png"], [None, b"x/1.png"]),
+        (["a/1.png", "b/1.jpg"], [b"1.png", b"1.jpg"]),
+    ],
+)
+def test_images_of_one_name_have_keys_of_their_own(
+    names: list[str], keys: list[bytes | None], tmp_path: Path
+) -> None:
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    topic = Topic()
+    send(Send(paths=[tmp_path]), topic)
+    found = {value.decode(): key for key, value, _ in topic.records}
+    assert len(set(found.values())) == len(names)
+    assert all(found[name] == key for name, key in zip(names, keys, strict=True) if key)
+
+
+def test_two_folders_that_are_named_have_keys_of_their_own(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("cat", "dog")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "001.png").write_bytes(b"x")
+    topic = Topic()
+    send(Send(paths=[*folders, folders[0] / "001.png"]), topic)
+    assert [key for key, _, _ in topic.records] == [b"cat/001.png", b"dog/001.png", b"cat/001.png"]
+
+
+@pytest.mark.parametrize("name", [b"\xff.png", b"\x1b[2J.png", "ä.png".encode("latin-1")])
+def test_a_name_of_any_bytes_is_a_key(
+    name: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(os.fsdecode(bytes(tmp_path) + b"/" + name))
+    path.write_bytes(b"x")
+    topic = Topic()
+    send(Send(paths=[path]), topic)
+    assert topic.records[0][0] == name
+    send(Send(paths=[path]), Unordered(topic))
+    assert "\x1b[2J" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyboardInterrupt(), "Sent {} of 3 images, then interrupted."),
+        (Stop("full", Exit.UNAVAILABLE), "Handed over {} of 3 images"),
+    ],
+)
+def test_who_is_interrupted_says_how_many_went_out(
+    after: int, error: BaseException, said: str, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Interrupted(Topic):
+        def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+            if len(self.records) == after:
+                raise error
+            super().publish(key, value, headers)
+
+    topic = Interrupted()
+    with pytest.raises(type(error)):
+        send(Send(test_set=True, data=data), topic)
+    assert said.format(after) in capsys.readouterr().err
+    assert topic.calls[-1] == "close"
+
+
+@pytest.mark.parametrize("sizes", [[200, 1, 1], [1, 300, 1], [1, 1, 101], [101, 400, 100]])
+def test_what_its_topic_does_not_take_is_named_before_anything_is_sent(
+    sizes: list[int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, size in zip("abc", sizes, strict=True):
+        (tmp_path / f"{name}.png").write_bytes(bytes(size))
+    said: list[str] = []
+
+    class Narrow(Topic):
+        limit = SizeLimit(132, "raise max.message.bytes of the topic images above 132")
+
+        def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
+            said.append(capsys.readouterr().err)
+            super().publish(key, value, headers)
+
+    topic = Narrow()
+    with pytest.raises(Stop, match=r"raise max\.message\.bytes of the topic images") as stop:
+        send(Send(paths=[tmp_path]), topic)
+    assert stop.value.code == Exit.USAGE
+    assert [len(value) for _, value, _ in topic.records] == [size for size in sizes if size <= 100]
+    for name, size in zip("abc", sizes, strict=True):
+        assert (f"Left out: {name}.png has {size} bytes" in said[0]) == (size > 100)
 
 
 def test_where_a_key_would_be_an_order_the_name_is_a_header(data: Path) -> None:
@@ -320,3 +506,34 @@ def test_a_reader_that_has_enough_ends_it() -> None:
         listener.stdout.close()
         assert listener.stderr.read() == b""
         assert listener.wait(60) == 0
+
+
+ROWS = """
+import sys
+from connectors.commands.listen import listen
+from connectors.verbs import Listen
+from tests.connectors.test_clients import Feed, prediction
+listen(Listen(limit=int(sys.argv[1])), Feed(*[[prediction()]] * int(sys.argv[2])))
+"""
+
+
+@pytest.mark.parametrize(("limit", "batches"), [(9, 1), (9, 3), (10**6, 20)])
+def test_into_a_pipe_each_record_is_a_line_as_it_comes(limit: int, batches: int) -> None:
+    """It is read before the end: nothing comes after the feed, and there is no time limit."""
+    command = [sys.executable, "-c", ROWS, str(limit), str(batches)]
+    with subprocess.Popen(command, stdout=-1, stderr=-1) as listener:
+        assert listener.stdout is not None
+        lines = [listener.stdout.readline() for _ in range(batches)]
+        assert listener.poll() is None
+        listener.kill()
+    assert lines == [b"boot.png  Ankle boot  0.970\n"] * batches
+
+
+@pytest.mark.parametrize("count", [0, 1, 12])
+def test_control_c_in_a_pipe_ends_with_the_summary(
+    count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listen(Listen(), Feed([prediction()] * count, KeyboardInterrupt))
+    *rows, summary = capsys.readouterr().out.splitlines()
+    assert len(rows) == count
+    assert summary.startswith(f"{count} predictions, ")

@@ -92,7 +92,7 @@ def sent(shelf: DeadLetterShelf) -> list[str]:
 
 
 def asked(**more: Any) -> ReplayKafka:  # noqa: ANN401 - any field
-    return ReplayKafka(input_topic="images", name="one", **more)
+    return ReplayKafka(input_topic="images", **{"name": "one", **more})
 
 
 # what is asked for
@@ -323,3 +323,33 @@ def test_what_is_left_out_is_not_published() -> None:
     message = encode(dlq.settle(buried(), asked()))
     assert message
     assert message.headers[-1] == ("connector.replay", b"one")
+
+
+@pytest.mark.parametrize("returned", [1, 3, 600])
+@pytest.mark.parametrize("reason", ["failed", "not_an_image", "tombstone"])
+def test_what_came_back_dead_from_a_replay_does_not_go_again_under_its_name(
+    returned: int, reason: str
+) -> None:
+    back = [buried(("connector.replay", b"one"), place=1, reason=reason)] * returned
+    other = buried(("connector.replay", b"two"), place=2)
+    shelf = DeadLetterShelf(buried(), *back, other)
+    [line] = dlq.replay(asked(name="one"), shelf)
+    assert line.startswith("2 dead letters went back to images as one; left out: 0 by --where")
+    assert line.endswith(f", {returned} that came back dead from it")
+    assert len(shelf.settled) == returned + 2  # acknowledged, or the next replay would meet them
+    assert sum(isinstance(one.outcome, Prediction) for one in shelf.settled) == 2
+
+
+@pytest.mark.parametrize("name", ["one", "after-fix", "A_1"])
+def test_a_cron_job_sends_a_hopeless_record_once(name: str) -> None:
+    dead = buried()
+    for run in range(4):
+        shelf = DeadLetterShelf(dead)
+        assert dlq.send_back(asked(name=name), shelf)["sent"] == (1 if run == 0 else 0)
+        if run == 0:
+            message = encode(shelf.settled[0])
+            assert message
+            again = Record("images/3/7", message.value, b"key", message.headers, 0, None, None)
+            died = codec.encode(Settled(again, Rejection("failed", "again")))
+            assert died
+            dead = Record("images.dead/0/9", died.value, b"key", died.headers, 0, None, None)

@@ -203,3 +203,44 @@ def test_the_surroundings_are_told() -> None:
         first, second, *_ = doctor.run_all(settings(url=url), [], thorough=True)
     assert first.text.startswith("Python 3.")
     assert second == Finding("settings", "ok", "valid")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        [],
+        ["--pack=3", "--max-dead-letter-ratio=0.25", "--log=json", "--tombstones=skip"],
+        ["--group=a\\b\"c'd # e", "--instance=\x7f\x1b[2J\tä\U0001f600"],
+        ["--metrics-port=0", "--url=https://host/p?q=1", "--from=latest", "--timeout=1e-3"],
+    ],
+)
+def test_print_config_reads_back_as_a_file(flags: list[str], tmp_path: Path) -> None:
+    settings = load(PrintConfigKafka, [*TOPICS, *flags], "connectors")
+    lines = list(render_settings(explain(settings, [*TOPICS, *flags], "connectors"), as_json=False))
+    assert all(line.isprintable() for line in lines)
+    file = tmp_path / "connector.toml"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    again = load(RunKafka, ["--config", str(file)], "connectors")
+    made_anew = {"config"} | (set() if any("instance" in flag for flag in flags) else {"instance"})
+    for name in set(RunKafka.model_fields) - made_anew:
+        assert getattr(again, name) == getattr(settings, name), name
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ({}, "kafka = {}  # file"),
+        ({"retries": 3, "a b": True}, 'kafka = {"retries" = 3, "a b" = true}  # file'),
+        ({"retries": 3, "sasl": "***"}, '# kafka = {"retries" = 3, "sasl" = "***"}  # file'),
+    ],
+)
+def test_what_is_hidden_is_a_comment(table: dict[str, object], line: str) -> None:
+    assert list(render_settings([Setting("kafka", table, "file")], as_json=False)) == [line]
+
+
+def test_what_is_not_set_is_a_comment() -> None:
+    unset, file = Setting("token_file", None, "default"), Setting("config", "a.toml", "flag")
+    assert list(render_settings([unset, file], as_json=False)) == [
+        "# token_file is not set  # default",
+        '# config = "a.toml"  # flag',
+    ]

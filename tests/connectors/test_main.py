@@ -100,6 +100,49 @@ def test_any_other_command_is_wrong_usage(arguments: list[str]) -> None:
     assert stop.value.code == Exit.USAGE
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("snd kafka", "send kafka"),
+        ("send kafak", "send kafka"),
+        ("kafak --input-topic images", "kafka"),
+        ("lisen pubsub", "listen pubsub"),
+        ("dlq lst kafka", "dlq list kafka"),
+        ("dlq replya pubsub --name a", "dlq replay pubsub"),
+        ("doctr kafka", "doctor kafka"),
+        ("print_config kafka", "print-config kafka"),
+        ("pub-sub", "pubsub"),
+        ("snd", "send"),
+    ],
+)
+def test_a_mistyped_command_names_the_nearest(typed: str, meant: str) -> None:
+    with pytest.raises(Stop, match=rf"^did you mean {meant}\? ") as stop:
+        parse_command(typed.split())
+    assert stop.value.code == Exit.USAGE
+
+
+@pytest.mark.parametrize("typed", ["carrier-pigeon", "send", "dlq", "xyz kafka", "--kafka"])
+def test_a_far_off_command_has_no_nearest(typed: str) -> None:
+    with pytest.raises(Stop, match=r"^name one of these commands"):
+        parse_command(typed.split())
+
+
+@pytest.mark.parametrize(
+    "verb", ["send", "listen", "dlq", "dlq list", "dlq replay", "check", "print-config", "run"]
+)
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_a_verb_has_help_without_a_broker(
+    verb: str, flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        main([*verb.split(), flag])
+    assert end.value.code == 0
+    shown = capsys.readouterr().out
+    assert f"python -m connectors {verb}" in shown
+    assert "kafka: " in shown
+    assert "pubsub: " in shown
+
+
 def test_help_shows_commands_examples_and_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main(["--help"])
@@ -617,3 +660,39 @@ def test_jitter_is_within_its_bound() -> None:
 def test_the_module_is_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["connectors", "nonsense"])
     assert main() == 2
+
+
+@pytest.mark.parametrize("library", ["pydantic", "pydantic_settings", "requests", "rich"])
+@pytest.mark.parametrize("arguments", [["--help"], ["kafka"], ["send", "pubsub"]])
+def test_without_any_extra_it_ends_with_one_sentence(library: str, arguments: list[str]) -> None:
+    block = f"import runpy, sys; sys.modules[{library!r}] = None; sys.argv[1:] = {arguments!r}; "
+    program = f"{block}runpy.run_module('connectors', run_name='__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == Exit.UNAVAILABLE
+    assert done.stderr.startswith(f"connectors: {library} is not installed")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("by", [["--log", "json"], ["--log=json"], None])
+def test_a_former_name_is_told_in_json_when_lines_are_json(
+    by: list[str] | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging.getLogger().handlers.clear()
+    if by is None:
+        monkeypatch.setenv("CONNECTOR_LOG", "json")
+    monkeypatch.setattr(daemon, "run", lambda *_: None)
+    assert main([*RUN, "--dead-letter-row", "7", *(by or [])]) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert "former name" in json.loads(line)["message"]
+
+
+def test_a_former_name_beside_a_mistake_is_told_as_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logging.getLogger().handlers.clear()
+    assert main([*RUN, "--dead-letter-row", "7", "--pack", "0"]) == Exit.USAGE
+    former, mistake = capsys.readouterr().err.splitlines()
+    assert former.startswith("connectors: --dead-letter-row is now called")
+    assert mistake.startswith("connectors: --pack: ")

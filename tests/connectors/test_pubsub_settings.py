@@ -78,9 +78,9 @@ def test_the_project_may_come_from_where_google_looks(monkeypatch: pytest.Monkey
         ([], "--subscription is required"),
         (RUN[:4], "--output-topic is required"),
         (RUN[2:], "project is required: give --project, or set GOOGLE_CLOUD_PROJECT"),
-        ([*RUN, "--project", "projects/mine"], "--project: string should match pattern"),
-        ([*RUN, "--subscription", "im"], "--subscription: string should match pattern"),
-        ([*RUN, "--input-topic", "projects/p/topics/t"], "--input-topic: string should match"),
+        ([*RUN, "--project", "projects/mine"], "--project: it is the project's id alone"),
+        ([*RUN, "--subscription", "im"], "--subscription: an id begins with a letter"),
+        ([*RUN, "--input-topic", "projects/p/topics/t"], "--input-topic: it is of the project p"),
         ([*RUN, "--ack-deadline", "9"], "--ack-deadline: input should be greater than or equal"),
         ([*RUN, "--ack-deadline", "601"], "--ack-deadline: input should be less than or equal"),
         ([*RUN, "--create"], "input_topic is needed by --create"),
@@ -120,3 +120,46 @@ def test_one_file_serves_both_brokers(tmp_path: Path) -> None:
     file.write_text("group = 'readers'\npack = 5\nproject = 'ours'\n[kafka]\nclient_id = 'a'\n")
     settings = loaded(*RUN[2:], "--config", str(file))
     assert (settings.project, settings.pack) == ("ours", 5)
+
+
+@pytest.mark.parametrize("name", ["images", "im-1.x~%", "projects", "subscriptions"])
+@pytest.mark.parametrize("by", ["flag", "variable", "file"])
+def test_a_whole_name_is_taken_as_its_id(
+    name: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {
+        "subscription": f"projects/mine/subscriptions/{name}",
+        "output_topic": "projects/mine/topics/predictions",
+        "dead_letter_topic": f"projects/mine/topics/{name}-dead",
+        "dead_letter_subscription": f"projects/mine/subscriptions/{name}-kept",
+    }
+    flags = [*PROJECT]
+    if by == "flag":
+        flags += [f"--{key.replace('_', '-')}={text}" for key, text in names.items()]
+    elif by == "variable":
+        for key, text in names.items():
+            monkeypatch.setenv(f"CONNECTOR_{key.upper()}", text)
+    else:
+        file = tmp_path / "connector.toml"
+        file.write_text("".join(f'{key} = "{text}"\n' for key, text in names.items()))
+        flags += ["--config", str(file)]
+    settings = loaded(*flags)
+    assert (settings.subscription, settings.output_topic) == (name, "predictions")
+    assert settings.dead_letter_topic == f"{name}-dead"
+    assert settings.dead_letter_subscription == f"{name}-kept"
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("projects/mine/topics/images", "it is one of the topics; one of the subscriptions"),
+        ("projects/other/subscriptions/images", "it is of the project other, and --project is"),
+        ("projects/mine/subscriptions/", "an id begins with a letter"),
+        ("projects/mine/snapshots/images", "an id begins with a letter"),
+        ("/projects/mine/subscriptions/images", "an id begins with a letter"),
+        ("projects/mine/subscriptions/1x", "an id begins with a letter"),
+    ],
+)
+def test_a_whole_name_of_something_else_is_a_sentence(name: str, sentence: str) -> None:
+    refused = refusal(RunPubSub, *PROJECT, "--subscription", name, "--output-topic", "predictions")
+    assert refused.startswith(f"--subscription: {sentence}")

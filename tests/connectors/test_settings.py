@@ -124,8 +124,8 @@ def test_a_far_off_word_has_no_nearest() -> None:
         ([*TOPICS, "--pack", "0"], "--pack: input should be greater than or equal to 1"),
         ([*TOPICS, "--timeout", "x"], "--timeout: input should be a valid number"),
         ([*TOPICS, "--from", "now"], "--from: input should be 'earliest' or 'latest'"),
-        ([*TOPICS, "--url", "127.0.0.1:8080"], "--url: string should match pattern"),
-        ([*TOPICS, "--url", "http://me:secret@host/"], "--url: string should match pattern"),
+        ([*TOPICS, "--url", "127.0.0.1:8080"], "--url: it must begin with http://"),
+        ([*TOPICS, "--url", "http://me:secret@host/"], "--url: it must begin with http://"),
         ([*TOPICS, "--pack"], "--pack: expected one argument"),
         ([*TOPICS, "--dead-letter-topic", "images"], THREE),
         ([*TOPICS, "--config", "missing.toml"], "missing.toml cannot be read as TOML"),
@@ -208,8 +208,8 @@ def test_conditions_add_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ("flags", "sentence"),
     [
         ([], "--name is required"),
-        (["--name", "a b"], "--name: string should match pattern"),
-        (["--name", "a", "--where", "offset=3"], "--where: string should match pattern"),
+        (["--name", "a b"], "--name: a name has 1 to 64 letters"),
+        (["--name", "a", "--where", "offset=3"], "--where: a condition begins with id="),
         (["--name", "a", "--where", "key=" + 97 * "x"], "--where: string should have at most 100"),
         (["--name", "a", *9 * ["--where", "key=x"]], "--where: list should have at most 8"),
         (["--name", "a", "--limit", "0"], "--limit: input should be greater"),
@@ -526,3 +526,35 @@ def test_servers_that_cannot_be_are_one_sentence(servers: str, command: str) -> 
 def test_servers_that_can_be_are_taken_as_the_library_takes_them(servers: str) -> None:
     assert loaded(f"--bootstrap-servers={servers}").bootstrap_servers == servers
     assert all(1 <= port <= 65_535 for _, port, _ in collect_hosts(servers, randomize=False))
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        *(("--url", url) for url in ("localhost:8080", "ftp://a/", "http://", "", "http://a b/")),
+        *(("--url", url) for url in ("http:/a", "http://me@a/", "HTTP//a", "//a/b")),
+        *(("--where", text) for text in ("raeson=failed", "Reason=x", "header.=x", "failed", "=")),
+        *(("--where", text) for text in ("header=x", "keys=a", "ids=1", "reason", "where=1")),
+        *(("--name", name) for name in ("", "a b", "a/b", "x" * 65, "ä", "a\n")),
+    ],
+)
+def test_what_is_refused_is_told_in_a_sentence_without_a_pattern(flags: tuple[str, str]) -> None:
+    base = ["--input-topic", "images", *([] if flags[0] == "--name" else ["--name", "a"])]
+    sentence = refusal(*base, f"{flags[0]}={flags[1]}", kind=ReplayKafka)
+    assert sentence.startswith(f"{flags[0]}: ")
+    assert "pattern" not in sentence
+    assert not {"^", "[", "$", "{", "\\"} & set(sentence)
+
+
+@pytest.mark.parametrize(
+    ("condition", "meant"), [("raeson=failed", "reason"), ("reasn=x", "reason"), ("kye=a", "key")]
+)
+def test_a_mistyped_condition_names_the_nearest(condition: str, meant: str) -> None:
+    flags = ["--input-topic", "images", "--name", "a", "--where", condition]
+    assert f"did you mean {meant}=?" in refusal(*flags, kind=ReplayKafka)
+
+
+def test_no_setting_is_checked_by_a_pattern_alone() -> None:
+    for kind in KINDS.values():
+        for name, field in kind.model_fields.items():
+            assert not any(getattr(one, "pattern", None) for one in field.metadata), name

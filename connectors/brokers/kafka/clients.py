@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, codec
 from kafka import errors as kafka_errors
+from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 from kafka.protocol.producer import (
@@ -273,6 +274,19 @@ def _is_listening(server: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def read_max_message_bytes(settings: KafkaSettings, topic: str) -> int | None:
+    """`max.message.bytes` of a topic; None when that may not be read."""
+    name = "max.message.bytes"
+    asked = ConfigResource(ConfigResourceType.TOPIC, topic, [name])
+    with stop_if_unreachable(settings), ExitStack() as undo:
+        admin, _ = open_client(KafkaAdminClient, settings, {})
+        undo.callback(admin.close)
+        with suppress(kafka_errors.AuthorizationError):
+            found = admin.describe_configs([asked], config_filter="all")["topic"].get(topic, {})
+            return int(found[name]["value"]) if name in found else None
+    return None
 
 
 def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import CorruptRecordError, KafkaError
+from kafka.errors import CorruptRecordError, KafkaError, MessageSizeTooLargeError
 
 from ...errors import Exit, Stop
+from ...records import SizeLimit
 from .clients import (
     CALL_TIMEOUT,
     CLOSE_TIMEOUT,
@@ -20,6 +21,7 @@ from .clients import (
     partition_counts,
     position_of,
     raise_if_permanent,
+    read_max_message_bytes,
     stop_if_unreachable,
 )
 from .consumer import make_record
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
+BATCH_OVERHEAD = 128
+"""Bytes that Kafka's format adds to one record in a batch of its own, rounded up."""
+
+
 class TopicPublisher:
     """Puts images into the input topic; idempotent, so a repeated request counts once."""
 
@@ -51,6 +57,11 @@ class TopicPublisher:
         with stop_if_unreachable(settings):
             ours = {"max_request_size": MAX_REQUEST_BYTES}
             self._producer, _ = open_client(KafkaProducer, settings, ours)
+            largest = read_max_message_bytes(settings, settings.input_topic)
+        self.limit = largest and SizeLimit(
+            min(largest, MAX_REQUEST_BYTES) - BATCH_OVERHEAD,
+            f"raise max.message.bytes of the topic {settings.input_topic} above {largest}",
+        )
         self._out: deque[tuple[Untyped, int]] = deque()
         self._bytes = 0
 
@@ -82,6 +93,12 @@ class TopicPublisher:
         except KafkaError as error:
             raise_if_permanent(error, self._settings)
             topic = self._settings.input_topic
+            if isinstance(error, MessageSizeTooLargeError):
+                raise Stop(
+                    f"{topic} does not take a record as large as one of these: raise its "
+                    "max.message.bytes",
+                    Exit.UNAVAILABLE,
+                ) from error
             raise Stop(f"{topic} did not take a record: {error}", Exit.UNAVAILABLE) from error
 
     def close(self) -> None:

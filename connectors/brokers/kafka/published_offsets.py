@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,17 +14,22 @@ from ...headers import OURS
 from .clients import CALL_TIMEOUT, CLOSE_TIMEOUT, find_unreadable, open_client, position_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
     from .. import Untyped
     from .settings import KafkaSettings
 
+
+_log = logging.getLogger(__name__)
 
 SOURCE = f"{OURS}source"
 """The header that says of which record this is the outcome, and to which group."""
 
 MIN_LOOKBACK, MAX_LOOKBACK = 10, 100_000
 """Offsets from the end of a partition within which the last outcome is looked for."""
+
+MAX_WARNINGS = 10
+"""Records that are named because they are not believed."""
 
 READ_TIMEOUT = 2.0
 """Seconds in which the ends of all partitions are read, or it is tried again later."""
@@ -51,6 +57,24 @@ def source_of(headers: Sequence[tuple[str, bytes]]) -> SourceRecord | None:
     return SourceRecord(found[1], int(found[2]), int(found[3]), found[4]) if found else None
 
 
+class Claim(NamedTuple):
+    """A record in `place` that says of which record it is the outcome."""
+
+    record: str
+    place: TopicPartition
+    source: SourceRecord
+
+    @property
+    def origin(self) -> TopicPartition:
+        """The partition of the input that it speaks of."""
+        return TopicPartition(self.source.topic, self.source.partition)
+
+    def is_within(self, ends: Mapping[TopicPartition, int]) -> bool:
+        """Say whether there is such a record, and its outcome would be in this place."""
+        same = self.source.partition == self.place.partition
+        return same and self.source.offset < ends.get(self.origin, 0)
+
+
 class PublishedOffsets:
     """The outcomes of a group in `topics`, each with as many partitions as its input topic.
 
@@ -61,6 +85,7 @@ class PublishedOffsets:
     def __init__(self, settings: KafkaSettings, topics: Collection[str]) -> None:
         self._settings = settings
         self._topics = topics
+        self._warned: set[str] = set()
         ours = {
             "isolation_level": "read_committed",
             "auto_offset_reset": "none",
@@ -86,10 +111,9 @@ class PublishedOffsets:
         window = MIN_LOOKBACK
         while left:
             starts = {one: max(firsts[one], lasts[one] - window) for one in left}
-            for place, source in self._read(starts):
-                left.discard(place)
-                origin = TopicPartition(source.topic, source.partition)
-                found[origin] = max(source.offset + 1, found.get(origin, 0))
+            for claim in self._read_believed(starts):
+                left.discard(claim.place)
+                found[claim.origin] = max(claim.source.offset + 1, found.get(claim.origin, 0))
             left = {one for one in left if starts[one] > firsts[one] and window < MAX_LOOKBACK}
             window *= 10
         return found
@@ -102,9 +126,45 @@ class PublishedOffsets:
         numbers = {one.partition for one in partitions}
         return {TopicPartition(one, number) for one in there for number in numbers & there[one]}
 
-    def _read(
-        self, starts: Mapping[TopicPartition, int]
-    ) -> Iterator[tuple[TopicPartition, SourceRecord]]:
+    def _read_believed(self, starts: Mapping[TopicPartition, int]) -> Iterator[Claim]:
+        """Leave out, and name, what is of no record of the input: anybody may write such a header.
+
+        The ends of the input are asked for again, since it grows meanwhile.
+        """
+        ends, doubted = self._find_input_ends(starts), []
+        for claim in self._read(starts):
+            if claim.is_within(ends):
+                yield claim
+            else:
+                doubted.append(claim)
+        ends = self._find_input_ends(starts) if doubted else ends
+        for claim in doubted:
+            if claim.is_within(ends):
+                yield claim
+            else:
+                self._warn(claim, ends)
+
+    def _find_input_ends(self, places: Iterable[TopicPartition]) -> dict[TopicPartition, int]:
+        inputs = [TopicPartition(self._settings.input_topic, one.partition) for one in set(places)]
+        ends: dict[TopicPartition, int] = self._consumer.end_offsets(
+            inputs, timeout_ms=CALL_TIMEOUT * 1000
+        )
+        return ends
+
+    def _warn(self, claim: Claim, ends: Mapping[TopicPartition, int]) -> None:
+        """Name a record that is not believed, once."""
+        if claim.record in self._warned or len(self._warned) >= MAX_WARNINGS:
+            return
+        self._warned.add(claim.record)
+        home = TopicPartition(self._settings.input_topic, claim.place.partition)
+        _log.warning(
+            "%s says in %s that %s/%d/%d is done, but %s/%d ends at %s: it is not believed; only "
+            "daemons may write there",
+            *(claim.record, SOURCE, claim.source.topic, claim.source.partition),
+            *(claim.source.offset, home.topic, home.partition, ends.get(home)),
+        )
+
+    def _read(self, starts: Mapping[TopicPartition, int]) -> Iterator[Claim]:
         """Give the sources of this group's outcomes, from these offsets to the ends."""
         self._consumer.assign(list(starts))
         for place, offset in starts.items():
@@ -119,7 +179,8 @@ class PublishedOffsets:
             for record in self._fetch():
                 source = source_of(record.headers)
                 if source and source[::3] == (self._settings.input_topic, self._settings.group):
-                    yield TopicPartition(record.topic, record.partition), source
+                    name = f"{record.topic}/{record.partition}/{record.offset}"
+                    yield Claim(name, TopicPartition(record.topic, record.partition), source)
             # Not the end for readers of what is committed: a transaction may be open before it.
             known = {one: self._consumer.highwater(one) for one in starts.keys() - ends}
             ends |= {one: end for one, end in known.items() if end is not None}

@@ -13,7 +13,8 @@ from google.api_core.exceptions import GoogleAPIError
 from google.pubsub_v1.types import ExpirationPolicy, Subscription
 
 from ...errors import Exit, Stop
-from ...records import Record
+from ...records import Record, SizeLimit
+from ...text import decode_text
 from ..publishing import PendingMessage
 from . import admin
 from .broker import ACKNOWLEDGE_TIMEOUT
@@ -28,7 +29,7 @@ from .clients import (
     require_topics,
     stop_if_unreachable,
 )
-from .messages import Outgoing, make_attributes, make_record
+from .messages import MAX_MESSAGE_BYTES, Outgoing, make_attributes, make_record
 from .producer import MAX_BATCH, MAX_BATCH_BYTES, BatchPublisher, Pending
 from .stream import Stream, acknowledge
 
@@ -40,8 +41,16 @@ if TYPE_CHECKING:
     from .settings import ListenPubSub, PubSubSettings, SendPubSub
 
 
+MESSAGE_OVERHEAD = 2048
+"""Bytes that a message of `send` has besides its value, key and headers, rounded up."""
+
+
 class TopicPublisher:
     """Puts images into the input topic; a request that is repeated may count twice."""
+
+    limit = SizeLimit(
+        MAX_MESSAGE_BYTES - MESSAGE_OVERHEAD, "Pub/Sub takes no more, send it smaller"
+    )
 
     def __init__(self, settings: PubSubSettings) -> None:
         self._settings = settings
@@ -56,7 +65,7 @@ class TopicPublisher:
     def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
         """See `Publisher.publish`."""
         topic = self._settings.input_topic
-        message = Outgoing(topic, value, (key or b"").decode(), make_attributes(headers))
+        message = Outgoing(topic, value, decode_text(key or b""), make_attributes(headers))
         if not message.fits():
             raise Stop(f"{topic} takes no message of {message.size()} bytes", Exit.USAGE)
         nobodys = Record(f"a message to {topic}", value, key, headers, 0, None, None)
@@ -151,6 +160,7 @@ class Unordered:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
+        self.limit = getattr(publisher, "limit", None)
 
     def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
         """See `Publisher.publish`."""

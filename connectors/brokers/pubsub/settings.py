@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
+from ...settings import matching
 from ...verbs import (
     Check,
     Daemon,
@@ -28,17 +30,43 @@ if TYPE_CHECKING:
     from ...settings import Settings
 
 
-Id = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}$")]
+_NAME = re.compile(r"projects/([^/]+)/(topics|subscriptions)/([^/]+)")
+
+
+def take_id(text: str, info: ValidationInfo) -> str:
+    """Take the id out of a whole name, as consoles show it; refuse one of elsewhere."""
+    whole = _NAME.fullmatch(text)
+    if not whole:
+        return text
+    kind = "subscriptions" if "subscription" in str(info.field_name) else "topics"
+    if whole[2] != kind:
+        raise ValueError(f"it is one of the {whole[2]}; one of the {kind} is needed")
+    project = info.data.get("project")
+    if project and whole[1] != project:
+        raise ValueError(f"it is of the project {whole[1]}, and --project is {project}")
+    return whole[3]
+
+
+Id = Annotated[
+    str,
+    AfterValidator(take_id),
+    matching(
+        r"[A-Za-z][A-Za-z0-9._~+%-]{2,254}",
+        "an id begins with a letter and has 3 to 255 letters, digits and -._~+%; "
+        "its whole name (projects/...) is taken as well",
+    ),
+]
 """Of a topic or a subscription of Pub/Sub (https://cloud.google.com/pubsub/docs/pubsub-basics)."""
 
 
 class PubSubSettings(Daemon):
     """Pub/Sub."""
 
-    project: str = Field(
+    project: Annotated[
+        str, matching("[^/ ]+", "it is the project's id alone, such as my-project")
+    ] = Field(
         default_factory=lambda: os.environ.get("GOOGLE_CLOUD_PROJECT", ""),
         description="Google Cloud project (required, unless GOOGLE_CLOUD_PROJECT names it)",
-        pattern="^[^/ ]+$",
     )
     subscription: Id = Field(default="", description="images in")
     input_topic: Id = Field(default="", description="the topic of that subscription")
