@@ -199,6 +199,19 @@ def test_one_unreadable_image_in_a_pack_is_the_only_dead_letter(
     assert (ours["__connect.errors.partition"], ours["__connect.errors.offset"]) == (b"0", b"30")
 
 
+def test_a_record_that_calls_itself_multipart_stops_nobody(site: Site, server: TorchServe) -> None:
+    kinds = (b"multipart/mixed", b"Multipart/Mixed; boundary=x", b"message/rfc822", b"charset/x")
+    site.produce(
+        [
+            (number % PARTITIONS, b"%d" % number, BOOT, [("content-type", kinds[number % 4])])
+            for number in range(12)
+        ]
+    )
+    site.daemon(server.url, "--pack", "64")
+    results = site.read(site.topics[1], 12)
+    assert [one.result["label"] for one in results] == ["Ankle boot"] * 12
+
+
 def test_odd_records_become_dead_letters_that_say_why(site: Site, server: TorchServe) -> None:
     large = bytes(20_000_000)
     site.name = next(names)
