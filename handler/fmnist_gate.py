@@ -60,7 +60,7 @@ MAX_SMALL_LOSSLESS = 64 * 64
 """Pixels of a lossless WebP whose Huffman tables, one for each 4 x 4 pixels at most, stay small."""
 HUFFMAN_S = 14e-6
 """Seconds for each of these tables."""
-MAX_DECODING_S = 2.5
+MAX_DECODING_S = 2.0
 """Seconds of CPU that one file may cost by the estimate."""
 
 NS = 1e-9
