@@ -528,14 +528,16 @@ def read_bmp(data: bytes | bytearray) -> Outline:
     """Take the bytes as they are; nothing in a BMP lies beside the pixels that a decoder reads."""
     (size,) = unpack_from("<I", data, 14)
     if size not in BMP_HEADS:
-        raise Refused("unsupported_type", f"The BMP has a head of {size} bytes, which is not read.")
+        raise Refused("unsupported_type", f"The BMP has a head of {size} bytes: convert it to PNG.")
     if size == BMP_CORE:
         width, height, bits = unpack_from("<HH2xH", data, 18)
         return Outline(data, width, height, cost_bmp(width * height, len(data), rle=False))
     width, height, bits, compression = unpack_from("<Ii2xHI", data, 18)
     (colours,) = unpack_from("<I", data, 46)
     if compression > BMP_FIELDS:
-        raise Refused("unsupported_type", "The BMP is packed in a way that is not read.")
+        raise Refused(
+            "unsupported_type", "The BMP is packed in a way that is not read: convert it to PNG."
+        )
     if bits <= EIGHT_BITS and colours > MAX_COLOURS:
         raise damaged(f"its palette has {colours} colours")
     rle = compression in {BMP_RLE8, BMP_RLE4}
@@ -682,6 +684,11 @@ TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4
 """Bytes of a value of each type; 16 is BigTIFF's."""
 SHORT, LONG, LONG8 = 3, 4, 16
 TIFF_WHOLE = {SHORT: "H", LONG: "I", LONG8: "Q"}
+BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
+TIFF_FIRST = frozenset({BITS, SAMPLE_FORMAT})
+"""Tags with a value for each sample, which are equal in every file that is read."""
+TIFF_BITS = frozenset({1, 2, 4, 8, 16, 32})
+WHITE_IS_ZERO, UNSIGNED, SIGNED, FLOAT, DEEPEST = 0, 1, 2, 3, 32
 WIDTH, LENGTH, COMPRESSION, ORIENTATION, ROWS_PER_STRIP = 256, 257, 259, 274, 278
 STRIPS, TILE_WIDTH, TILE_LENGTH, TILES, SAMPLES, PLANAR = 273, 322, 323, 324, 277, 284
 TIFF_KEPT = frozenset(
@@ -697,7 +704,11 @@ MAX_SAMPLES = 8
 
 
 class Tag(NamedTuple):
-    """An entry of a TIFF directory: `length` values, `value` if it is one whole number."""
+    """An entry of a TIFF directory.
+
+    `raw`: as it stands there, `length` values; `value`: the one whole number that it holds, of
+    TIFF_FIRST the first, else 0.
+    """
 
     number: int
     length: int
@@ -726,6 +737,7 @@ def read_tiff(data: bytes | bytearray) -> Outline:
     width, height = value(WIDTH), value(LENGTH)
     codec = value(COMPRESSION, TIFF_RAW)
     check_tiff(tags, codec, value(SAMPLES, 1))
+    check_samples(value)
     pieces, decoded = count_pieces(width, height, value)
     kept = [tags[number] for number in sorted(tags) if number in TIFF_KEPT]
     cost = NS * (40 * decoded + 30 * len(data)) + 15e-6 * pieces
@@ -767,7 +779,8 @@ def walk_tags(data: bytes | bytearray, form: Directory) -> Iterator[Tag]:
         number, kind, values = entry.unpack_from(data, at)
         if kind in TIFF_SIZES:
             place = find_values(data, form, at, values * TIFF_SIZES[kind])
-            value = read_whole(data, order, kind, place) if values == 1 else 0
+            first = values == 1 or (number in TIFF_FIRST and values)
+            value = read_whole(data, order, kind, place) if first else 0
             yield Tag(number, values, value, bytes(data[at : at + length]))
 
 
@@ -802,6 +815,24 @@ def check_tiff(tags: dict[int, Tag], codec: int, samples: int) -> None:
             count_parts(tag.length, MAX_TAG_VALUES, f"values of tag {tag.number}")
     if samples > MAX_SAMPLES:
         raise damaged(f"it has {samples} samples a pixel")
+
+
+def check_samples(value: Callable[..., int]) -> None:
+    """Raise Refused for numbers that the decoder would read as others than they are."""
+    bits, form, samples = value(BITS, 1), value(SAMPLE_FORMAT, UNSIGNED), value(SAMPLES, 1)
+    # A photometric of 0 is written in inverse; the decoder undoes that for up to 8 bits only.
+    inverse = value(PHOTOMETRIC) == WHITE_IS_ZERO and bits > EIGHT_BITS
+    # Of signed numbers and floats those of 32 bits are read, and refused later if one is negative.
+    strange = form not in {UNSIGNED, SIGNED, FLOAT} or (form != UNSIGNED and bits != DEEPEST)
+    if bits not in TIFF_BITS or inverse or strange or (bits > EIGHT_BITS and samples == 2):  # noqa: PLR2004 - grey and alpha
+        kind = {UNSIGNED: "unsigned", SIGNED: "signed", FLOAT: "floating-point"}.get(
+            form, "unknown"
+        )
+        raise Refused(
+            "unsupported_type",
+            f"The TIFF has {kind} samples of {bits} bits{', white being 0' * inverse}, which are "
+            "not read: convert it to 8 bits.",
+        )
 
 
 def count_pieces(width: int, height: int, value: Callable[..., int]) -> tuple[int, int]:

@@ -250,6 +250,8 @@ def to_colours(image: Image.Image, mode: str) -> Image.Image:
     """
     if image.mode.startswith(("I", "F")):
         image = to_8_bits(image)
+    elif image.mode == "La":  # grey that is multiplied by its alpha
+        image = image.convert("LA")
     wanted = "RGBA" if image.has_transparency_data else mode
     try:
         return image if image.mode == wanted else image.convert(wanted)
@@ -280,6 +282,8 @@ def find_white(image: Image.Image) -> float:
     if image.mode.startswith("I;16"):
         return DEEP_WHITE
     low, high = cast("tuple[float, float]", image.getextrema())
+    if image.mode == "I" and 0 < high <= WHITE:  # as well 8 bits that were widened
+        raise unknown_range()
     for white in (DEEP_WHITE,) if image.mode == "I" else (1.0, float(WHITE)):
         if low >= 0 and high <= white:
             return white

@@ -58,7 +58,8 @@ JSON_START = re.compile(
     % tuple(map(re.escape, (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
 )
 """How JSON begins: perhaps a byte order mark, perhaps blanks, in one or two bytes each."""
-URL_SAFE = bytes.maketrans(b"-_", b"+/")
+LINE_BREAKS = re.compile(rb"[ \t]*[\r\n]+[ \t]*")
+LOST_SIGNS = bytes.maketrans(b"-_ ", b"+/+")
 
 MODEL_MODES = ("L", "RGB")
 """Of MODES, what a model may take."""
@@ -439,15 +440,17 @@ def inspect_instance(instance: object, model: Model, settings: Settings) -> Item
 def decode_base64(encoded: str) -> bytes:
     """Return the bytes; line breaks, the URL-safe alphabet and a lack of padding are no mistake.
 
-    Raises Refused.
+    A blank inside a line was a plus before a web form changed it. Raises Refused.
     """
     try:
-        packed = encoded.encode("ascii").translate(URL_SAFE, b" \t\r\n").rstrip(b"=")
+        packed = LINE_BREAKS.sub(b"", encoded.encode("ascii").strip())
+        packed = packed.translate(LOST_SIGNS).rstrip(b"=")
         return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
     except ValueError:
         raise Refused(
             "bad_request",
-            "The value of b64 is not Base64: encode the bytes of the image file, without data:.",
+            "The value of b64 is not Base64: encode the bytes of the image file, with nothing "
+            "before or behind.",
         ) from None
 
 

@@ -85,10 +85,11 @@ def _choose_root(folder: Path, part: Part) -> Path | None:
     if not parts:
         return folder if part == "train" else None
     if part == "test":
-        return parts.get("test") or parts.get("val")
+        test = parts.get("test") or parts.get("val")
+        return None if test is None else _descend(test)
     if "train" not in parts:
         raise DataError(f"{show_path(folder)} holds {_join(parts.values())} but no train: {HOW}")
-    return parts["train"]
+    return _descend(parts["train"])
 
 
 def _descend(folder: Path) -> Path:
@@ -123,6 +124,7 @@ def _list_classes(root: Path) -> Found:
     """Return the files of each class; folders whose names look the same are one class."""
     folders = _list_folders(root)
     _require_utf8(folders)
+    _refuse_parts(root, folders)
     _refuse_repetition(root, folders)
     known = {_identify(path) for path in (root, *root.resolve().parents, *folders)}
     names = sorted({normalize("NFC", path.name) for path in folders})
@@ -156,11 +158,22 @@ def is_utf8(text: str) -> bool:
     return True
 
 
+def _refuse_parts(root: Path, folders: Sequence[Path]) -> None:
+    """Raise DataError where what should be a class holds parts: test images would be learned."""
+    for folder in folders:
+        inner = _list_folders(folder)
+        if any(path.name.lower() in PARTS for path in inner) and not _holds_images(folder):
+            raise DataError(
+                f"{show_path(folder)} holds {_join(inner)}, so it is no class of "
+                f"{show_path(root)}: name {show_path(folder)} itself"
+            )
+
+
 def _refuse_repetition(root: Path, folders: Sequence[Path]) -> None:
     """Raise DataError where each folder holds the same sub-folders: those are the classes."""
     if len(folders) < 2:  # noqa: PLR2004 - repetition takes two
         return
-    inner = [{path.name for path in _list_folders(folder)} for folder in folders]
+    inner = [{path.name for path in _list_folders(_descend(folder))} for folder in folders]
     common = set.intersection(*inner)
     if common and not any(map(_holds_images, folders)):
         raise DataError(

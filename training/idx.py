@@ -36,6 +36,7 @@ TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4"}
 """NumPy's name for each type of whole numbers; the others are floats."""
 
 MAX_DIMENSIONS = 8
+QMNIST_COLUMNS = 8
 MAX_BYTES = 2**31
 """Of the values of one file, unpacked: four times EMNIST's largest. A packed file of a few
 megabytes could unpack to any size."""
@@ -121,7 +122,7 @@ def _read_head(path: Path, file: BinaryIO | gzip.GzipFile) -> tuple[np.dtype, li
     """Return the type of the values and the length of each dimension."""
     head = bytes(_read_exactly(file, 4))
     if not head.startswith(b"\0\0"[: len(head)]) or head[2:3] > b"\x0e":
-        raise DataError(f"{show_path(path)} is not an idx file: fetch it again")
+        raise DataError(f"{show_path(path)} is not an idx file: {_advise(head)}")
     lengths = _read_exactly(file, 4 * head[3]) if len(head) == 4 else b""  # noqa: PLR2004 - bytes
     if len(head) < 4 or len(lengths) < 4 * head[3]:  # noqa: PLR2004 - the head's bytes
         raise DataError(f"{show_path(path)} is cut inside its header: fetch it again")
@@ -133,6 +134,12 @@ def _read_head(path: Path, file: BinaryIO | gzip.GzipFile) -> tuple[np.dtype, li
     return np.dtype(TYPES[head[2]]), np.frombuffer(lengths, ">u4").tolist()
 
 
+def _advise(head: bytes) -> str:
+    """Return what to do about a file that does not begin as idx."""
+    packed = head.startswith((b"PK", b"\xfd7zX", b"BZh", b"\x28\xb5\x2f\xfd", b"7z"))
+    return "unpack it, or pack it by gzip" if packed else "fetch it again"
+
+
 def _read_exactly(file: BinaryIO | gzip.GzipFile, count: int) -> bytearray:
     """Return so many bytes, or those that there are, without room for what never comes."""
     content = bytearray()
@@ -142,9 +149,17 @@ def _read_exactly(file: BinaryIO | gzip.GzipFile, count: int) -> bytearray:
 
 
 def _read_labels(path: Path) -> Tensor:
-    """Return the labels, int64 [N]; of more columns, as QMNIST has them, the first."""
+    """Return the labels, int64 [N]; of the eight columns that QMNIST has, the first.
+
+    Raises DataError for labels of any other form, such as a column for each class.
+    """
     labels = read_idx(path).to(torch.int64)
-    return labels[:, 0] if labels.ndim == 2 else labels  # noqa: PLR2004 - N, columns
+    if labels.ndim == 2 and labels.shape[1] in {1, QMNIST_COLUMNS}:  # noqa: PLR2004 - N, columns
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        form = "x".join(map(str, labels.shape))
+        raise DataError(f"{show_path(path)} holds labels {form}: give one number for each image")
+    return labels
 
 
 def _choose_first_label(

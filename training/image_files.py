@@ -73,13 +73,13 @@ UPRIGHT = {
 ON_ITS_SIDE = range(5, 9)
 
 ADVICE = {
-    "stray": ("is no image", "are no images", "remove {0}"),
+    "stray": ("is no image", "are no images", "move {0} elsewhere"),
     "foreign": (
         f"bears the name of an image, but its bytes are none of {', '.join(FORMATS)}",
         f"bear names of images, but their bytes are none of {', '.join(FORMATS)}",
         "convert {0}, or fetch {0} again",
     ),
-    "damaged": ("is damaged", "are damaged", "remove {0}, or fetch {0} again"),
+    "damaged": ("is damaged", "are damaged", "fetch {0} again, or move {0} elsewhere"),
     "unreadable": ("cannot be read", "cannot be read", "mend that, or move {0} elsewhere"),
     "unusable": ("cannot be used", "cannot be used", "convert {0}, or move {0} elsewhere"),
 }
@@ -305,6 +305,8 @@ def _to_colours(image: Image.Image, mode: str) -> Image.Image:
     """Return the image in 8 bits, of `mode` or RGBA if anything is transparent."""
     if image.mode[0] in "IF":
         image = _to_8_bits(image)
+    elif image.mode == "La":
+        image = image.convert("LA")
     try:
         return image.convert("RGBA" if image.has_transparency_data else mode)
     except ValueError as error:
@@ -329,6 +331,8 @@ def _round_grey(values: NDArray[Any], mode: str) -> NDArray[np.uint8]:
     """
     low, high = values.min(), values.max()
     known = bool(np.isfinite(values).all()) and low >= 0
+    # Integers up to 255 in 32 bits may be 8 bits that were widened as well.
+    known = known and not (mode == "I" and 0 < high <= WHITE)
     if not known or high > (WHITE if mode == "F" else DEEP_WHITE):
         raise Unusable("unusable", "its numbers have no known range: 8 or 16 bits have one")
     if mode == "F":

@@ -548,6 +548,35 @@ def test_a_tiff_of_too_much_or_of_nothing_is_refused(
     assert code(tiff(SMALL | tags, bytes(64))) == word
 
 
+@pytest.mark.parametrize(
+    ("tags", "words"),
+    [
+        ({258: (3, 1, 12)}, "unsigned samples of 12 bits"),
+        ({258: (3, 1, 64), 339: (3, 1, 3)}, "floating-point samples of 64 bits"),
+        ({258: (3, 1, 16), 339: (3, 1, 3)}, "floating-point samples of 16 bits"),
+        ({339: (3, 1, 2)}, "signed samples of 8 bits"),
+        ({258: (3, 1, 16), 262: (3, 1, 0)}, "samples of 16 bits, white being 0"),
+        ({258: (3, 1, 32), 262: (3, 1, 0), 339: (3, 1, 3)}, "32 bits, white being 0"),
+        ({258: (3, 2, 0x00100010), 277: (3, 1, 2)}, "samples of 16 bits"),
+    ],
+    ids=str,
+)
+def test_numbers_that_the_decoder_would_read_as_others_are_refused(
+    tags: dict[int, tuple[int, int, int]], words: str
+) -> None:
+    kinds = {
+        number: (4 if count == 2 else kind, 1 if count == 2 else count, value)
+        for number, (kind, count, value) in tags.items()
+    }
+    data = bytearray(tiff(SMALL | kinds, bytes(64)))
+    for number, (kind, count, _) in tags.items():
+        if count == 2:
+            at = data.index(pack("<HHI", number, 4, 1))
+            data[at : at + 8] = pack("<HHI", number, kind, count)
+    refused = refusal(bytes(data))
+    assert (refused.code, words in str(refused)) == ("unsupported_type", True)
+
+
 def test_planes_are_counted_one_by_one() -> None:
     planes = {284: (3, 1, 2), 277: (3, 1, 3)}
     together = inspect(tiff(SMALL, bytes(64)), LIMITS).cost

@@ -386,6 +386,23 @@ def test_integers_beyond_sixteen_bits_are_refused(value: int) -> None:
     assert code(one(encode(Image.fromarray(array), "TIFF"))) == "unsupported_type"
 
 
+@pytest.mark.parametrize("value", [1, 200, 255])
+def test_integers_that_may_be_eight_bits_as_well_as_sixteen_are_refused(value: int) -> None:
+    data = encode(Image.fromarray(np.full((28, 28), value, np.int32)), "TIFF")
+    assert code(one(data)) == "unsupported_type"
+    assert not good(encode(Image.fromarray(np.zeros((28, 28), np.int32)), "TIFF")).any()
+
+
+def test_grey_that_is_multiplied_by_its_alpha_is_read() -> None:
+    data = encode(Image.new("LA", (28, 28), (50, 128)), "TIFF")
+    associated = data.replace(
+        b"\x52\x01\x03\x00\x01\x00\x00\x00\x02", b"\x52\x01\x03\x00\x01\x00\x00\x00\x01"
+    )
+    assert associated != data
+    model = replace(GREY, background=(100,))
+    assert good(associated, model=model)[0, 9, 9] in {99, 100}  # half of 100, half of the ground
+
+
 # Transparency
 
 

@@ -491,8 +491,10 @@ def test_a_failure_of_ours_is_logged_and_answered_in_its_own_place(
         lambda text: text.rstrip("="),
         lambda text: text.replace("+", "-").replace("/", "_"),
         lambda text: text.replace("+", "-").replace("/", "_").rstrip("=") + "\n",
+        lambda text: "\n    ".join(text[at : at + 60] for at in range(0, len(text), 60)),
+        lambda text: text.replace("+", " "),
     ],
-    ids=["lines", "blanks", "no padding", "URL-safe", "all of it"],
+    ids=["lines", "blanks", "no padding", "URL-safe", "all of it", "indented", "a form's"],
 )
 def test_base64_of_any_habit_is_the_file(write: Callable[[str], str]) -> None:
     encoded = {"b64": write(base64.b64encode(PNG).decode())}

@@ -14,6 +14,7 @@ from PIL import Image
 
 from training.data import relabel
 from training.errors import DataError
+from training.folders import Part, find_files
 from training.sources import ImageSpec, load_any_images, load_training_images, load_unseen_images
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ def test_all_files_that_are_no_images_are_named_at_once(tmp_path: Path, number: 
     said = str(caught.value)
     assert said.count("note ") == min(number, 10)
     assert f"and {number - 10} more" in said or number <= 10
-    assert said.endswith("are no images: remove them")
+    assert said.endswith("are no images: move them elsewhere")
 
 
 PS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n"
@@ -274,7 +275,9 @@ def test_all_damaged_images_are_named_at_once_whatever_else_is_wrong(
         Image.fromarray(rng.integers(0, 256, (40, 40), np.uint8)).save(tmp_path / name)
         (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:length])
 
-    with pytest.raises(DataError, match=r"cat/0.png .*, .*dog/1.png .* are damaged: remove them,"):
+    with pytest.raises(
+        DataError, match=r"cat/0.png .*, .*dog/1.png .* are damaged: fetch them again,"
+    ):
         read(tmp_path)
 
 
@@ -342,3 +345,48 @@ def test_a_link_that_leads_back_up_or_to_another_class_is_not_followed(
     (tmp_path / "cat" / "again").symlink_to(target, target_is_directory=True)
 
     assert read(tmp_path).labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("layout", "sentence"),
+    [
+        (
+            [
+                "seg_train/seg_train/cat",
+                "seg_train/seg_train/dog",
+                "seg_test/seg_test/cat",
+                "seg_test/seg_test/dog",
+            ],
+            "is one level too high, seg_test, seg_train all hold cat, dog",
+        ),
+        (
+            ["data/train/cat", "data/train/dog", "data/test/cat", "sample"],
+            "data holds test, train, so it is no class of .*: name .*data itself",
+        ),
+        (
+            ["a/Training/x", "a/Training/y", "b"],
+            "a holds Training, so it is no class of",
+        ),
+    ],
+)
+def test_parts_are_never_learned_as_classes(
+    tmp_path: Path, layout: list[str], sentence: str
+) -> None:
+    for name in layout:
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+
+    with pytest.raises(DataError, match=sentence):
+        find_files(tmp_path, "train")
+
+
+def test_a_part_may_hold_its_classes_one_level_deeper(tmp_path: Path) -> None:
+    for name in ("train/images/cat", "train/images/dog", "test/images/cat", "test/images/dog"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+
+    parts: tuple[Part, ...] = ("train", "test")
+    for part in parts:
+        found = find_files(tmp_path, part)
+        assert found is not None
+        assert found.names == ("cat", "dog")

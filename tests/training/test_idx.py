@@ -118,6 +118,25 @@ def test_a_class_that_is_named_and_has_no_image_is_told(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+@pytest.mark.parametrize("columns", [2, 3, 10])
+def test_labels_with_a_column_for_each_class_are_refused(tmp_path: Path, columns: int) -> None:
+    put(tmp_path, stripes(9))
+    table = np.eye(columns, dtype="u1")[np.arange(9) % columns]
+    (tmp_path / LABELS).write_bytes(head(8, *table.shape) + table.tobytes())
+
+    with pytest.raises(DataError, match=rf"holds labels 9x{columns}: give one number for each"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("begin", [b"PK\x03\x04", b"\xfd7zXZ\x00", b"BZh91"])
+def test_a_file_that_is_packed_otherwise_is_to_be_unpacked(tmp_path: Path, begin: bytes) -> None:
+    put(tmp_path, stripes(9))
+    (tmp_path / LABELS).write_bytes(begin + bytes(60))
+
+    with pytest.raises(DataError, match="is not an idx file: unpack it"):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "form"), [(9, "i1"), (0x0B, ">i2"), (0x0C, ">i4")])
 @pytest.mark.parametrize("columns", [0, 1, 8])
 def test_labels_may_be_whole_numbers_of_any_type_in_the_first_column(

@@ -242,7 +242,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path, content: bytes) -> Non
     source = folder(tmp_path, x=[picture(9, 9)] * 2, y=[picture(9, 9)] * 2)
     (tmp_path / "y" / "notes.txt").write_bytes(content)
 
-    with pytest.raises(DataError, match=r"y/notes.txt is no image: remove it"):
+    with pytest.raises(DataError, match=r"y/notes.txt is no image: move it elsewhere"):
         load_training_images(source, tmp_path)
 
 
@@ -251,7 +251,9 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     whole = (tmp_path / "y" / "1.png").read_bytes()
     (tmp_path / "y" / "1.png").write_bytes(whole[:300])
 
-    with pytest.raises(DataError, match=r"y/1.png is damaged .*: remove it"):
+    with pytest.raises(
+        DataError, match=r"y/1.png is damaged .*: fetch it again, or move it elsewhere"
+    ):
         load_training_images(source, tmp_path)
 
 
