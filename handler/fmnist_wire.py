@@ -237,7 +237,7 @@ def inspect_request(
         return Request(inspect_parts(row, headers, settings), several=True)
     body, media_type = row["body"], find_media_type(headers, "body")
     if is_json(body, media_type):
-        return Request((), several=True, json=body)
+        return Request((), several=True, json="null" if body is None else body)
     return Request((inspect_file(body, media_type, settings),), several=False)
 
 
@@ -388,7 +388,7 @@ def decode_unknown(file: File, model: Model, settings: Settings, budget: Budget)
 
 def inspect_instances(body: Any, model: Model, settings: Settings) -> tuple[Item, ...]:  # noqa: ANN401 - JSON is anything
     """Inspect the instances of a KServe v1 body, raw or decoded. Raises Refused."""
-    decoded = body if isinstance(body, (dict, list)) else parse_json(body)
+    decoded = parse_json(body) if isinstance(body, (str, bytes, bytearray)) else body
     instances = decoded.get("instances") if isinstance(decoded, dict) else None
     if not isinstance(instances, list):
         raise Refused("bad_request", 'The JSON must be an object {"instances": [...]}.')

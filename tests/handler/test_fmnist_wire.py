@@ -215,6 +215,11 @@ def test_what_can_never_fit_is_too_large_and_not_busy() -> None:
     assert code(wire.unpack({"body": body}, JSON, GREY, strict)) == "too_large"
 
 
+@pytest.mark.parametrize("decoded", [5, 0.5, True, None, [], {}, [5], {"instances": 5}])
+def test_json_that_torchserve_has_decoded_may_be_anything(decoded: object) -> None:
+    assert code(wire.unpack({"body": decoded}, JSON, GREY, SETTINGS)) == "bad_request"
+
+
 def test_text_that_torchserve_has_decoded_is_read_all_the_same() -> None:
     assert code(one("a letter", "text/plain")) == "unsupported_type"
 
