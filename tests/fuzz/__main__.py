@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import sys
 import time
 from dataclasses import asdict
@@ -88,7 +87,6 @@ def find_low_shares(tallies: dict[str, Tally]) -> list[str]:
 
 def write_findings(total: Report, plan: Plan, folder: Path) -> None:
     """Write the failing inputs, made anew from their numbers, and say where they are."""
-    logging.disable(logging.CRITICAL)  # the handler logs each failure of its own
     judge = Judge()
     for name, index, fault in total.findings[:MAX_WRITTEN]:
         request = judge.make(name, plan.seed, index)
