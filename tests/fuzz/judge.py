@@ -24,8 +24,8 @@ import fmnist_wire as wire
 from fmnist_gate import Refused
 
 MAX_CPU_S = 3.0
-MAX_WALL_S = 8.0
-"""Seconds that TorchServe waits for a batch; here for what another process decodes."""
+MAX_WALL_S = 60.0
+"""Seconds on the clock: a hang, in the process that decodes apart as well. A cost is counted as CPU."""
 MAX_GROWTH_MB = 300.0
 
 CARD: dict[str, Any] = {
