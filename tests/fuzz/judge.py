@@ -25,7 +25,7 @@ from fmnist_gate import Refused
 
 MAX_CPU_S = 3.0
 MAX_WALL_S = 60.0
-"""Seconds on the clock: a hang, in the process that decodes apart as well. A cost is counted as CPU."""
+"""Seconds on the clock: a hang, also of the process that decodes apart. A cost is CPU."""
 MAX_GROWTH_MB = 300.0
 
 CARD: dict[str, Any] = {
