@@ -139,18 +139,11 @@ def inspect(data: bytes | bytearray, limits: Limits) -> File:
         outline = READERS[name](data)
     except (error, IndexError, OverflowError):
         raise damaged(f"it ends inside the head of a {name}") from None
-    outline = outline._replace(cost=outline.cost + ROW_S * outline.height)
+    cost = outline.cost + ROW_S * outline.height
     check_size(outline, limits)
-    check_cost(outline)
-    return File(
-        name,
-        outline.data,
-        outline.width,
-        outline.height,
-        outline.orientation,
-        outline.cost,
-        outline.known,
-    )
+    check_cost(cost)
+    _, width, height, _, orientation, _, known, _ = outline
+    return File(name, outline.data, width, height, orientation, cost, known)
 
 
 def find_format(data: bytes | bytearray) -> Format:
@@ -184,12 +177,12 @@ def check_size(outline: Outline, limits: Limits) -> None:
         )
 
 
-def check_cost(outline: Outline) -> None:
+def check_cost(cost: float) -> None:
     """Raise Refused for a file whose structure makes it too dear, whatever its size."""
-    if outline.cost > MAX_DECODING_S:
+    if cost > MAX_DECODING_S:
         raise Refused(
             "too_large",
-            f"Decoding the image would take about {outline.cost:.0f} s: save it anew, as a plain "
+            f"Decoding the image would take about {cost:.0f} s: save it anew, as a plain "
             "PNG or JPEG.",
         )
 
