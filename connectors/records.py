@@ -222,9 +222,13 @@ class SizeLimit:
 class Publisher(Protocol):
     """Puts images into one topic: the way of `send`. Called by the main thread.
 
-    Made by `open_publisher(settings)` of a broker's `endpoints`. One that knows what its topic
-    takes has a `limit`, a SizeLimit.
+    Made by `open_publisher(settings)` of a broker's `endpoints`.
     """
+
+    @property
+    def limit(self) -> SizeLimit | None:
+        """What the topic takes; None where that is not known."""
+        ...
 
     def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
         """Hand over one record; waits, in bounded time, while the buffer is full.

@@ -555,7 +555,6 @@ def cost_bmp(pixels: int, length: int, *, rle: bool) -> float:
 
 WEBP_ALPHA, WEBP_ANIMATION = 0x10, 0x02
 WEBP_STILL = frozenset({b"VP8 ", b"VP8L"})
-WEBP_HEAD = 20  # of RIFF, its length, WEBP, and the first chunk's name and length
 ANMF_HEAD = 16
 
 

@@ -20,14 +20,14 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-from fmnist_gate import Code, File, Limits, Refused, damaged
+from fmnist_gate import Limits, Refused, damaged
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Code", "File", "Limits", "Refused"]
+    from fmnist_gate import File
 
 Pixels = NDArray[np.uint8]
 

@@ -324,13 +324,12 @@ def decode_request(request: Request, model: Model, settings: Settings, budget: B
     its images are compressed to. They are decoded one after the other: the memory is that of one.
     """
     if request.json is None:
-        check_sum(request.items, settings)
-    budget.start_request(request.cost)
-    items = request.items
-    if request.json is not None:
+        items = request.items
+        budget.start_request(price(items, settings))
+    else:
+        budget.start_request(request.cost)
         items = inspect_instances(request.json, model, settings)
-        check_sum(items, settings)
-        budget.check(sum(map(cost_of, items)))
+        budget.check(price(items, settings))
     decoded = tuple(attempt(decode_item, item, model, settings, budget) for item in items)
     for item in decoded:
         if isinstance(item, Refused) and item.code == "busy":
@@ -338,8 +337,11 @@ def decode_request(request: Request, model: Model, settings: Settings, budget: B
     return Question(decoded, request.several)
 
 
-def check_sum(items: Sequence[Item], settings: Settings) -> None:
-    """Raise Refused for a request whose images are too large together."""
+def price(items: Sequence[Item], settings: Settings) -> float:
+    """Return the seconds that the images of a request cost together, by their estimates.
+
+    Raises Refused where they are too large together.
+    """
     files = [item for item in items if not isinstance(item, Refused)]
     pixels = sum(file.width * file.height for file in files)
     if pixels > settings.max_request_pixels:
@@ -348,13 +350,15 @@ def check_sum(items: Sequence[Item], settings: Settings) -> None:
             f"The images of this request have {pixels} pixels together, more than "
             f"{settings.max_request_pixels}: send fewer at once.",
         )
-    milliseconds = round(1000 * sum(map(cost_of, items)))
+    cost = sum(map(cost_of, items))
+    milliseconds = round(1000 * cost)
     if milliseconds > settings.max_request_ms:
         raise Refused(
             "too_large",
             f"Decoding the images of this request would take about {milliseconds} ms together, "
             f"more than {settings.max_request_ms}: send fewer at once.",
         )
+    return cost
 
 
 def cost_of(item: Item) -> float:

@@ -31,9 +31,6 @@ ADAM7 = (
 )
 """x, y, step across and step down of each pass."""
 
-PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""By PNG's colour type."""
-
 
 def pack_row(row: Grid, depth: int) -> bytes:
     """Return the samples of a row, the highest bit first; 16 bits big-endian."""

@@ -62,7 +62,7 @@ def send(settings: Send, publisher: Publisher) -> None:
     console = Console(stderr=True, highlight=False, markup=False)
     with closing(publisher):
         chosen, faults = find_samples(settings, partial(_say, console))
-        chosen = _drop_too_large(chosen, getattr(publisher, "limit", None), faults, console)
+        chosen = _drop_too_large(chosen, publisher.limit, faults, console)
         planned = list(chain.from_iterable(repeat(chosen, settings.repeat)))
         bar = track(planned, "Sending", console=console)
         paced = pace(bar, settings.rate, time.monotonic, time.sleep)
@@ -99,12 +99,14 @@ def _drop_too_large(
     samples: Sequence[Sample], limit: SizeLimit | None, faults: list[str], console: Console
 ) -> list[Sample]:
     """Leave out what the topic would refuse, and name it before anything is sent."""
-    fit = [one for one in samples if limit is None or _measure(one) <= limit.bytes]
+    fit: list[Sample] = []
     for one in samples:
-        if limit and _measure(one) > limit.bytes:
-            fault = f"{one.key} has {one.size} bytes, more than the {limit.bytes} that go"
-            faults.append(f"{fault}: {limit.fix}")
-            _say(console, f"Left out: {faults[-1]}.")
+        if limit is None or _measure(one) <= limit.bytes:
+            fit.append(one)
+            continue
+        fault = f"{one.key} has {one.size} bytes, more than the {limit.bytes} that go"
+        faults.append(f"{fault}: {limit.fix}")
+        _say(console, f"Left out: {faults[-1]}.")
     return fit
 
 

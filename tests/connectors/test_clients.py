@@ -34,6 +34,8 @@ RESULT = {**BOOT, "id": "images/0/1", "top": [BOOT], "time": 1_700_000_000_000}
 class Topic:
     """A Publisher that keeps what it was given, and in what order it was treated."""
 
+    limit: SizeLimit | None = None
+
     def __init__(self, stop: Stop | None = None) -> None:
         self.records: list[tuple[bytes | None, bytes, Headers]] = []
         self.calls: list[str] = []

@@ -8,9 +8,8 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
+from kafka import KafkaProducer, TopicPartition
 from kafka import errors as kafka_errors
-from kafka.admin import ConfigResource, ConfigResourceType
 from kafka.protocol.consumer import IsolationLevel, OffsetSpec
 
 from ...errors import Exit, Stop
@@ -20,6 +19,8 @@ from .clients import (
     CALL_TIMEOUT,
     advise_library,
     close_now,
+    connect_admin,
+    describe_configs,
     missing_codecs,
     open_client,
     partition_counts,
@@ -163,12 +164,8 @@ def _await_coordinator(ask: Callable[[], Untyped]) -> Untyped:
 
 @contextmanager
 def _open_admin(settings: KafkaSettings) -> Iterator[Untyped]:
-    with stop_if_unreachable(settings):
-        admin, _ = open_client(KafkaAdminClient, settings, {})
-        try:
-            yield admin
-        finally:
-            admin.close()
+    with stop_if_unreachable(settings), connect_admin(settings) as admin:
+        yield admin
 
 
 def open_dead_letters(settings: DeadKafka) -> DeadLetterReader:
@@ -278,16 +275,15 @@ def _sizes(settings: KafkaSettings) -> Ok | Advice:
 def _read_configs(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, dict[str, str]]:
     """What the checks compare of the settings of each topic."""
     names = ["max.message.bytes", "cleanup.policy"]
-    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, names) for topic in topics]
     with _open_admin(settings) as admin:
-        found = admin.describe_configs(asked, config_filter="all")["topic"]
+        found = describe_configs(admin, topics, names)
     for topic in topics:
         if not found[topic].keys() >= set(names):
             raise Stop(
                 f"the settings of {topic} may not be read: grant DescribeConfigs",
                 Exit.UNAVAILABLE,
             )
-    return {topic: {name: found[topic][name]["value"] for name in names} for topic in topics}
+    return found
 
 
 def _group(settings: KafkaSettings) -> Ok | Advice:

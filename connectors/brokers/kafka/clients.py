@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition, codec
@@ -279,14 +279,33 @@ def _is_listening(server: str) -> bool:
 def read_max_message_bytes(settings: KafkaSettings, topic: str) -> int | None:
     """`max.message.bytes` of a topic; None when that may not be read."""
     name = "max.message.bytes"
-    asked = ConfigResource(ConfigResourceType.TOPIC, topic, [name])
-    with stop_if_unreachable(settings), ExitStack() as undo:
-        admin, _ = open_client(KafkaAdminClient, settings, {})
-        undo.callback(admin.close)
-        with suppress(kafka_errors.AuthorizationError):
-            found = admin.describe_configs([asked], config_filter="all")["topic"].get(topic, {})
-            return int(found[name]["value"]) if name in found else None
+    unreadable = suppress(kafka_errors.AuthorizationError)
+    with stop_if_unreachable(settings), connect_admin(settings) as admin, unreadable:
+        found = describe_configs(admin, [topic], [name])[topic]
+        return int(found[name]) if name in found else None
     return None
+
+
+@contextmanager
+def connect_admin(settings: KafkaSettings) -> Iterator[Untyped]:
+    """A client that asks about topics and groups; closed at the end of the block."""
+    admin, _ = open_client(KafkaAdminClient, settings, {})
+    try:
+        yield admin
+    finally:
+        admin.close()
+
+
+def describe_configs(
+    admin: Untyped, topics: Sequence[str], names: Sequence[str]
+) -> dict[str, dict[str, str]]:
+    """The settings of each topic by these names, without those that may not be read."""
+    asked = [ConfigResource(ConfigResourceType.TOPIC, topic, list(names)) for topic in topics]
+    found = admin.describe_configs(asked, config_filter="all")["topic"]
+    return {
+        topic: {name: one["value"] for name, one in found.get(topic, {}).items() if name in names}
+        for topic in topics
+    }
 
 
 def partition_counts(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, int]:
@@ -313,7 +332,5 @@ def recount_partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[s
 
 
 def _describe_topics(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, Untyped]:
-    with ExitStack() as undo:
-        admin, _ = open_client(KafkaAdminClient, settings, {})
-        undo.callback(admin.close)
+    with connect_admin(settings) as admin:
         return {one["name"]: one for one in admin.describe_topics(list(set(topics)))}

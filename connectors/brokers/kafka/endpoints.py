@@ -58,10 +58,12 @@ class TopicPublisher:
             ours = {"max_request_size": MAX_REQUEST_BYTES}
             self._producer, _ = open_client(KafkaProducer, settings, ours)
             largest = read_max_message_bytes(settings, settings.input_topic)
-        self.limit = largest and SizeLimit(
-            min(largest, MAX_REQUEST_BYTES) - BATCH_OVERHEAD,
-            f"raise max.message.bytes of the topic {settings.input_topic} above {largest}",
-        )
+        self.limit: SizeLimit | None = None
+        if largest is not None:
+            self.limit = SizeLimit(
+                min(largest, MAX_REQUEST_BYTES) - BATCH_OVERHEAD,
+                f"raise max.message.bytes of the topic {settings.input_topic} above {largest}",
+            )
         self._out: deque[tuple[Untyped, int]] = deque()
         self._bytes = 0
 

@@ -160,7 +160,7 @@ class Unordered:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self.limit = getattr(publisher, "limit", None)
+        self.limit = publisher.limit
 
     def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
         """See `Publisher.publish`."""
