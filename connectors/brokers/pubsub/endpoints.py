@@ -160,7 +160,11 @@ class Unordered:
 
     def __init__(self, publisher: Publisher) -> None:
         self._publisher = publisher
-        self.limit = publisher.limit
+
+    @property
+    def limit(self) -> SizeLimit | None:
+        """See `Publisher.limit`."""
+        return self._publisher.limit
 
     def publish(self, key: bytes | None, value: bytes, headers: Headers) -> None:
         """See `Publisher.publish`."""
