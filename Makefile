@@ -106,8 +106,8 @@ soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed,
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: bench
-bench: setup maven model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
-	$(BIN)/python -m tests.bench $(BROKER)
+bench: setup maven model_store/fmnist.mar ## the daemon beside other relays, in turns; BROKER=kafka, pubsub BASE=COMMIT
+	$(BIN)/python -m tests.bench $(BROKER) $(if $(BASE),--base $(BASE))
 
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
