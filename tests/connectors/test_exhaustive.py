@@ -477,7 +477,10 @@ def try_every_way(live: Callable[[Callable[[int], int]], None]) -> int:
 class Behind:
     """Servers behind one address, some of which refuse all; an error closes its connection."""
 
-    def __init__(self, servers: int, turns: int, choose: Callable[[int], int]) -> None:
+    def __init__(
+        self, servers: int, turns: int, refusal: Busy | Failed, choose: Callable[[int], int]
+    ) -> None:
+        self.refusal = refusal
         self.refuses = [bool(choose(2)) for _ in range(servers)]
         self.turns = turns
         self._choose = choose
@@ -492,17 +495,18 @@ class Behind:
         odd = any(image.data == b"odd" for image in request.images)
         self._kept = None
         if odd or self.refuses[server]:
-            return Busy("refused") if linked or not request.follows else Reopened("refused")
+            return self.refusal if linked or not request.follows else Reopened("refused")
         self._kept = (request, server)
         return [Prediction({}) for _ in request.images]
 
 
+@pytest.mark.parametrize("refusal", [Busy("refused"), Failed("500", status=500)])
 @pytest.mark.parametrize(
     ("servers", "turns", "values"),
     [(1, 2, (b"ok", b"ok")), (2, 1, (b"ok", b"ok")), (2, 1, (b"ok", b"odd")), (2, 0, (b"odd",))],
 )
 def test_however_servers_turn_less_often_than_the_tries_no_innocent_is_rejected(
-    servers: int, turns: int, values: tuple[bytes, ...]
+    servers: int, turns: int, values: tuple[bytes, ...], refusal: Busy | Failed
 ) -> None:
     policy = make_policy(pack=2, in_flight=1, tries=turns + 1, doubt_after=0.0)
     done = 0
@@ -512,7 +516,7 @@ def test_however_servers_turn_less_often_than_the_tries_no_innocent_is_rejected(
         relay = Relay(policy, at_once, Image(b"canary"))
         records = [Record(f"{n}", None, None, (), 0, None, None) for n in range(len(values))]
         relay.receive([(one, Image(v)) for one, v in zip(records, values, strict=True)], 0.0)
-        behind = Behind(servers, turns, choose)
+        behind = Behind(servers, turns, refusal, choose)
         for now in range(1, 11):
             for request in relay.requests(float(now)):
                 relay.answer(request, behind.ask(request), float(now))
