@@ -126,6 +126,7 @@ def make_policy(settings: Daemon) -> Policy:
         window=settings.window,
         window_bytes=settings.window_bytes,
         tries=settings.tries,
+        doubt_after=settings.doubt_after,
         commit_interval=settings.commit_interval,
         max_consecutive_rejections=settings.max_consecutive_dead_letters,
         max_rejection_ratio=settings.max_dead_letter_ratio,

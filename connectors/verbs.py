@@ -83,6 +83,10 @@ class Pace(Settings):
     tries: Count = Field(
         default=3, description="failures of a record, alone, before it is rejected"
     )
+    doubt_after: Seconds = Field(
+        default=60.0,
+        description="seconds of refusals (503 and the like) after which a record is suspected",
+    )
     max_consecutive_dead_letters: Count = Field(
         default=100,
         description="dead letters in a row that stop the daemon (78)",

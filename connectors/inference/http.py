@@ -14,7 +14,7 @@ import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-from ..records import Busy, Failed
+from ..records import Busy, Failed, Reopened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -35,9 +35,13 @@ class Exchange:
 
     The library bounds each wait for a byte, so a service that sends one now and then would hold
     its worker for ever. At the deadline another thread ends the connection under the worker.
+    `carried`: the last request; `continued`: the one out goes over the connection of that one.
     """
 
     def __init__(self, timeout: float) -> None:
+        self.session = _make_session(self)
+        self.carried: Request | None = None
+        self.continued = False
         self.late = False
         self._timeout = timeout
         self._lock = Lock()
@@ -47,7 +51,7 @@ class Exchange:
     @contextmanager
     def limited(self) -> Iterator[None]:
         """Let what is asked inside take no longer; `late` says afterwards whether it did."""
-        self.late = False
+        self.late, self.continued = False, True
         self._set_deadline()
         try:
             yield
@@ -58,6 +62,11 @@ class Exchange:
         """Expect no answer: a connection is being made, or all is read."""
         with self._lock:
             self._deadline = None
+
+    def begin_connection(self) -> None:
+        """Expect no answer while a connection is being made, and remember that it is another."""
+        self.continued = False
+        self.pause()
 
     def note_connection(self, connection: socket.socket) -> None:
         """Take a new connection, on which the request goes out now."""
@@ -96,7 +105,7 @@ class _Adapter(HTTPAdapter):
 def _watch_connections(pool: Any, exchange: Exchange) -> Any:  # noqa: ANN401 - a class of urllib3
     class Connection(pool.ConnectionCls):  # type: ignore[misc]  # known when it runs
         def connect(self) -> None:
-            exchange.pause()
+            exchange.begin_connection()
             super().connect()
             exchange.note_connection(self.sock)
 
@@ -111,6 +120,9 @@ class HttpClient:
     `timeout`: seconds until a service has failed whose answer is not whole, be it silent or slow;
     a connection that has to be made is given its own. `authorize` makes the credentials of one
     thread. A request is encoded and its reply interpreted by `dialect`, in the worker threads.
+
+    What `follows` another request goes over its connection if that is still open; such two have
+    the client to themselves, so the session of the first is idle.
     """
 
     def __init__(
@@ -172,31 +184,41 @@ class HttpClient:
             for exchange in self._exchanges:
                 exchange.end_if_late()
 
-    def _work(self, exchange: Exchange) -> None:
+    def _work(self, own: Exchange) -> None:
         authorization = self._authorize()
-        with _make_session(exchange) as session:
+        with own.session:
             while request := self._waiting.get():
+                exchange = self._find_carrier(request.follows) or own
                 try:
-                    with exchange.limited():
-                        answer = self._ask(session, authorization, request)
-                    if exchange.late:
-                        session.close()  # or the next request would meet the connection that ended
-                        answer = Failed("TimeoutError: timed out")
+                    answer = self._ask(exchange, authorization, request)
                 except Exception as error:  # noqa: BLE001 - raised again where it ends the process
                     self._answered.put((request, error))
                 else:
                     self._answered.put((request, answer))
 
-    def _ask(
-        self, session: requests.Session, authorization: Authorization, request: Request
-    ) -> Answer:
+    def _find_carrier(self, request: Request | None) -> Exchange | None:
+        carriers = (one for one in self._exchanges if request and one.carried is request)
+        return next(carriers, None)
+
+    def _ask(self, exchange: Exchange, authorization: Authorization, request: Request) -> Answer:
+        with exchange.limited():
+            answer = self._try(exchange, authorization, request)
+        if exchange.late:
+            exchange.session.close()  # or the next request would meet the connection that ended
+            answer = Failed("TimeoutError: timed out")
+        continued = exchange.continued and exchange.carried is request.follows
+        exchange.carried = request
+        return answer if continued or not request.follows else _discount(answer)
+
+    def _try(self, exchange: Exchange, authorization: Authorization, request: Request) -> Answer:
         try:
             credentials = authorization.header()
         except (OSError, ValueError) as error:
+            exchange.continued = False  # nothing goes over it
             return Busy(f"no inference key: {error}")
         call = self._dialect.encode(request.images)
         call = call._replace(headers={**call.headers, **credentials})
-        answer = self._post(session, call, len(request.images))
+        answer = self._post(exchange.session, call, len(request.images))
         if isinstance(answer, Busy):
             authorization.forget()  # 400 InvalidKeyException, among others
         return answer
@@ -223,6 +245,14 @@ class HttpClient:
                 limit = f"the answer has more than {MAX_RESPONSE_BYTES} bytes"
                 return Busy(f"{response.status_code}: {limit}")
         return self._dialect.interpret(response.status_code, response.headers, bytes(body), count)
+
+
+def _discount(answer: Answer) -> Answer:
+    """What an answer says over another connection: a failure says nothing, unless it is final."""
+    match answer:
+        case Busy(detail) | Failed(detail, final=False):
+            return Reopened(detail)
+    return answer
 
 
 def _raise_or_return(answer: Answer | Exception) -> Answer:
