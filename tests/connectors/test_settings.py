@@ -570,8 +570,12 @@ def test_servers_that_can_be_are_taken_as_the_library_takes_them(servers: str) -
     ],
 )
 def test_what_is_refused_is_told_in_a_sentence_without_a_pattern(flags: tuple[str, str]) -> None:
+    given = f"{flags[0]}={flags[1]}"
     base = ["--input-topic", "images", *([] if flags[0] == "--name" else ["--name", "a"])]
-    sentence = refusal(*base, f"{flags[0]}={flags[1]}", kind=ReplayKafka)
+    if flags[0] == "--url":
+        sentence = refusal(*TOPICS, given)
+    else:
+        sentence = refusal(*base, given, kind=ReplayKafka)
     assert sentence.startswith(f"{flags[0]}: ")
     assert "pattern" not in sentence
     assert not {"^", "[", "$", "{", "\\"} & set(sentence)

@@ -7,12 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tools import archive
 from tools.servers.process import ROOT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 CHILD = """
 import pathlib, signal, sys, time
