@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import AfterValidator, Field, FilePath
 from pydantic_settings import (
@@ -62,6 +62,9 @@ class Settings(BaseSettings):
         validate_by_name=True,
         validate_default=False,
     )
+
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a command shares with others but does not use: they have no flag there."""
 
     config: FilePath | None = Field(
         default=None, description="TOML file; keys are flags with underscores"

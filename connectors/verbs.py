@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -145,8 +145,14 @@ class Daemon(Service, Pace, Log, Monitoring):
     )
 
 
+DAEMON_ONLY = frozenset(Daemon.model_fields) - frozenset(Settings.model_fields)
+"""Settings that only a daemon needs, and who checks whether one could work."""
+
+
 class Send(Settings):
     """What to send."""
+
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
 
     paths: list[Path] = Field(
         default_factory=list, description="image files, or folders that hold some"
@@ -170,6 +176,8 @@ class Send(Settings):
 class Listen(Form):
     """What to show."""
 
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
+
     from_beginning: bool = Field(default=False, description="also what is already in the topic")
     limit: Count | None = Field(default=None, description="stop after so many")
     idle_timeout: Seconds | None = Field(
@@ -179,6 +187,8 @@ class Listen(Form):
 
 class DeadLetters(Form):
     """Which dead letters."""
+
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
 
     where: list[Condition] = Field(
         default_factory=list,

@@ -8,18 +8,46 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 HANDLER = ROOT / "handler" / "fmnist_handler.py"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run_training(*arguments: str) -> None:
     """Run one verb of the training package; raises CalledProcessError."""
-    subprocess.run([sys.executable, "-m", "training", *arguments], cwd=ROOT, check=True)
+    run_child([sys.executable, "-m", "training", *arguments], cwd=ROOT)
+
+
+def run_child(command: Sequence[str], **options: Any) -> None:  # noqa: ANN401 - those of Popen
+    """Run a program to its end; raises CalledProcessError.
+
+    It is in a process group of its own, so that it gets a Ctrl-C once and from here. It may then
+    take its time to keep what it has: `subprocess.run` would kill it after a quarter of a second.
+    """
+    with subprocess.Popen(command, process_group=0, **options) as child:
+
+        def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - Python's
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in SIGNALS}
+        try:
+            code = child.wait()
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def export(run: str, name: str) -> Path:
@@ -53,8 +81,14 @@ def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER
             *("--config-file", str(HANDLER.parent / "model-config.yaml")),
             *("--extra-files", ",".join(map(str, extra)), "--export-path", scratch),
         ]
-        subprocess.run(command, env=os.environ | {"TMPDIR": scratch}, check=True)
+        run_child(command, env=os.environ | {"TMPDIR": scratch})
         return (Path(scratch) / f"{name}.mar").replace(store / f"{name}.mar")
+
+
+def say_interrupted(number: int) -> int:
+    """Say what is there after a signal; return the exit code."""
+    print("archive: interrupted: no archive was made or changed; run it again", file=sys.stderr)
+    return 128 + number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -69,8 +103,13 @@ def main(argv: list[str] | None = None) -> int:
     try:
         archive = pack(asked.model or export(asked.run, asked.name), asked.store, asked.name)
     except subprocess.CalledProcessError as error:
+        number = -error.returncode if error.returncode < 0 else error.returncode - 128
+        if number in SIGNALS:
+            return say_interrupted(number)
         print(f"archive: {error.cmd[0]} failed; nothing was changed", file=sys.stderr)
         return error.returncode
+    except KeyboardInterrupt:
+        return say_interrupted(signal.SIGINT)
     print(f"archive: {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0
 

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, FilePath, model_validator
 
@@ -132,6 +132,12 @@ class KafkaSettings(Daemon):
         return file.read_text(encoding="utf-8").rstrip("\r\n") if file else None
 
 
+GROUP_ONLY = frozenset(
+    ("group", "delivery", "start", "session_timeout", "heartbeat_interval", "transaction_timeout")
+)
+"""Settings of a member of a consumer group, and of its transactions."""
+
+
 class RunKafka(KafkaSettings):
     """Relay images from a Kafka topic to the inference API, and its predictions to another.
 
@@ -153,6 +159,8 @@ class SendKafka(Send, KafkaSettings):
     Example: python -m connectors send kafka --input-topic images --test-set --limit 1000
     """
 
+    unused: ClassVar[frozenset[str]] = Send.unused | GROUP_ONLY
+
     input_topic: str = Field(description="images in", min_length=1)
 
 
@@ -162,11 +170,15 @@ class ListenKafka(Listen, KafkaSettings):
     Example: python -m connectors listen kafka --output-topic predictions
     """
 
+    unused: ClassVar[frozenset[str]] = Listen.unused | GROUP_ONLY
+
     output_topic: str = Field(description="predictions out", min_length=1)
 
 
 class DeadKafka(DeadLetters, KafkaSettings):
     """Dead letters of a Kafka topic."""
+
+    unused: ClassVar[frozenset[str]] = DeadLetters.unused | GROUP_ONLY
 
     input_topic: str = Field(description="where the dead letters came from", min_length=1)
 
@@ -198,6 +210,8 @@ class ReplayKafka(Replay, DeadKafka):
 
     Example: python -m connectors dlq replay kafka --input-topic images --name after-fix
     """
+
+    unused: ClassVar[frozenset[str]] = DeadLetters.unused - {"stuck_after"} | {"delivery", "start"}
 
 
 class CheckKafka(Check, RunKafka):
