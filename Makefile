@@ -130,4 +130,4 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 
 .PHONY: clean
 clean: ## remove what was made, but for the environment, the data and the runs
-	rm -rf build run logs .pytest_cache .mypy_cache .ruff_cache .hypothesis model_store/*.mar
+	rm -rf build run logs .pytest_cache .mypy_cache .ruff_cache .hypothesis model_store/*.mar model_store/*.sha256
