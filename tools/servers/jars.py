@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def fetch_jars(pom: Path, build: Path) -> Path:
     """Return the folder of the jars that `pom` names; fetches them when they or the pom are new.
 
-    Raises StackError without Maven, without an answer, and when a jar is not the listed one.
+    Raises StackError without Maven, without an answer, and when a jar is not the wanted one.
     """
     libs, known = build / "libs", build / "pom.xml"
     if libs.exists() and known.exists() and known.read_bytes() == pom.read_bytes():
@@ -41,9 +41,9 @@ def fetch_jars(pom: Path, build: Path) -> Path:
 
 def check_jars(folder: Path, sums: Path) -> None:
     """Raise StackError unless `folder` holds the jars of the list `sums`, all and no other."""
-    listed = {name: digest for digest, name in map(str.split, sums.read_text().splitlines())}
+    wanted = {name: digest for digest, name in map(str.split, sums.read_text().splitlines())}
     found = {jar.name: hashlib.sha256(jar.read_bytes()).hexdigest() for jar in folder.glob("*.jar")}
-    wrong = sorted(name for name in listed | found if listed.get(name) != found.get(name))
+    wrong = sorted(name for name in wanted | found if wanted.get(name) != found.get(name))
     if wrong:
         raise StackError(
             f"{', '.join(wrong)}: not as {sums.parent.name}/{sums.name} says: after a change of "
