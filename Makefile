@@ -4,6 +4,8 @@ SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
 BROKER ?= kafka
+AUDIT_VENV ?= build/audit-venv
+SBOM ?= build/sbom.json
 CASE ?= kills
 ROW ?= 60
 CHAOS = $(BIN)/python -m tests.chaos
@@ -45,6 +47,23 @@ serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends
 maven:
 	@tools/setup.sh maven
 
+.PHONY: peers
+peers:
+	@tools/setup.sh peers
+
+.PHONY: audit-venv
+audit-venv: setup
+	@AUDIT_VENV=$(AUDIT_VENV) tools/setup.sh audit
+
+.PHONY: sbom
+sbom: setup audit-venv ## CycloneDX list of all pinned packages with their hashes, build/sbom.json
+	$(AUDIT_VENV)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --spec-version 1.6 \
+	  --output-reproducible --output-format JSON --output-file $(SBOM) --validate
+
+.PHONY: audit
+audit: setup audit-venv ## known vulnerabilities of pinned packages, less those accepted in docs/audit.toml
+	@$(BIN)/python -m tools.audit --program $(AUDIT_VENV)/bin/pip-audit
+
 .PHONY: demo
 demo: setup maven model_store/fmnist.mar ## 1,000 images through broker, TorchServe and back; BROKER=kafka, pubsub
 	$(BIN)/python -m tools.demo --broker $(BROKER)
@@ -62,7 +81,7 @@ status: ## show what `make up` started
 	@$(BIN)/python -m tools.up status
 
 .PHONY: test
-test: setup maven archive ## format, lint, types and all tests, with real services: what CI runs
+test: setup maven peers audit-venv archive ## format, lint, types and all tests, with real services: what CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -127,7 +146,8 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	$(LOCK) --all-extras --upgrade --output-file requirements.txt
 	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
 	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
+	printf '%s\n' cyclonedx-bom pip-audit | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-audit.txt
 
 .PHONY: clean
 clean: ## remove what was made, but for the environment, the data and the runs
-	rm -rf build run logs .pytest_cache .mypy_cache .ruff_cache .hypothesis model_store/*.mar
+	rm -rf build run logs .pytest_cache .mypy_cache .ruff_cache .hypothesis model_store/*.mar model_store/*.sha256

@@ -6,12 +6,14 @@ Exports the run of `runs/latest`, unless another is named; trains first when the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 HANDLER = ROOT / "handler" / "fmnist_handler.py"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MANIFEST = "MAR-INF/MANIFEST.json"
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+"""The time of every entry of an archive, the first that a zip file can say."""
 
 
 def run_training(*arguments: str) -> None:
@@ -64,8 +69,8 @@ def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER
     """Return the archive `name`.mar in `store`, made of the folder `model` and the handler.
 
     `model` holds model.pt, model.json and index_to_name.json. Another `handler` can import the
-    shipped one. The archive appears whole or not at all. Raises CalledProcessError when the
-    archiver fails.
+    shipped one. The archive appears whole or not at all, its checksum beside it. The same files
+    give the same bytes, whenever and wherever. Raises CalledProcessError when the archiver fails.
     """
     version = json.loads((model / "model.json").read_text())["version"]
     extra = [model / "model.json", model / "index_to_name.json"]
@@ -82,7 +87,41 @@ def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER
             *("--extra-files", ",".join(map(str, extra)), "--export-path", scratch),
         ]
         run_child(command, env=os.environ | {"TMPDIR": scratch})
-        return (Path(scratch) / f"{name}.mar").replace(store / f"{name}.mar")
+        archive = Path(scratch) / f"{name}.mar"
+        repack(archive)
+        return publish(archive, store)
+
+
+def repack(archive: Path) -> None:
+    """Rewrite what torch-model-archiver made so that its bytes depend on the files alone.
+
+    Entries are sorted and have one time and mode; the manifest loses the time of its creation.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        contents = {entry: opened.read(entry) for entry in opened.namelist() if entry[-1] != "/"}
+    manifest = json.loads(contents[MANIFEST])
+    manifest.pop("createdOn", None)
+    contents[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
+    with zipfile.ZipFile(archive, "w") as opened:
+        for entry, content in sorted(contents.items()):
+            header = zipfile.ZipInfo(entry, FIXED_TIME)
+            header.create_system, header.external_attr = 3, 0o100644 << 16  # 3: Unix
+            opened.writestr(header, content, zipfile.ZIP_DEFLATED, compresslevel=6)
+
+
+def publish(archive: Path, store: Path) -> Path:
+    """Move the archive into `store` with NAME.mar.sha256, as sha256sum writes it; return its path.
+
+    The old checksum goes first: between the steps an archive has none, never a wrong one.
+    """
+    sums = store / f"{archive.name}.sha256"
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    written = archive.with_name(sums.name)
+    written.write_text(f"{digest}  {archive.name}\n")
+    sums.unlink(missing_ok=True)
+    moved = archive.replace(store / archive.name)
+    written.replace(sums)
+    return moved
 
 
 def say_interrupted(number: int) -> int:

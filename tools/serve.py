@@ -11,7 +11,13 @@ import signal
 import sys
 
 from tools.servers.process import ROOT, StackError
-from tools.servers.torchserve import PORTS, TorchServe, read_properties
+from tools.servers.torchserve import (
+    ARCHIVE,
+    PORTS,
+    TorchServe,
+    checksum_file,
+    read_properties,
+)
 
 
 def configured_server() -> TorchServe:
@@ -28,6 +34,8 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     try:
         print("serve: starting TorchServe …", flush=True)
+        if not checksum_file(ARCHIVE).exists():
+            print(f"serve: {ARCHIVE.name} has no checksum beside it: taken as it is", flush=True)
         with configured_server() as server:
             print(f"serve: ready; try: curl -T tests/data/ankle-boot.png {server.url}", flush=True)
             print(f"serve: its log is {server.process.log.relative_to(ROOT)}; Ctrl-C ends it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import tempfile
@@ -30,7 +31,10 @@ PICTURE = ROOT / "tests" / "data" / "ankle-boot.png"
 
 
 def check_archive(archive: Path) -> None:
-    """Raise StackError when `archive` is missing or is no whole zip file."""
+    """Raise StackError when `archive` is missing, no whole zip file, or not what its checksum says.
+
+    An archive without a checksum file is taken: it may be somebody else's.
+    """
     if not archive.exists():
         raise StackError(f"{archive} is not there: run `make archive`")
     try:
@@ -40,6 +44,33 @@ def check_archive(archive: Path) -> None:
         broken = archive.name
     if broken:
         raise StackError(f"{archive} is damaged (at {broken}): rm it and run `make archive`")
+    expected = read_checksum(archive)
+    if expected and hashlib.sha256(archive.read_bytes()).hexdigest() != expected:
+        raise StackError(
+            f"{archive} is not the file that {checksum_file(archive).name} was written for: run "
+            "`make archive`, or write the new sum with sha256sum when you replaced it on purpose"
+        )
+
+
+def checksum_file(archive: Path) -> Path:
+    """Return where the checksum of `archive` lies, in the form of sha256sum."""
+    return archive.with_name(f"{archive.name}.sha256")
+
+
+def read_checksum(archive: Path) -> str | None:
+    """Return the SHA-256 that `archive` should have, in hexadecimal; None when none is there.
+
+    Raises StackError when the file beside it holds none for this archive.
+    """
+    try:
+        words = checksum_file(archive).read_text(encoding="ascii", errors="replace").split()
+    except FileNotFoundError:
+        return None
+    if len(words) != 2 or words[1].removeprefix("*") != archive.name:  # noqa: PLR2004 - sum, name
+        raise StackError(
+            f"{checksum_file(archive)} is no checksum of {archive.name}: run `make archive`"
+        )
+    return words[0].lower()
 
 
 def read_properties(path: Path) -> dict[str, str]:
