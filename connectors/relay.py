@@ -199,11 +199,12 @@ class Pending:
     failures: int = 0  # all of them, alone
     detail: str = ""  # of the last one
     status: int | None = None
+    reason: Reason | None = None  # of the last one, where it said so
 
     def note_failure(self, failed: Failed) -> None:
         """Take note that it failed alone."""
         self.failures += 1
-        self.detail, self.status = failed.detail, failed.status
+        self.detail, self.status, self.reason = failed.detail, failed.status, failed.reason
 
     def rejection(self, reason: Reason) -> Rejection:
         """Make the outcome that says what was noted."""
@@ -544,7 +545,7 @@ class Relay:
             self._quarantine.requeue(flight.pack, now)
         elif failed.final and len(flight.pack) == 1:
             flight.pack[0].note_failure(failed)
-            self._reject(flight.pack[0], "rejected")
+            self._reject(flight.pack[0], failed.reason or "rejected")
         elif flight.purpose == "trial":
             self._quarantine.split(flight.pack, failed, now)
         else:
@@ -555,7 +556,7 @@ class Relay:
         if flight.purpose != "canary":
             self._settle(flight.pack, outcomes)
         elif self._quarantine.count_failure(flight.pack, now):
-            self._reject(flight.pack[0], "failed")
+            self._reject(flight.pack[0], flight.pack[0].reason or "failed")
 
     def _settle(self, pack: Pack, outcomes: Sequence[Outcome]) -> None:
         for pending, outcome in zip(pack, outcomes, strict=True):

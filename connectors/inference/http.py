@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from contextlib import contextmanager, suppress
 from http.cookiejar import DefaultCookiePolicy
 from queue import Empty, Queue
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -18,6 +19,7 @@ from ..records import Busy, Failed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from ..records import Answer, Request
     from .dialect import Authorization, Call, Dialect
@@ -30,6 +32,21 @@ MAX_RESPONSE_BYTES = 8 << 20
 """Bytes; TorchServe's own limit for a response is 6,553,500."""
 
 
+class Certificates(NamedTuple):
+    """PEM files for https; each new connection reads them, so renewed ones are taken.
+
+    Without `cafile` the public authorities are trusted. Without `keyfile` the key stands in the
+    `certfile`.
+    """
+
+    cafile: Path | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+
+
+NO_CERTIFICATES = Certificates()
+
+
 class Exchange:
     """The request that one worker has out, with a deadline for its whole answer.
 
@@ -39,6 +56,7 @@ class Exchange:
 
     def __init__(self, timeout: float) -> None:
         self.late = False
+        self.cut_off = False
         self._timeout = timeout
         self._lock = Lock()
         self._deadline: float | None = None
@@ -46,8 +64,11 @@ class Exchange:
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Let what is asked inside take no longer; `late` says afterwards whether it did."""
-        self.late = False
+        """Let what is asked inside take no longer; `late` says afterwards whether it did.
+
+        `cut_off` says whether the connection broke before the whole request was sent.
+        """
+        self.late = self.cut_off = False
         self._set_deadline()
         try:
             yield
@@ -100,6 +121,14 @@ def _watch_connections(pool: Any, exchange: Exchange) -> Any:  # noqa: ANN401 - 
             super().connect()
             exchange.note_connection(self.sock)
 
+        def send(self, data: Any) -> None:  # noqa: ANN401 - the library's
+            try:
+                super().send(data)
+            except (ConnectionError, ssl.SSLEOFError) as error:
+                exchange.cut_off = True
+                # The library goes on after this one, and reads what was answered meanwhile.
+                raise BrokenPipeError(*error.args) from error
+
     return type("Pool", (pool,), {"ConnectionCls": Connection})
 
 
@@ -121,10 +150,12 @@ class HttpClient:
         *,
         timeout: float,
         in_flight: int,
+        certificates: Certificates = NO_CERTIFICATES,
     ) -> None:
         self._url = url
         self._dialect = dialect
         self._authorize = authorize
+        self._certificates = certificates
         self._timeouts = (min(CONNECT_TIMEOUT, timeout), timeout)
         self._exchanges = [Exchange(timeout) for _ in range(in_flight)]
         self._closed = Event()
@@ -174,11 +205,11 @@ class HttpClient:
 
     def _work(self, exchange: Exchange) -> None:
         authorization = self._authorize()
-        with _make_session(exchange) as session:
+        with _make_session(exchange, self._certificates) as session:
             while request := self._waiting.get():
                 try:
                     with exchange.limited():
-                        answer = self._ask(session, authorization, request)
+                        answer = self._ask(session, authorization, request, exchange)
                     if exchange.late:
                         session.close()  # or the next request would meet the connection that ended
                         answer = Failed("TimeoutError: timed out")
@@ -188,7 +219,11 @@ class HttpClient:
                     self._answered.put((request, answer))
 
     def _ask(
-        self, session: requests.Session, authorization: Authorization, request: Request
+        self,
+        session: requests.Session,
+        authorization: Authorization,
+        request: Request,
+        exchange: Exchange,
     ) -> Answer:
         try:
             credentials = authorization.header()
@@ -196,12 +231,14 @@ class HttpClient:
             return Busy(f"no inference key: {error}")
         call = self._dialect.encode(request.images)
         call = call._replace(headers={**call.headers, **credentials})
-        answer = self._post(session, call, len(request.images))
+        answer = self._post(session, call, len(request.images), exchange)
         if isinstance(answer, Busy):
             authorization.forget()  # 400 InvalidKeyException, among others
         return answer
 
-    def _post(self, session: requests.Session, call: Call, count: int) -> Answer:
+    def _post(
+        self, session: requests.Session, call: Call, count: int, exchange: Exchange
+    ) -> Answer:
         try:
             with session.post(
                 self._url + call.path,
@@ -212,8 +249,8 @@ class HttpClient:
                 stream=True,
             ) as response:
                 return self._read(response, count)
-        except requests.RequestException as error:
-            return _interpret_fault(error)
+        except OSError as error:  # the library's, and a certificate's file that is gone
+            return _interpret_fault(error, cut_off=exchange.cut_off)
 
     def _read(self, response: requests.Response, count: int) -> Answer:
         body = bytearray()
@@ -231,12 +268,15 @@ def _raise_or_return(answer: Answer | Exception) -> Answer:
     return answer
 
 
-def _make_session(exchange: Exchange) -> requests.Session:
+def _make_session(exchange: Exchange, certificates: Certificates) -> requests.Session:
     """A session that sends what it is told and nothing from its surroundings."""
     session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter(exchange))
     session.trust_env = False  # no proxies, no .netrc
+    cafile, certfile, keyfile = (str(file) if file else None for file in certificates)
+    session.verify = cafile or True
+    session.cert = (certfile, keyfile) if certfile and keyfile else certfile
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.clear()
     # TorchServe hands each header to the worker, so there are few.
@@ -244,10 +284,16 @@ def _make_session(exchange: Exchange) -> requests.Session:
     return session
 
 
-def _interpret_fault(error: requests.RequestException) -> Busy | Failed:
-    """Failed once the request may have been read; Busy when nobody was there to read it."""
+def _interpret_fault(error: OSError, *, cut_off: bool) -> Busy | Failed:
+    """Failed once the request may have been read; Busy when nobody was there to read it.
+
+    `cut_off`: whoever was there had enough before the request was whole, as a proxy has of a long
+    one. Or it went away just then, so this is not final: the canary says which of the two.
+    """
     chain = list(_chain(error))
     detail = f"{type(chain[-1]).__name__}: {chain[-1]}"
+    if cut_off:
+        return Failed(f"{detail}, while the request was sent", reason="too_large")
     if any(isinstance(link, ProtocolError | ReadTimeoutError) for link in chain):
         return Failed(detail)
     return Busy(detail)
