@@ -17,8 +17,10 @@ from cryptography.hazmat.primitives.serialization import (
     Encoding,
     PrivateFormat,
 )
+from kafka.errors import KafkaTimeoutError
 
 from connectors.__main__ import main
+from connectors.brokers.kafka.clients import stop_if_unreachable
 from connectors.brokers.kafka.settings import KafkaSettings, RunKafka, SendKafka
 from connectors.command_line import explain, load
 from connectors.commands import doctor
@@ -309,6 +311,49 @@ def test_the_operators_files_reach_the_connection(authority: Authority) -> None:
         with pytest.raises(Stop, match=r"self-signed|local issuer") as stop:
             doctor.ask_service(settings("--url", url), PATIENCE)
     assert stop.value.code == Exit.UNAVAILABLE
+
+
+def listen(connection: socket.socket) -> None:
+    """Wait for a word, as a broker does."""
+    connection.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("server_kind", "client_kind", "why"),
+    [
+        ("expired", "good", "certificate has expired"),
+        ("foreign", "good", "unable to get local issuer certificate"),
+        ("misnamed", "good", "IP address mismatch"),
+        ("good", "expired", "certificate expired"),
+        ("good", "foreign", "alert unknown ca"),
+        ("good", "none", "certificate required"),
+        ("good", "good", "does not let us in"),
+    ],
+)
+def test_why_tls_with_a_broker_fails_is_told(
+    server_kind: str, client_kind: str, why: str, authority: Authority, stranger: Authority
+) -> None:
+    pairs = {
+        "good": authority.sign("good"),
+        "expired": authority.sign("old", expired=True),
+        "foreign": stranger.sign("other"),
+        "misnamed": authority.sign("misnamed", ELSEWHERE),
+    }
+    pair = pairs.get(client_kind)
+    shows = {"ssl_certfile": pair.certificate, "ssl_keyfile": pair.key} if pair else {}
+    with secured(listen, pairs[server_kind], trusted=authority) as url:
+        server = url.split("/")[2]
+        found = KafkaSettings(
+            bootstrap_servers=server,
+            security_protocol="SSL",
+            ssl_cafile=authority.file,
+            **shows,
+        )
+        with pytest.raises(Stop) as stop, stop_if_unreachable(found):
+            raise KafkaTimeoutError
+    assert stop.value.code == Exit.UNAVAILABLE
+    assert server in str(stop.value)
+    assert why in str(stop.value)
 
 
 # a proxy that has had enough
