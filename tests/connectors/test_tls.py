@@ -340,14 +340,14 @@ def test_why_tls_with_a_broker_fails_is_told(
         "misnamed": authority.sign("misnamed", ELSEWHERE),
     }
     pair = pairs.get(client_kind)
-    shows = {"ssl_certfile": pair.certificate, "ssl_keyfile": pair.key} if pair else {}
     with secured(listen, pairs[server_kind], trusted=authority) as url:
         server = url.split("/")[2]
         found = KafkaSettings(
             bootstrap_servers=server,
             security_protocol="SSL",
             ssl_cafile=authority.file,
-            **shows,
+            ssl_certfile=pair.certificate if pair else None,
+            ssl_keyfile=pair.key if pair else None,
         )
         with pytest.raises(Stop) as stop, stop_if_unreachable(found):
             raise KafkaTimeoutError
