@@ -16,10 +16,12 @@ from pydantic_settings import SettingsError
 from . import registry
 from .errors import Exit, Stop
 from .settings import (
+    HIDDEN,
     PREFIX,
     Settings,
     former_name,
     former_names,
+    hide_query,
     list_variables,
     read_toml,
     rename_keys,
@@ -85,13 +87,15 @@ def explain(settings: Settings, arguments: Sequence[str], prog: str) -> Iterator
     for name, field in type(settings).model_fields.items():
         key = setting_name(name, field)
         origin = next((origin for origin, keys in sources if key in keys), DEFAULT)
-        yield Setting(key, _hide_secrets(getattr(settings, name)), origin)
+        value = getattr(settings, name)
+        hide = hide_query if name == "url" else _hide_secrets
+        yield Setting(key, hide(value), origin)
 
 
 def _hide_secrets(value: object) -> object:
     """A table goes to the library as it is: any text in it, and any table, may be a secret."""
     if isinstance(value, dict):
-        return {k: v if isinstance(v, bool | int | float) else "***" for k, v in value.items()}
+        return {k: v if isinstance(v, bool | int | float) else HIDDEN for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 

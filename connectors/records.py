@@ -119,11 +119,16 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """This request could not be answered; `final`: and never will."""
+    """This request could not be answered; `final`: and never will.
+
+    `reason` is why a record has no prediction that is rejected for this; None: `rejected` when
+    it is final, else `failed`.
+    """
 
     detail: str
     final: bool = False
     status: int | None = None
+    reason: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)

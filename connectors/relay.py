@@ -213,12 +213,15 @@ class Pending:
     failures: int = 0  # all of them, alone
     detail: str = ""  # of the last one
     status: int | None = None
+    reason: Reason | None = None  # of the last one, where it said so
 
     def note_failure(self, answer: Busy | Failed | Reopened) -> None:
         """Take note that it was not answered alone."""
         self.failures += 1
         self.detail = answer.detail
-        self.status = answer.status if isinstance(answer, Failed) else None
+        failed = answer if isinstance(answer, Failed) else None
+        self.status = failed and failed.status
+        self.reason = failed and failed.reason
 
     def count(self, answer: Busy | Failed) -> float:
         """Hold against it that it was not answered alone; return how often that was done."""
@@ -598,7 +601,7 @@ class Relay:
             self._quarantine.postpone(flight.pack, now)
         elif failed.final and len(flight.pack) == 1:
             flight.pack[0].note_failure(failed)
-            self._reject(flight.pack[0], "rejected")
+            self._reject(flight.pack[0], failed.reason or "rejected")
         else:
             self._hold_against(flight, failed, now)
 
@@ -609,7 +612,7 @@ class Relay:
             self._quarantine.quarantine(left, now)
             return
         if len(pack) == 1 and pack[0].count(answer) >= self._policy.tries:
-            self._reject(pack[0], "failed")
+            self._reject(pack[0], pack[0].reason or "failed")
             left = []
         self._quarantine.retry(left)
 

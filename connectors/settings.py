@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 PREFIX = "CONNECTOR_"
 
+HIDDEN = "***"
+"""What stands for a value that may be secret."""
+
 _PLATFORM_URL = r"(tcp|udp|sctp)://\S+:\d{1,5}"
 _PLATFORM_VARIABLES = [
     (re.compile(name), re.compile(value))
@@ -120,6 +123,11 @@ def matching(pattern: str, sentence: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def hide_query(url: str) -> str:
+    """Put `HIDDEN` in the place of a URL's query and fragment, which may hold a secret."""
+    return re.sub(r"(?<=[?#]).+", HIDDEN, url)
 
 
 def setting_name(name: str, field: FieldInfo) -> str:

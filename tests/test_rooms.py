@@ -124,7 +124,7 @@ LAWS = [
     ),
     Law(  # imported with the command line, before it is known which library is there
         "connectors/brokers/*/settings.py",
-        {"connectors.settings", "connectors.verbs"},
+        {"connectors.settings", "connectors.tls", "connectors.verbs"},
         {"pydantic"},
         CLOCKS - {"os"},  # the process id, and what a cloud's variables say
     ),
@@ -158,6 +158,7 @@ LAWS = [
             "connectors.inference",
             "connectors.text",
             "connectors.command_line",  # the type of what is printed
+            "connectors.settings",
             "connectors.verbs",
         },
         set(),
@@ -202,7 +203,8 @@ LAWS = [
         {"pydantic", "pydantic_settings"},
         CLOCKS - {"os"},  # the environment
     ),
-    Law("connectors/verbs.py", {"connectors.settings"}, {"pydantic"}, CLOCKS),
+    Law("connectors/tls.py", set(), set(), CLOCKS),
+    Law("connectors/verbs.py", {"connectors.settings", "connectors.tls"}, {"pydantic"}, CLOCKS),
     Law(
         "connectors/registry.py",
         {

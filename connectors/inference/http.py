@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from contextlib import contextmanager, suppress
 from http.cookiejar import DefaultCookiePolicy
 from queue import Empty, Queue
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -18,6 +19,7 @@ from ..records import Busy, Failed, Reopened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from ..records import Answer, Request
     from .dialect import Authorization, Call, Dialect
@@ -30,6 +32,21 @@ MAX_RESPONSE_BYTES = 8 << 20
 """Bytes; TorchServe's own limit for a response is 6,553,500."""
 
 
+class Certificates(NamedTuple):
+    """PEM files for https; each new connection reads them, so renewed ones are taken.
+
+    Without `cafile` the public authorities are trusted. Without `keyfile` the key stands in the
+    `certfile`.
+    """
+
+    cafile: Path | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+
+
+NO_CERTIFICATES = Certificates()
+
+
 class Exchange:
     """The request that one worker has out, with a deadline for its whole answer.
 
@@ -38,11 +55,12 @@ class Exchange:
     `carried`: the last request; `continued`: the one out goes over the connection of that one.
     """
 
-    def __init__(self, timeout: float) -> None:
-        self.session = _make_session(self)
+    def __init__(self, timeout: float, certificates: Certificates) -> None:
+        self.session = _make_session(self, certificates)
         self.carried: Request | None = None
         self.continued = False
         self.late = False
+        self.cut_off = False
         self._timeout = timeout
         self._lock = Lock()
         self._deadline: float | None = None
@@ -50,8 +68,11 @@ class Exchange:
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Let what is asked inside take no longer; `late` says afterwards whether it did."""
-        self.late, self.continued = False, True
+        """Let what is asked inside take no longer; `late` says afterwards whether it did.
+
+        `cut_off` says whether the connection broke before the whole request was sent.
+        """
+        self.late, self.cut_off, self.continued = False, False, True
         self._set_deadline()
         try:
             yield
@@ -109,6 +130,14 @@ def _watch_connections(pool: Any, exchange: Exchange) -> Any:  # noqa: ANN401 - 
             super().connect()
             exchange.note_connection(self.sock)
 
+        def send(self, data: Any) -> None:  # noqa: ANN401 - the library's
+            try:
+                super().send(data)
+            except (ConnectionError, ssl.SSLEOFError) as error:
+                exchange.cut_off = True
+                # The library goes on after this one, and reads what was answered meanwhile.
+                raise BrokenPipeError(*error.args) from error
+
     return type("Pool", (pool,), {"ConnectionCls": Connection})
 
 
@@ -133,12 +162,13 @@ class HttpClient:
         *,
         timeout: float,
         in_flight: int,
+        certificates: Certificates = NO_CERTIFICATES,
     ) -> None:
         self._url = url
         self._dialect = dialect
         self._authorize = authorize
         self._timeouts = (min(CONNECT_TIMEOUT, timeout), timeout)
-        self._exchanges = [Exchange(timeout) for _ in range(in_flight)]
+        self._exchanges = [Exchange(timeout, certificates) for _ in range(in_flight)]
         self._closed = Event()
         self._waiting: Queue[Request | None] = Queue(in_flight)
         self._answered: Queue[tuple[Request, Answer | Exception]] = Queue(in_flight)
@@ -218,14 +248,14 @@ class HttpClient:
             return Busy(f"no inference key: {error}")
         call = self._dialect.encode(request.images)
         call = call._replace(headers={**call.headers, **credentials})
-        answer = self._post(exchange.session, call, len(request.images))
+        answer = self._post(exchange, call, len(request.images))
         if isinstance(answer, Busy):
             authorization.forget()  # 400 InvalidKeyException, among others
         return answer
 
-    def _post(self, session: requests.Session, call: Call, count: int) -> Answer:
+    def _post(self, exchange: Exchange, call: Call, count: int) -> Answer:
         try:
-            with session.post(
+            with exchange.session.post(
                 self._url + call.path,
                 data=call.body,
                 headers=call.headers,
@@ -234,8 +264,8 @@ class HttpClient:
                 stream=True,
             ) as response:
                 return self._read(response, count)
-        except requests.RequestException as error:
-            return _interpret_fault(error)
+        except OSError as error:  # the library's, and a certificate's file that is gone
+            return _interpret_fault(error, cut_off=exchange.cut_off)
 
     def _read(self, response: requests.Response, count: int) -> Answer:
         body = bytearray()
@@ -261,12 +291,15 @@ def _raise_or_return(answer: Answer | Exception) -> Answer:
     return answer
 
 
-def _make_session(exchange: Exchange) -> requests.Session:
+def _make_session(exchange: Exchange, certificates: Certificates) -> requests.Session:
     """A session that sends what it is told and nothing from its surroundings."""
     session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter(exchange))
     session.trust_env = False  # no proxies, no .netrc
+    cafile, certfile, keyfile = (str(file) if file else None for file in certificates)
+    session.verify = cafile or True
+    session.cert = (certfile, keyfile) if certfile and keyfile else certfile
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.clear()
     # TorchServe hands each header to the worker, so there are few.
@@ -274,10 +307,16 @@ def _make_session(exchange: Exchange) -> requests.Session:
     return session
 
 
-def _interpret_fault(error: requests.RequestException) -> Busy | Failed:
-    """Failed once the request may have been read; Busy when nobody was there to read it."""
+def _interpret_fault(error: OSError, *, cut_off: bool) -> Busy | Failed:
+    """Failed once the request may have been read; Busy when nobody was there to read it.
+
+    `cut_off`: whoever was there had enough before the request was whole, as a proxy has of a long
+    one. Or it went away just then, so this is not final: the canary says which of the two.
+    """
     chain = list(_chain(error))
     detail = f"{type(chain[-1]).__name__}: {chain[-1]}"
+    if cut_off:
+        return Failed(f"{detail}, while the request was sent", reason="too_large")
     if any(isinstance(link, ProtocolError | ReadTimeoutError) for link in chain):
         return Failed(detail)
     return Busy(detail)

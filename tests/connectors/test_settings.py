@@ -15,6 +15,7 @@ from connectors.errors import Exit, Stop
 from connectors.registry import KINDS
 from connectors.settings import former_names, setting_name
 from connectors.verbs import DeadLetters, Listen, Send
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -350,6 +351,11 @@ def different(name: str, field: FieldInfo, folder: Path) -> str | float:
     }
     if name in special:
         return special[name]
+    if name.startswith("ssl_"):
+        file = folder / "both.pem"
+        if not file.exists():
+            file.write_text(Authority.make(folder, "ca").sign("both").both)
+        return str(file)
     if name.endswith("file"):
         path = folder / name
         path.touch()
