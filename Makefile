@@ -6,6 +6,8 @@ BUDGET ?= 3m
 BROKER ?= kafka
 CASE ?= kills
 ROW ?= 60
+SERVE = $(BIN)/python -m tools.serve $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)) \
+  $(if $(FOLDER),--folder $(FOLDER))
 CHAOS = $(BIN)/python -m tests.chaos
 # LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
@@ -38,8 +40,12 @@ model_store/fmnist.mar: | setup
 	$(BIN)/python -m tools.archive
 
 .PHONY: serve
-serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it
-	@$(BIN)/python -m tools.serve
+serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080
+	@$(SERVE)
+
+.PHONY: serve-production
+serve-production: setup model_store/fmnist.mar ## the same with a token and a closed management; FOLDER=/run/fmnist
+	@$(SERVE) --profile production
 
 .PHONY: maven
 maven:
