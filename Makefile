@@ -108,7 +108,7 @@ attack: setup archive ## requests that are dear to answer, against the handler a
 
 .PHONY: soak
 soak: CASE := soak
-soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600
+soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600; CASE=token: renewals under load
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: bench
