@@ -29,6 +29,7 @@ exit codes: 0 it was ended, 1 TorchServe ended by itself, 2 wrong arguments, 69 
 """
 RENEWAL_SHARE = 0.5  # of a token's life, after which it is renewed
 RETRY_SHARE = 0.05  # of a token's life, from one try that failed to the next
+MAX_LIFE_MIN = 366 * 24 * 60
 
 
 def parse_setting(text: str) -> tuple[str, str]:
@@ -94,10 +95,12 @@ def configured_server(asked: argparse.Namespace | None = None) -> TorchServe:
     folder = folder.absolute()
     settings = choose_ports(asked.port)
     if production:
-        make_private(folder)
         settings |= read_properties(ROOT / "serving" / "production.properties")
         settings["management_address"] = f"unix:{folder / 'management.sock'}"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        make_folder(folder, private=production)
+    except OSError as error:
+        raise StackError(f"{folder} cannot be made: {error}; name another by --folder") from error
     return TorchServe(asked.archive, folder, settings | dict(asked.set))
 
 
@@ -109,22 +112,38 @@ def choose_ports(first: int | None) -> dict[str, str]:
     return on_ports(range(first, first + len(PORTS)) if first else free_ports(len(PORTS)))
 
 
-def make_private(folder: Path) -> None:
-    """Make a folder that only this user can enter; raises StackError when others can."""
+def make_folder(folder: Path, *, private: bool) -> None:
+    """Make the folder of the server, if private one that only this user can enter.
+
+    Raises OSError, and StackError when others can enter it: then it is left as it is.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    os.umask(0o077)  # for all that is written from here on, here and by TorchServe
+    if private:
+        os.umask(0o077)  # for all that is written from here on, here and by TorchServe
     folder.mkdir(exist_ok=True)
     found = folder.stat()
-    if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    if private and (found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077):
         raise StackError(
             f"others can enter {folder}, which will hold the tokens: name a folder of your own "
             "by --folder; one that is missing is made with the right mode"
         )
 
 
+def read_token_life_s(server: TorchServe) -> float:
+    """Return the life of its tokens in seconds; raises StackError when it is no time."""
+    text = server.settings.get("token_expiration_min", "60")
+    try:
+        minutes = float(text)
+    except ValueError:
+        minutes = 0.0
+    if not 0 < minutes < MAX_LIFE_MIN:
+        raise StackError(f"token_expiration_min={text} is no number of minutes of up to a year")
+    return minutes * 60
+
+
 def run_until_end(server: TorchServe) -> int:
     """Return TorchServe's exit code when it has ended by itself; renew its tokens until then."""
-    life_s = float(server.settings.get("token_expiration_min", 60)) * 60
+    life_s = read_token_life_s(server)
     wait_s = life_s * RENEWAL_SHARE if server.key_file.exists() else None
     while True:
         try:
@@ -147,14 +166,11 @@ def renew_tokens(server: TorchServe) -> bool:
 
 def explain(server: TorchServe) -> str:
     """Return what people can do with a server that is ready."""
-    token = ""
+    lines = [f"ready; try: curl -T tests/data/ankle-boot.png {server.url}"]
     if server.key_file.exists():
-        token = f'-H "Authorization: Bearer $(jq -r .inference.key {server.key_file})" '
-    return (
-        f"serve: ready; try: curl {token}-T tests/data/ankle-boot.png {server.url}\n"
-        f"serve: its log is {server.process.log}, levels are in {server.folder / 'log4j2.xml'}; "
-        "Ctrl-C ends it"
-    )
+        lines += [f"it wants Authorization: Bearer KEY, the inference key in {server.key_file}"]
+    lines += [f"its log is {server.process.log}, its levels are in log4j2.xml beside it"]
+    return "\n".join(f"serve: {line}" for line in [*lines, "Ctrl-C ends it"])
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -163,7 +179,9 @@ def main(argv: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
     try:
         print("serve: starting TorchServe …", flush=True)
-        with configured_server(asked) as server:
+        server = configured_server(asked)
+        read_token_life_s(server)
+        with server:
             print(explain(server), flush=True)
             code = run_until_end(server)
             print(f"serve: TorchServe ended by itself:\n{server.process.tail()}", file=sys.stderr)

@@ -106,6 +106,34 @@ def test_a_folder_that_others_can_enter_is_refused_and_left_as_it_is(
 
 
 @pytest.mark.parametrize("profile", ["development", "production"])
+def test_a_folder_that_cannot_be_made_is_one_sentence(
+    profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    flags = ["--profile", profile, "--folder", str(tmp_path / "file" / "new")]
+    assert serve.main(flags) == 69
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "cannot be made" in sentence
+    assert "name another by --folder" in sentence
+
+
+@pytest.mark.parametrize("life", ["0", "-1", "nan", "inf", "an hour", ""])
+def test_a_token_that_never_lives_is_refused_before_the_start(
+    life: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--folder", str(tmp_path / "new"), "--set", f"token_expiration_min={life}"]
+    assert serve.main(["--profile", "production", *flags]) == 69
+    assert f"token_expiration_min={life} is no number of minutes" in capsys.readouterr().err
+
+
+def test_an_archive_that_is_a_folder_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert serve.main(["--folder", str(tmp_path), "--archive", str(tmp_path)]) == 69
+    assert "run `make archive`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("profile", ["development", "production"])
 def test_a_path_that_is_too_long_for_a_socket_is_one_sentence(
     profile: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

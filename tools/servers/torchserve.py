@@ -35,7 +35,7 @@ PICTURE = ROOT / "tests" / "data" / "ankle-boot.png"
 
 def check_archive(archive: Path) -> None:
     """Raise StackError when `archive` is missing or is no whole zip file."""
-    if not archive.exists():
+    if not archive.is_file():
         raise StackError(f"{archive} is not there: run `make archive`")
     try:
         with zipfile.ZipFile(archive) as opened:
