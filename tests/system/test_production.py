@@ -98,7 +98,12 @@ def end_proxy() -> None:
 
 
 def read_token(kind: str = "inference") -> str:
-    key: str = json.loads(KEY_FILE.read_text())[kind]["key"]
+    """Return a token; TorchServe's file is empty for a moment while it is renewed."""
+    deadline = time.monotonic() + 10
+    while not (text := KEY_FILE.read_text()).endswith("}"):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    key: str = json.loads(text)[kind]["key"]
     return key
 
 
