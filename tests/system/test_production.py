@@ -100,11 +100,13 @@ def end_proxy() -> None:
 def read_token(kind: str = "inference") -> str:
     """Return a token; TorchServe's file is empty for a moment while it is renewed."""
     deadline = time.monotonic() + 10
-    while not (text := KEY_FILE.read_text()).endswith("}"):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    key: str = json.loads(text)[kind]["key"]
-    return key
+    while True:
+        try:
+            key: str = json.loads(KEY_FILE.read_text())[kind]["key"]
+        except ValueError:
+            assert time.monotonic() < deadline, "no whole key file in 10 s"
+        else:
+            return key
 
 
 def ask(method: str, url: str, body: bytes = BOOT, content_type: str = "") -> requests.Response:
