@@ -8,6 +8,8 @@ AUDIT_VENV ?= build/audit-venv
 SBOM ?= build/sbom.json
 CASE ?= kills
 ROW ?= 60
+SERVE = $(BIN)/python -m tools.serve $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)) \
+  $(if $(FOLDER),--folder $(FOLDER))
 CHAOS = $(BIN)/python -m tests.chaos
 # LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
@@ -22,7 +24,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --generate-hashes --universal --pyth
 
 .PHONY: help
 help: ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## virtual environment, Java, data set; quick when they are there
@@ -40,8 +42,12 @@ model_store/fmnist.mar: | setup
 	$(BIN)/python -m tools.archive
 
 .PHONY: serve
-serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it
-	@$(BIN)/python -m tools.serve
+serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080
+	@$(SERVE)
+
+.PHONY: serve-production
+serve-production: setup model_store/fmnist.mar ## the same with a token and a closed management; FOLDER=/run/fmnist
+	@$(SERVE) --profile production
 
 .PHONY: maven
 maven:
@@ -121,7 +127,7 @@ attack: setup archive ## requests that are dear to answer, against the handler a
 
 .PHONY: soak
 soak: CASE := soak
-soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600
+soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600; CASE=token: renewals under load
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: bench

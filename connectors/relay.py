@@ -219,9 +219,9 @@ class Pending:
         """Take note that it was not answered alone."""
         self.failures += 1
         self.detail = answer.detail
-        failed = answer if isinstance(answer, Failed) else None
-        self.status = failed and failed.status
-        self.reason = failed and failed.reason
+        failed = isinstance(answer, Failed)
+        self.status = answer.status if failed else None
+        self.reason = answer.reason if failed else None
 
     def count(self, answer: Busy | Failed) -> float:
         """Hold against it that it was not answered alone; return how often that was done."""
