@@ -187,10 +187,14 @@ def count(questions: Sequence[wire.Question | Refused], context: Context) -> Non
 
 
 def respond(answers: Sequence[tuple[HTTPStatus, wire.Body]], context: Context) -> list[bytes]:
-    """Set status and type of each answer, and return their bytes."""
-    for index, (status, _) in enumerate(answers):
+    """Set status, type and headers of each answer, and return their bytes."""
+    encoded = [wire.encode(body) for _, body in answers]
+    for index, ((status, _), (_, length)) in enumerate(zip(answers, encoded, strict=True)):
         context.set_response_status(status.value, status.phrase, index)
-        context.set_response_content_type(index, "application/json")
+        kind = "application/json" if length is None else "application/octet-stream"
+        context.set_response_content_type(index, kind)
+        if length is not None:
+            context.set_response_header(index, wire.LENGTH_HEADER, str(length))
         if status is HTTPStatus.SERVICE_UNAVAILABLE:
             context.set_response_header(index, "Retry-After", str(wire.RETRY_AFTER_S))
-    return [wire.dump(body) for _, body in answers]
+    return [content for content, _ in encoded]

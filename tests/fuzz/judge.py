@@ -92,7 +92,7 @@ class Judge:
 
     def _passes(self, request: Request, question: wire.Question | Refused) -> bool:
         try:
-            inspected = wire.inspect_request(*request, self._settings)
+            inspected = wire.inspect_request(*request, self._model, self._settings)
         except Exception:  # noqa: BLE001 - where `unpack` failed too, and said so
             return False
         if inspected.json is not None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fmnist_gate import Code, File, Refused, inspect
 from fmnist_images import Model, Pixels, Settings, to_pixels
+from fmnist_json import MAX_JSON_LISTS
 from fmnist_sandbox import Decoded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,7 +194,7 @@ def test_json_that_is_not_what_was_agreed_is_a_bad_request(body: bytes) -> None:
 
 @pytest.mark.parametrize("many", ["[],", "[0],", "{},", "[[[]]],"])
 def test_json_of_more_lists_than_an_image_has_is_refused_unparsed(many: str) -> None:
-    inside = many * (wire.MAX_JSON_LISTS // many.count("]") + 1 if "]" in many else 10**6)
+    inside = many * (MAX_JSON_LISTS // many.count("]") + 1 if "]" in many else 10**6)
     body = '{"instances": [' + inside.rstrip(",") + "]}"
     for form in (body, body.encode()):
         refused = wire.unpack({"body": form}, JSON, GREY, SETTINGS)
