@@ -59,8 +59,6 @@ DATATYPES = {"label": "BYTES", "score": "FP32", "class": "INT64", "error": "BYTE
 USUAL = ("label", "score", "class")
 """The outputs of a request that names none."""
 
-HINT = 'Ask for the output "error" to have the others answered.'
-
 ELEMENT = Struct("<I")
 """The length before an element of binary BYTES."""
 
@@ -323,6 +321,18 @@ def check_entries(query: Query, count: int, model: Model) -> None:
             f"The answer would name {entries} classes, more than {MAX_ENTRIES}: send fewer images "
             "or a lower top.",
         )
+
+
+def refuse_bad_image(query: Query, items: Sequence[object]) -> Refusal | None:
+    """Return the refusal of a request for its first bad image; None where `error` is asked for."""
+    if "error" in query.outputs:
+        return None
+    for place, item in enumerate(items):
+        if isinstance(item, Refused):
+            where = f"Image {place}, counted from 0: {item} "
+            hint = 'Ask for the output "error" to have the others answered.'
+            return Refusal(item.code, where + hint if len(items) > 1 else str(item))
+    return None
 
 
 def render(query: Query, items: Sequence[object], rows: Sequence[Row], model: Model) -> Body:

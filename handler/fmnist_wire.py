@@ -541,15 +541,10 @@ def answer(
 def answer_inference(
     question: Question, query: Query, rows: Sequence[Row], model: Model
 ) -> tuple[HTTPStatus, Body]:
-    """Return status and body of a request of the Open Inference Protocol.
-
-    A bad image fails the request unless the output `error` is asked for, which has its place.
-    """
-    for place, item in enumerate(question.items):
-        if isinstance(item, Refused) and "error" not in query.outputs:
-            where, hint = f"Image {place}, counted from 0: ", f" {v2.HINT}"
-            alone = len(question.items) == 1
-            return refuse(v2.Refusal(item.code, f"{item}" if alone else f"{where}{item}{hint}"))
+    """Return status and body of a request of the Open Inference Protocol."""
+    bad = v2.refuse_bad_image(query, question.items)
+    if bad is not None:
+        return refuse(bad)
     return HTTPStatus.OK, v2.render(query, question.items, rows, model)
 
 
