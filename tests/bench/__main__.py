@@ -2,6 +2,9 @@
 
 Both relay the same backlog of test images between the same servers, in turns. Exit code 0 only when
 the daemon is, in the median of the rounds, so many times as fast.
+
+`python -m tests.bench packed` compares the forms in which images can be packed into a request, by
+the CPU that they cost TorchServe.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.bench import packed
 from tests.bench.benchmark import compare
 from tests.bench.pubsub import PubSubBenchmark
 from tools.servers.process import ROOT, StackError
@@ -19,6 +23,7 @@ from tools.servers.torchserve import TorchServe
 
 BROKERS = ("pubsub",)
 LEAST_RATIO = 2.0
+PACKED = "packed"
 
 
 def say(text: str) -> None:
@@ -29,18 +34,31 @@ def say(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    made.add_argument("broker", help=", ".join(BROKERS))
+    made.add_argument("broker", help=", ".join((*BROKERS, PACKED)))
     made.add_argument("--records", type=int, default=5000, help="of each run; 10,000 at most")
     made.add_argument("--rounds", type=int, default=5)
     made.add_argument("--output", type=Path, help="default: run/bench-BROKER.json")
     return made
 
 
+def compare_packs(rounds: int, records: int) -> int:
+    """Print what packs of each form cost; return the exit code."""
+    try:
+        with TorchServe() as server:
+            print(packed.measure(server, rounds, max(records // packed.PACK, 1), say))
+    except StackError as error:
+        say(str(error))
+        return 69
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     asked = parser().parse_args(argv)
+    if asked.broker == PACKED:
+        return compare_packs(asked.rounds, asked.records)
     if asked.broker not in BROKERS:
-        say(f"there is no benchmark on {asked.broker}; name {' or '.join(BROKERS)}")
+        say(f"there is no benchmark on {asked.broker}; name {' or '.join((*BROKERS, PACKED))}")
         return 2
     output = asked.output or ROOT / "run" / f"bench-{asked.broker}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
