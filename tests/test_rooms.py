@@ -345,6 +345,8 @@ def test_a_room_imports_what_it_may_know(path: str) -> None:
         ("handler/fmnist_handler.py", "import training"),
         ("handler/fmnist_handler.py", "from ts.context import Context"),
         ("handler/fmnist_images.py", "import fmnist_wire"),
+        ("handler/fmnist_v2.py", "import fmnist_wire"),
+        ("handler/fmnist_json.py", "import numpy"),
         ("handler/fmnist_images.py", "import torch"),
         ("handler/fmnist_wire.py", "import torch"),
         ("training/evaluation.py", "from .reports import render_evaluation"),

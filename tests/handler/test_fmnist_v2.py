@@ -418,6 +418,10 @@ BAD: dict[str, tuple[object, str]] = {
     "pixels of two channels": (document("UINT8", [1, 2, 28, 14], ZEROS), "wrong_shape"),
     "too few pixels": (document("UINT8", [1, 28, 28], ZEROS[1:]), "wrong_shape"),
     "a ragged row": (document("UINT8", [1, 2, 2], [[[1, 2], [3]]]), "wrong_shape"),
+    "ragged rows of the right sum": (
+        document("UINT8", [1, 2, 2], [[[1, 2, 3], [4]]]),
+        "wrong_shape",
+    ),
     "a pixel 256": (document("UINT8", [1, 28, 28], [256, *ZEROS[1:]]), "not_an_image"),
     "a pixel -1": (document("UINT8", [1, 28, 28], [-1, *ZEROS[1:]]), "not_an_image"),
     "a pixel 7.0": (document("UINT8", [1, 28, 28], [7.0, *ZEROS[1:]]), "not_an_image"),
@@ -458,7 +462,8 @@ BAD: dict[str, tuple[object, str]] = {
     "bytes and no size": (framed(json.dumps(files(B64)).encode(), b"x"), "bad_request"),
     "a size that is too small": (binary("BYTES", [1], elements(PNG), 5), "bad_request"),
     "a size that is too large": (binary("BYTES", [1], elements(PNG), MANY), "bad_request"),
-    "a size that is true": (binary("BYTES", [1], b"x", True), "bad_request"),
+    "a size that is true": (binary("UINT8", [1, 1, 1], b"x", True), "bad_request"),
+    "a size that is 1.0": (binary("UINT8", [1, 1, 1], b"x", 1.0), "bad_request"),
     "a size that is text": (binary("BYTES", [1], elements(PNG), "300"), "bad_request"),
     "no element": (binary("BYTES", [1], b"\1\0\0"), "bad_request"),
     "an element cut short": (binary("BYTES", [1], elements(PNG)[:-1]), "bad_request"),
@@ -490,6 +495,22 @@ def test_what_is_not_the_protocol_is_refused_in_its_words(what: str) -> None:
     assert answer["error"].startswith(f"{word}: ")
     assert len(answer["error"]) < 400
     assert wire.count_refused(question) == 1
+
+
+@pytest.mark.parametrize(
+    ("behind", "count", "sentence"),
+    [
+        (b"\1\0\0", 1, "The binary data end before 1 elements"),
+        (elements(PNG), 2, "The binary data end before 2 elements"),
+        (elements(PNG)[:-1], 1, "An element of the binary data is longer than the data."),
+        (b"\xff" * 9, 1, "An element of the binary data is longer than the data."),
+        (elements(PNG, PNG), 1, "The binary data go on behind 1 elements."),
+    ],
+)
+def test_binary_elements_that_do_not_add_up_are_told_how(
+    behind: bytes, count: int, sentence: str
+) -> None:
+    assert str(ask(binary("BYTES", [count], behind))).startswith(sentence)
 
 
 @pytest.mark.parametrize("length", ["", "-1", "1.0", "1e3", "x", "1" * 11, "1 1", "\u0661"])
