@@ -65,6 +65,6 @@ def decode_base64(encoded: str) -> bytes:
     except ValueError:
         raise Refused(
             "bad_request",
-            "The value of b64 is not Base64: encode the bytes of the image file, with nothing "
+            "The text is not Base64: encode the bytes of the image file, with nothing "
             "before or behind.",
         ) from None

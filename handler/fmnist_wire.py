@@ -161,13 +161,15 @@ def unpack_batch(
     model: Model,
     settings: Settings,
     clock: Callable[[], float],
+    pass_s: float = 0.0,
 ) -> list[Question | Refused]:
     """Read the (row, headers) of each request of a batch, in order, within the batch's budget.
 
     The structure of all is read first, which is cheap; then the cheapest is decoded first, so that
-    one dear request never takes the time of the others. `clock` counts seconds.
+    one dear request never takes the time of the others. `clock` counts seconds; `pass_s` are those
+    that the model takes for an image.
     """
-    budget = Budget.of(settings, clock)
+    budget = Budget.of(settings, clock, pass_s)
     requests = [attempt(inspect_request, row, headers, model, settings) for row, headers in rows]
     costs = [0.0 if isinstance(request, Refused) else request.cost for request in requests]
     questions: dict[int, Question | Refused] = {
@@ -178,26 +180,47 @@ def unpack_batch(
 
 
 class Budget:
-    """The seconds of decoding that a batch may cost, and of these what one request may.
+    """The seconds that a batch may cost, and of these what decoding one request may.
 
     What was spent is read from the clock, so a machine with other work counts; what comes next is
-    estimated from above. Together they keep a batch below TorchServe's responseTimeout.
+    estimated from above, and the model's pass over what is decoded is kept free. Together they
+    keep a batch below TorchServe's responseTimeout.
     """
 
-    def __init__(self, batch_s: float, request_s: float, clock: Callable[[], float]) -> None:
-        self._request_s, self._clock = request_s, clock
+    def __init__(
+        self, batch_s: float, request_s: float, clock: Callable[[], float], pass_s: float
+    ) -> None:
+        self._batch_s, self._request_s, self._clock, self._pass_s = (
+            batch_s,
+            request_s,
+            clock,
+            pass_s,
+        )
         self._end = clock() + batch_s
         self.request_left = request_s
 
     @classmethod
-    def of(cls, settings: Settings, clock: Callable[[], float] = lambda: 0.0) -> Budget:
+    def of(
+        cls, settings: Settings, clock: Callable[[], float] = lambda: 0.0, pass_s: float = 0.0
+    ) -> Budget:
         """Return the budget of these settings; without a clock, that of a request alone."""
-        return cls(settings.batch_ms / 1000, settings.max_request_ms / 1000, clock)
+        return cls(settings.batch_ms / 1000, settings.max_request_ms / 1000, clock, pass_s)
 
-    def start_request(self, cost: float) -> None:
-        """Begin the next request, which costs so many seconds by its estimate. Raises Refused."""
+    def start_request(self, cost: float, images: int = 0) -> None:
+        """Begin the next request, whose decoding costs so many seconds by its estimate.
+
+        The model's pass over so many images is kept free. Raises Refused.
+        """
         self.request_left = self._request_s
-        self.check(cost)
+        pass_s = images * self._pass_s
+        if pass_s > self._batch_s:
+            raise Refused(
+                "too_large",
+                f"The model would take about {pass_s:.0f} s for these {images} images: send fewer "
+                "at once.",
+            )
+        self.check(cost + pass_s)
+        self._end -= pass_s
 
     def check(self, cost: float) -> None:
         """Raise Refused where the seconds that the next work may cost are not left."""
@@ -404,7 +427,8 @@ def decode_request(request: Request, model: Model, settings: Settings, budget: B
     its images are compressed to. They are decoded one after the other: the memory is that of one.
     """
     with in_dialect() if request.query else nullcontext():
-        budget.start_request(price(request.items, settings))
+        images = sum(not isinstance(item, Refused) for item in request.items)
+        budget.start_request(price(request.items, settings), images)
         decoded = tuple(
             attempt(decode_item, item, model, settings, budget) for item in request.items
         )

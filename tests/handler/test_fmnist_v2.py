@@ -201,7 +201,7 @@ def test_binary_data_are_little_endian_in_the_order_of_the_outputs() -> None:
     sizes = [output["parameters"]["binary_data_size"] for output in head["outputs"]]
     assert all("data" not in output for output in head["outputs"])
     assert sum(sizes) == len(behind)
-    error = b"bad_request: The value of b64 is not Base64: encode the bytes of the image file, "
+    error = b"bad_request: The text is not Base64: encode the bytes of the image file, "
     error += b"with nothing before or behind."
     assert behind == (
         struct.pack("<2q", 1, -1)

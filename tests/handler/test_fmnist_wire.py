@@ -401,6 +401,26 @@ def test_a_slow_machine_sends_back_what_it_has_no_time_for(
     assert batch(*[PNG] * 5, settings=in_batch(2.5)) == ["good"] * 3 + ["busy"] * 2
 
 
+def count_good(pass_s: float, *requests: int) -> list[int | str]:
+    """Send requests of so many images in one batch; return how many are good of each, or a code."""
+    rows = [({str(place): PNG for place in range(count)}, MULTIPART) for count in requests]
+    questions = wire.unpack_batch(rows, GREY, in_batch(1.0), lambda: 0.0, pass_s)
+    return [
+        question.code if isinstance(question, Refused) else len(wire.good_images(question))
+        for question in questions
+    ]
+
+
+def test_the_pass_of_the_model_has_its_place_in_the_budget() -> None:
+    assert count_good(0.12, 4, 4, 4) == [4, 4, "busy"]
+    assert count_good(0.1, 4, 4, 3) == [4, "busy", 3]
+    assert count_good(0.0, 4, 4, 4) == [4, 4, 4]
+
+
+def test_images_that_the_model_can_never_pass_in_time_are_too_large_and_not_busy() -> None:
+    assert count_good(0.1, 11, 9) == ["too_large", 9]
+
+
 def test_who_is_sent_back_is_told_when_to_come_again() -> None:
     status, body = wire.answer(Refused("busy", "Later."), [], GREY, SETTINGS)
     assert status is HTTPStatus.SERVICE_UNAVAILABLE
