@@ -219,9 +219,8 @@ class Pending:
         """Take note that it was not answered alone."""
         self.failures += 1
         self.detail = answer.detail
-        failed = isinstance(answer, Failed)
-        self.status = answer.status if failed else None
-        self.reason = answer.reason if failed else None
+        self.status = answer.status if isinstance(answer, Failed) else None
+        self.reason = answer.reason if isinstance(answer, Failed) else None
 
     def count(self, answer: Busy | Failed) -> float:
         """Hold against it that it was not answered alone; return how often that was done."""

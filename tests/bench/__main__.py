@@ -3,6 +3,9 @@
 On Pub/Sub the daemon and the plain subscriber relay the same backlog of test images in turns; exit
 code 0 only when the daemon is, in the median of the rounds, so many times as fast. On Kafka relays
 of several kinds do, and an older tree with --base; what is wanted is printed beside what was found.
+
+`python -m tests.bench packed` compares the forms in which images can be packed into a request, by
+the CPU that they cost TorchServe.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.bench import packed
 from tests.bench.base import checked_out
 from tests.bench.benchmark import compare
 from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, add_base, serve_base
@@ -24,10 +28,10 @@ from tools.servers.kafka import Kafka
 from tools.servers.process import ROOT, StackError
 from tools.servers.torchserve import TorchServe
 
-BROKERS = ("kafka", "pubsub")
+BENCHMARKS = ("kafka", "pubsub", "packed")
 LEAST_RATIO = 2.0
-RECORDS = {"kafka": 30_000, "pubsub": 5_000}
-ROUNDS = {"kafka": 3, "pubsub": 5}
+RECORDS = {"kafka": 30_000, "pubsub": 5_000, "packed": 5_000}
+ROUNDS = {"kafka": 3, "pubsub": 5, "packed": 5}
 
 
 def say(text: str) -> None:
@@ -38,7 +42,7 @@ def say(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    made.add_argument("broker", help=", ".join(BROKERS))
+    made.add_argument("broker", help=", ".join(BENCHMARKS))
     made.add_argument("--records", type=int, help=f"of each run; default: {RECORDS}")
     made.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
     made.add_argument("--only", help=f"kafka: some of {', '.join(CONTESTANTS)}; comma separated")
@@ -82,15 +86,23 @@ def run_kafka(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Rep
     return Report(found.to_dict(), text, all(target.met for target in targets))
 
 
+def run_packed(asked: argparse.Namespace, _: Path, stack: ExitStack) -> Report:
+    """Compare the forms of a packed request."""
+    server = stack.enter_context(TorchServe())
+    packs = max(asked.records // packed.PACK, 1)
+    text = packed.measure(server, asked.rounds, packs, say)
+    return Report({"text": text}, text, passed=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     asked = parser().parse_args(argv)
-    if asked.broker not in BROKERS:
-        say(f"there is no benchmark on {asked.broker}; name {' or '.join(BROKERS)}")
+    if asked.broker not in BENCHMARKS:
+        say(f"there is no benchmark on {asked.broker}; name {' or '.join(BENCHMARKS)}")
         return 2
     asked.records = asked.records or RECORDS[asked.broker]
     asked.rounds = asked.rounds or ROUNDS[asked.broker]
-    run = {"pubsub": run_pubsub, "kafka": run_kafka}[asked.broker]
+    run = {"pubsub": run_pubsub, "kafka": run_kafka, "packed": run_packed}[asked.broker]
     output = asked.output or ROOT / "run" / f"bench-{asked.broker}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fmnist-bench-") as scratch:
