@@ -138,7 +138,7 @@ def test_certificates_are_refused_with_a_url_that_would_not_use_them(
     sentence = "need a url that begins with https://"
     assert sentence in refusal("--url-cafile", str(authority.file))
     files = ["--url-cafile", str(authority.file), "a.png"]
-    assert sentence in refusal(*files, kind=SendKafka)
+    assert "a flag of other commands" in refusal(*files, kind=SendKafka)
 
 
 @pytest.mark.parametrize("url", ["http://h:99999/", "http://h:x/", "https://[::1/", "http://:80/"])
