@@ -2,7 +2,7 @@
 
 Its pack of 64 and three others are in the topic before the relay starts; meanwhile a steady load
 comes in other partitions. A proxy before TorchServe sees each call. The image must be the one dead
-letter, after as many tries of its own as are configured, at most 24 calls may be made that the load
+letter, after as many tries of its own as are configured, at most 60 calls may be made that the load
 would not have needed, and the other records must go on.
 """
 
