@@ -66,7 +66,9 @@ The six rules
      been refused for `doubt_after` seconds. Until then it is tried again, in front.
    - The trial was not answered over another connection (`Reopened`): it may have been another
      server. Nothing counts, and the pack goes to the back.
-   - The canary fails: it was the service. Nothing counts, and the pack goes to the back.
+   - The canary fails: it was the service. Nothing counts, and the pack goes to the back. A quarter
+     of a failure is taken back from it, once for canaries that fail in a row: a service that fails
+     now and then, whomever it meets, would else reject what it meets `tries` times.
    - The canary meets Busy: it is sent again until it is heard. Failures that have counted stay,
      since an image that kills the worker makes everybody wait until there is another.
    A canary that is not answered takes back what refusals counted, and their time begins anew: the
@@ -207,8 +209,8 @@ class Pending:
 
     slot: Slot
     image: Image
-    tries: int = 0  # failures that count against it
-    refusals: float = 0.0  # likewise, less half of the canaries that were refused in its place
+    tries: float = 0.0  # failures that count against it, less what failing canaries take back
+    refusals: float = 0.0  # likewise, less half of the canaries that were not answered
     refused_since: float | None = None  # with Busy, first
     failures: int = 0  # all of them, alone
     detail: str = ""  # of the last one
@@ -231,9 +233,13 @@ class Pending:
             self.tries += 1
         return self.tries + self.refusals
 
-    def excuse(self, least: float) -> None:
+    def take_back_refusal(self, least: float) -> None:
         """Take back half a refusal: a canary in its place was not answered either."""
         self.refusals = max(least, self.refusals - 0.5)
+
+    def take_back_failure(self) -> None:
+        """Take back a quarter of a failure: a canary in its place failed, too."""
+        self.tries = max(0.0, self.tries - 0.25)
 
     def rejection(self, reason: Reason) -> Rejection:
         """Make the outcome that says what was noted."""
@@ -412,7 +418,8 @@ class Quarantine:
     def __init__(self, policy: Policy, jitter: Jitter) -> None:
         self.quarantined: deque[Pack] = deque()
         self._trial: InFlight | None = None  # its canary was answered a moment ago
-        self._shaken = False  # something failed, and no canary was answered since
+        self._uncertain = False  # something failed, and no canary was answered since
+        self._canary_failed = False  # the last one that was heard
         self._policy = policy
         self._jitter = jitter
         self._gate = -inf
@@ -434,12 +441,13 @@ class Quarantine:
         """Take in the halves of a pack of the traffic."""
         self.quarantined.extend(packs)
         if self._gate <= now:  # a wait that is not over is as random; traffic must not delay it
-            self._shaken = True
+            self._uncertain = True
 
     def hear(self, canary: Request, pack: Pack, now: float) -> None:
-        """The canary was answered: let the trial follow, or wait if the service was shaken."""
-        if self._shaken:
-            self._shaken = False
+        """The canary was answered: let the trial follow, or wait where a failure came before it."""
+        self._canary_failed = False
+        if self._uncertain:
+            self._uncertain = False
             self.quarantined.appendleft(pack)
             self._wait(now)
         else:
@@ -447,21 +455,25 @@ class Quarantine:
 
     def repeat(self, pack: Pack) -> None:
         """Put a pack to the front, due at once: its canary met Busy."""
-        self._excuse(pack)
+        self._take_back_refusals(pack)
         self.quarantined.appendleft(pack)
 
     def postpone(self, pack: Pack, now: float) -> None:
         """Put a pack to the back: its canary failed."""
-        self._excuse(pack)
-        self.disregard(pack, now)
-
-    def _excuse(self, pack: Pack) -> None:
-        if not self._shaken:  # else the service may be down because of this very pack
+        if not self._canary_failed:  # one failure of the service may last for many canaries
             for pending in pack:
-                pending.excuse(-self._policy.tries)
-        self._shaken = True
+                pending.take_back_failure()
+        self._canary_failed = True
+        self._take_back_refusals(pack)
+        self.move_to_back(pack, now)
 
-    def disregard(self, pack: Pack, now: float) -> None:
+    def _take_back_refusals(self, pack: Pack) -> None:
+        if not self._uncertain:  # else the service may be down because of this very pack
+            for pending in pack:
+                pending.take_back_refusal(-self._policy.tries)
+        self._uncertain = True
+
+    def move_to_back(self, pack: Pack, now: float) -> None:
         """Put a pack to the back: nothing counts."""
         self.quarantined.append(pack)
         self._wait(now)
@@ -469,7 +481,7 @@ class Quarantine:
     def retry(self, packs: Sequence[Pack]) -> None:
         """Put what is left of a pack whose trial failed, its halves or itself, to the front."""
         self.quarantined.extendleft(reversed(packs))
-        self._shaken = True
+        self._uncertain = True
 
     def _wait(self, now: float) -> None:
         failures = self.quarantined[0][0].failures if self.quarantined else 0
@@ -563,7 +575,7 @@ class Relay:
         elif isinstance(answer, Failed):
             self._failed(flight, answer, now)
         elif isinstance(answer, Reopened):
-            self._disregard(flight.pack, answer, now)
+            self._note_reopened(flight.pack, answer, now)
         elif flight.purpose == "canary":
             self._backoff.end()
             self._quarantine.hear(request, flight.pack, now)
@@ -615,11 +627,11 @@ class Relay:
             left = []
         self._quarantine.retry(left)
 
-    def _disregard(self, pack: Pack, reopened: Reopened, now: float) -> None:
+    def _note_reopened(self, pack: Pack, reopened: Reopened, now: float) -> None:
         self._count_retry("trial")
         if len(pack) == 1:
             pack[0].note_failure(reopened)
-        self._quarantine.disregard(pack, now)
+        self._quarantine.move_to_back(pack, now)
 
     def _settle(self, pack: Pack, outcomes: Sequence[Outcome]) -> None:
         for pending, outcome in zip(pack, outcomes, strict=True):

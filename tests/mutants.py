@@ -183,9 +183,16 @@ MUTANTS = (
         "in a long outage with good moments what is against a good record adds up",
     ),
     Mutant(
+        "a-failed-canary-takes-nothing-back",
+        RELAY,
+        "self.tries = max(0.0, self.tries - 0.25)",
+        "pass",
+        "a service that fails most requests, whatever is in them, rejects good records",
+    ),
+    Mutant(
         "failures-elsewhere-count",
         RELAY,
-        "self._disregard(flight.pack, answer, now)",
+        "self._note_reopened(flight.pack, answer, now)",
         "self._failed(flight, Failed(answer.detail), now)",
         "another server than the one that answered the canary rejects good records",
     ),

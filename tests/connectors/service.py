@@ -154,13 +154,14 @@ Weather = Literal[
     "silent",
     "forgetful",
     "flapping",
+    "flaky",
 ]
 """What comes over everybody.
 
 "busy": nobody is served. "crowded": of twenty requests one is. "foreign": somebody else answers.
 "500", "507": each batch fails. "413": each request of several images is refused for good.
 "silent": nothing is answered. "forgetful": one request in ten is not. "flapping": it fails and
-recovers from one second to the next.
+recovers from one second to the next. "flaky": of five batches four fail, whatever is in them.
 """
 
 
@@ -262,6 +263,8 @@ class Service:
         match self._sky():
             case "500" | "507" as status:
                 self._answer(batch, lambda _: Failed(f"{status}: failed", status=int(status)))
+            case "flaky" if self._random.random() < 0.8:
+                self._answer(batch, lambda _: Failed("500: failed", status=500))
             case "foreign":
                 self._answer(batch, lambda _: Busy("not our handler's answer"))
             case "silent":

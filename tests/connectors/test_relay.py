@@ -130,6 +130,23 @@ def judge(relay: Relay, answer: Answer | None, now: float) -> str:
     return names(trial)
 
 
+def fail_canaries(relay: Relay, times: int, now: float) -> None:
+    """Let so many canaries fail in a row, and answer the next."""
+    for _ in range(times):
+        assert ask(relay, FAILED, now) == "blank"
+    hear(relay, now)
+
+
+def count_trials(relay: Relay, now: float) -> int:
+    """Let each trial fail until nothing is left; return how many that took."""
+    for number in range(1, 20):
+        judge(relay, FAILED, now)
+        if not relay.stats.quarantined:
+            return number
+        hear(relay, now)
+    pytest.fail("it is never rejected")
+
+
 class TestPacking:
     def test_a_record_alone_travels_at_once(self) -> None:
         relay = make()
@@ -521,6 +538,21 @@ class TestWitness:
         assert tried == ["a", "b", "a", "b"]
         assert relay.settled(now) == []
         assert relay.stats.retries["witness"] == 4
+
+    @pytest.mark.parametrize(("times", "in_a_row", "more"), [(0, 0, 4), (1, 8, 5), (8, 1, 6)])
+    def test_canaries_that_fail_take_back_a_quarter_of_a_failure_once_in_a_row(
+        self, times: int, in_a_row: int, more: int
+    ) -> None:
+        relay = make(lambda _: 0.0, tries=3)
+        now = self.suspect(relay)
+        for _ in range(6):  # take back all that refusals may, so that failures are left alone
+            fail_canaries(relay, 1, now)
+        for _ in range(2):
+            judge(relay, FAILED, now)
+            hear(relay, now)
+        for _ in range(times):
+            fail_canaries(relay, in_a_row, now)
+        assert count_trials(relay, now) == more
 
     def test_the_same_suspect_stays_in_front_while_its_tries_count(self) -> None:
         relay = make(pack=1)

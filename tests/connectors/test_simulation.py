@@ -545,7 +545,8 @@ def test_a_record_that_is_refused_for_ever_is_the_one_dead_letter(pack: int, odd
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(
-    "weather", ["busy", "crowded", "foreign", "500", "507", "silent", "forgetful", "flapping"]
+    "weather",
+    ["busy", "crowded", "foreign", "500", "507", "silent", "forgetful", "flapping", "flaky"],
 )
 def test_an_hour_of_an_outage_rejects_nothing_and_heals(weather: Weather, seed: int) -> None:
     with Timeline() as timeline, fewer_iterations():
