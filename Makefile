@@ -13,7 +13,8 @@ CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
   $(if $(filter kills controls,$(CASE)),$(if $(SEED),--seed $(SEED)))
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.headers connectors.codec connectors.relay connectors.loop connectors.text connectors.images \
-  connectors.inference.dialect connectors.inference.torchserve fmnist_gate fmnist_images fmnist_wire
+  connectors.inference.dialect connectors.inference.answers connectors.inference.torchserve connectors.inference.v1 \
+  connectors.inference.v2 fmnist_gate fmnist_images fmnist_wire
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --custom-compile-command "make lock" --quiet

@@ -82,7 +82,7 @@ LAWS = [
     Law(  # the time of a record is shown, the present one is not known
         "connectors/text.py", set(), set(), CLOCKS - {"datetime"}
     ),
-    Law("connectors/images.py", {"connectors.records"}, set(), CLOCKS),
+    Law("connectors/images.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS),
     Law("connectors/headers.py", {"connectors.records"}, set(), CLOCKS),
     Law(
         "connectors/codec.py",
@@ -105,13 +105,27 @@ LAWS = [
     ),
     Law(
         "connectors/inference/__init__.py",
-        {"connectors.inference", "connectors.verbs"},
+        {"connectors.errors", "connectors.inference", "connectors.verbs"},
         set(),
         CLOCKS - {"time"},
     ),
+    Law(
+        "connectors/inference/files.py",
+        {"connectors.errors", "connectors.inference.dialect"},
+        set(),
+        CLOCKS,
+    ),
+    Law(
+        "connectors/inference/answers.py", {"connectors.records", "connectors.text"}, set(), CLOCKS
+    ),
     Law(  # each dialect
         "connectors/inference/*.py",
-        {"connectors.records", "connectors.inference.dialect", "connectors.text"},
+        {
+            "connectors.records",
+            "connectors.inference.answers",
+            "connectors.inference.dialect",
+            "connectors.text",
+        },
         set(),
         CLOCKS,
     ),

@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import Exit, Stop
-from ..images import CANARY
+from ..images import load_canary
 from ..inference import open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
 from ..text import replace_control_characters
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..command_line import Setting
     from ..records import Check
-    from ..verbs import Service
+    from ..verbs import Server
 
 
 HIDDEN = "***"
@@ -36,7 +36,7 @@ class Finding(NamedTuple):
     code: Exit = Exit.OK
 
 
-def run_all(settings: Service, broker: Sequence[Check], *, thorough: bool) -> Iterator[Finding]:
+def run_all(settings: Server, broker: Sequence[Check], *, thorough: bool) -> Iterator[Finding]:
     """Make the checks one after the other; the service is asked whatever the broker says."""
     if thorough:
         yield run_check(("surroundings", _describe_machine))
@@ -88,11 +88,11 @@ def _describe_machine() -> Ok:
     return Ok(f"Python {platform.python_version()}, {platform.system()} {platform.release()}")
 
 
-def ask_service(settings: Service, timeout: float) -> Ok:
+def ask_service(settings: Server, timeout: float) -> Ok:
     """Send the blank image; raises Stop(69) when it is not predicted within `timeout` seconds."""
     began = time.monotonic()
     with closing(open_client(settings, timeout=timeout, in_flight=1)) as client:
-        client.send(Request((CANARY,)))
+        client.send(Request((load_canary(settings.canary),)))
         answered = client.collect(timeout)
     match answered:
         case [(_, [Prediction(body)])]:

@@ -193,7 +193,7 @@ class HttpClient:
         try:
             credentials = authorization.header()
         except (OSError, ValueError) as error:
-            return Busy(f"no inference key: {error}")
+            return Busy(f"no credentials: {error}")
         call = self._dialect.encode(request.images)
         call = call._replace(headers={**call.headers, **credentials})
         answer = self._post(session, call, len(request.images))
