@@ -105,13 +105,19 @@ LAWS = [
     ),
     Law(
         "connectors/inference/__init__.py",
-        {"connectors.errors", "connectors.inference", "connectors.verbs"},
+        {"connectors.errors", "connectors.inference", "connectors.records", "connectors.verbs"},
         set(),
         CLOCKS - {"time"},
     ),
     Law(
         "connectors/inference/files.py",
-        {"connectors.errors", "connectors.inference.dialect"},
+        {"connectors.errors", "connectors.inference.dialect", "connectors.records"},
+        set(),
+        CLOCKS,
+    ),
+    Law(
+        "connectors/inference/inspection.py",
+        {"connectors.errors", "connectors.records", "connectors.text", "connectors.verbs"},
         set(),
         CLOCKS,
     ),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import Exit, Stop
 from ..images import load_canary
-from ..inference import open_client
+from ..inference import list_checks, open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
 from ..text import replace_control_characters
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from ..command_line import Setting
     from ..records import Check
-    from ..verbs import Server
+    from ..verbs import Check as CheckSettings
+    from ..verbs import Daemon, Server
 
 
 HIDDEN = "***"
@@ -36,13 +37,17 @@ class Finding(NamedTuple):
     code: Exit = Exit.OK
 
 
-def run_all(settings: Server, broker: Sequence[Check], *, thorough: bool) -> Iterator[Finding]:
+def run_all(
+    settings: CheckSettings | Daemon, broker: Sequence[Check], *, thorough: bool
+) -> Iterator[Finding]:
     """Make the checks one after the other; the service is asked whatever the broker says."""
     if thorough:
         yield run_check(("surroundings", _describe_machine))
     yield run_check(("settings", lambda: Ok("valid")))  # or nothing would have come so far
     yield from run_checks(broker)
-    yield run_check(("service", partial(ask_service, settings, settings.timeout)))
+    image = ("service", partial(ask_service, settings, settings.timeout))
+    pack = min(settings.pack, settings.max_batch or settings.pack)
+    yield from run_checks([*list_checks(settings, pack), image])
 
 
 def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
@@ -97,15 +102,17 @@ def ask_service(settings: Server, timeout: float) -> Ok:
     match answered:
         case [(_, [Prediction(body)])]:
             model, seconds = body["model"], time.monotonic() - began
-            return Ok(f"{model['name']} {model['version']} answers in {seconds * 1000:.0f} ms")
+            name = f"{model['name']} {model['version']}".strip()
+            return Ok(f"{name} answers in {seconds * 1000:.0f} ms")
         case [(_, Busy(detail) | Failed(detail))] | [(_, [Rejection(_, detail)])]:
             why = detail
         case _:
             why = f"silent for {timeout:g} s"
-    raise Stop(
-        f"{settings.url} does not predict a blank image ({why}): start it, or correct --url",
-        Exit.UNAVAILABLE,
-    )
+    fix = "start it, or correct --url"
+    if settings.protocol != "fmnist" and settings.canary is None:
+        fix += "; if the model reads no such image, give one that it answers by --canary"
+    image = "a blank image" if settings.canary is None else f"the image {settings.canary}"
+    raise Stop(f"{settings.url} does not predict {image} ({why}): {fix}", Exit.UNAVAILABLE)
 
 
 def render_settings(settings: Iterable[Setting], *, as_json: bool) -> Iterator[str]:

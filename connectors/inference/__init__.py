@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..errors import Exit, Stop
+from . import inspection
 from .answers import Classes, Model
-from .files import HeaderFile, Together, load_labels
-from .http import HttpClient
+from .files import HeaderFile, Together, check_header_file, load_labels
+from .http import HttpClient, fetch
 from .torchserve import KeyFile, TorchServe
 from .v1 import KServeV1
 from .v2 import OpenInference, Tensors
 
 if TYPE_CHECKING:
+    from ..records import Check
     from ..verbs import Server
     from .dialect import Authorization, Dialect
 
@@ -23,12 +26,27 @@ def open_client(settings: Server, *, timeout: float, in_flight: int) -> HttpClie
 
     Raises Stop(2) when a file of the settings cannot be read, or one of them is missing.
     """
+    dialect, credentials = make_dialect(settings), partial(authorize, settings)
+    return HttpClient(settings.url, dialect, credentials, timeout=timeout, in_flight=in_flight)
 
-    def authorize() -> Authorization:
-        return Together([KeyFile(settings.token_file), HeaderFile(settings.header_file)])
 
-    dialect = make_dialect(settings)
-    return HttpClient(settings.url, dialect, authorize, timeout=timeout, in_flight=in_flight)
+def authorize(settings: Server) -> Authorization:
+    """Make the credentials of one thread."""
+    return Together([KeyFile(settings.token_file), HeaderFile(settings.header_file)])
+
+
+def list_checks(settings: Server, pack: int) -> list[Check]:
+    """Return what to ask of the server before an image is sent; `pack`: images in a request."""
+    checks: list[Check] = []
+    if settings.header_file:
+        checks.append(("header file", partial(check_header_file, settings.header_file)))
+    if address := settings.address():
+
+        def ask(path: str) -> tuple[int, bytes]:
+            return fetch(address.root + path, authorize(settings).header(), settings.timeout)
+
+        checks += inspection.list_checks(inspection.Inspector(settings, address, pack, ask))
+    return checks
 
 
 def make_dialect(settings: Server) -> Dialect:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 from functools import cache
+from shlex import quote
+from stat import S_IRWXG, S_IRWXO
 from typing import TYPE_CHECKING
 
 from ..errors import Exit, Stop
+from ..records import Advice, Ok
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +63,18 @@ class HeaderFile:
     def forget(self) -> None:
         """Read the file again, though it may look unchanged."""
         self._seen = None
+
+
+def check_header_file(path: Path) -> Ok | Advice:
+    """Read the headers; raises Stop(2) when that cannot be done."""
+    try:
+        count = len(_read_headers(path))
+        shared = path.stat().st_mode & (S_IRWXG | S_IRWXO)
+    except (OSError, ValueError) as error:
+        raise Stop(f"--header-file cannot be read: {error}", Exit.USAGE) from None
+    if shared:
+        return Advice(f"other users of this machine may read {path}: chmod 600 {quote(str(path))}")
+    return Ok(f"{count} to be sent along")
 
 
 class Together:
