@@ -110,6 +110,10 @@ soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed,
 bench: setup maven model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
 	$(BIN)/python -m tests.bench $(BROKER)
 
+.PHONY: peers
+peers: setup maven ## foreign inference servers, killed under load, each in its own environment; half an hour; PEERS="mlserver kserve-v1"
+	$(BIN)/python -m tests.peers $(PEERS)
+
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
 	$(BIN)/python -m tests.mutants
@@ -128,6 +132,12 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	$(LOCK) --all-extras --upgrade --output-file requirements.txt
 	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
 	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
+
+.PHONY: lock-peers
+lock-peers: setup ## pin what the servers of `make peers` need anew, with hashes
+	@for name in mlserver kserve; do printf '%s\npillow\n' $$name | $(BIN)/uv pip compile - --quiet --upgrade \
+	  --generate-hashes --universal --python-version 3.11 --no-emit-index-url --custom-compile-command "make lock-peers" \
+	  --output-file tests/peers/requirements-$$name.txt; done
 
 .PHONY: clean
 clean: ## remove what was made, but for the environment, the data and the runs

@@ -132,8 +132,8 @@ class Protocol(Settings):
     )
     v2_binary: bool = Field(
         default=True,
-        description="send images by the binary tensor data extension (Triton, KServe, OpenVINO); "
-        "without it as base64 in JSON (MLServer)",
+        description="send images by the binary tensor data extension (Triton, OpenVINO); without "
+        "it as base64 in JSON (MLServer, KServe's SDK)",
     )
     v2_shape: Literal["n", "nx1"] = Field(
         default="n", description="shape of a tensor of n images; nx1 where `check` says so"

@@ -106,8 +106,8 @@ def check_extensions(inspector: Inspector) -> Ok | Advice:
     about = f"{name} {version}".strip()
     if binary and not known:
         return Advice(
-            f"{about} does not list the extension binary_tensor_data: KServe knows it nevertheless,"
-            " MLServer does not and needs --no-v2-binary"
+            f"{about} does not list the extension binary_tensor_data: if it refuses the image, "
+            "give --no-v2-binary, as MLServer and KServe's SDK need"
         )
     if known and not binary:
         return Advice(f"{about} takes binary tensors, which cost less: leave out --no-v2-binary")
