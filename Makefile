@@ -111,7 +111,7 @@ bench: setup maven model_store/fmnist.mar ## the daemon beside the library's pla
 	$(BIN)/python -m tests.bench $(BROKER)
 
 .PHONY: peers
-peers: setup maven ## foreign inference servers, killed under load, each in its own environment; half an hour; PEERS="mlserver kserve-v1"
+peers: setup maven ## foreign inference servers, killed under load, each in its own environment; half an hour; PEERS="mlserver kserve-v1 kserve-v2 ocr"
 	$(BIN)/python -m tests.peers $(PEERS)
 
 .PHONY: mutants
@@ -135,9 +135,10 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 
 .PHONY: lock-peers
 lock-peers: setup ## pin what the servers of `make peers` need anew, with hashes
-	@for name in mlserver kserve; do printf '%s\npillow\n' $$name | $(BIN)/uv pip compile - --quiet --upgrade \
+	@for name in "mlserver pillow" "kserve pillow" "kserve ddddocr"; do lock=$${name/kserve ddddocr/ocr}; \
+	  printf '%s\n' $$name | $(BIN)/uv pip compile - --quiet --upgrade \
 	  --generate-hashes --universal --python-version 3.11 --no-emit-index-url --custom-compile-command "make lock-peers" \
-	  --output-file tests/peers/requirements-$$name.txt; done
+	  --output-file tests/peers/requirements-$${lock% *}.txt; done
 
 .PHONY: clean
 clean: ## remove what was made, but for the environment, the data and the runs

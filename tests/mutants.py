@@ -284,15 +284,15 @@ MUTANTS = (
     Mutant(
         "retry-after-lost",
         INFERENCE,
-        '    return Busy(_excerpt(f"{status}", content), after)\n',
-        '    return Busy(_excerpt(f"{status}", content))\n',
+        '    return Busy(excerpt(f"{status}", content), after)\n',
+        '    return Busy(excerpt(f"{status}", content))\n',
         "what the service asked for never reaches the relay",
     ),
     Mutant(
         "too-large-is-busy",
         INFERENCE,
-        'return Failed(_excerpt("413: too large", content), final=True, status=status)',
-        'return Busy(_excerpt("413: too large", content), after)',
+        'return Failed(excerpt("413: too large", content), final=True, status=status)',
+        'return Busy(excerpt("413: too large", content), after)',
         "one image that is too large stops its lane for ever",
     ),
     Mutant(

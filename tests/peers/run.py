@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import time
+from base64 import b64encode
 from contextlib import ExitStack
 from functools import partial
+from io import BytesIO
+from itertools import cycle, islice
 from random import Random
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import PIL.Image
+import PIL.ImageDraw
+import requests
+
 from connectors.images import encode_png
+from tests.chaos.brokers.kafka.observer import digest_outputs
 from tests.chaos.brokers.kafka.producer import TopicProducer
 from tests.chaos.brokers.kafka.testbed import (
     QUIET_S,
@@ -35,6 +43,8 @@ if TYPE_CHECKING:
     from tests.chaos.targets import RelayProcess
 
 PARTITIONS = 3
+NUMBERS = 100
+"""Different pictures that the server for text is sent."""
 AWAY_S = 3.0
 """Seconds that a killed server stays away."""
 RUN_TIMEOUT_S = 3600.0
@@ -59,13 +69,35 @@ class Load(NamedTuple):
     poison: int
 
 
-def make_inputs(size: Size, seed: int = 0) -> Load:
-    """Make the records: test images of Fashion-MNIST, some of them replaced by what is none."""
-    images = first_images(size.images)
-    pictures = [encode_png(28, 28, one.tobytes()) for one in images]
-    classes = {
-        picture: int(one.sum()) % CLASSES for picture, one in zip(pictures, images, strict=True)
-    }
+def sum_images(count: int) -> dict[bytes, int]:
+    """Return test images of Fashion-MNIST, and the class of each by this project's own sum."""
+    images = first_images(count)
+    return {encode_png(28, 28, one.tobytes()): int(one.sum()) % CLASSES for one in images}
+
+
+def ask_numbers(url: str) -> dict[bytes, int]:
+    """Return pictures of numbers, and what the server says of each, asked alone, with no faults."""
+    pictures = [draw_number(number) for number in range(100, 100 + NUMBERS)]
+    found = {}
+    for picture in pictures:
+        asked = {"instances": [{"b64": b64encode(picture).decode("ascii")}]}
+        (text,) = requests.post(url, json=asked, timeout=20).json()["predictions"]
+        found[picture] = digest_outputs(text)
+    return found
+
+
+def draw_number(number: int) -> bytes:
+    """Return a PNG of a number in black on white."""
+    image = PIL.Image.new("L", (80, 40), "white")
+    PIL.ImageDraw.Draw(image).text((8, 2), str(number), fill="black", font_size=32)
+    file = BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def make_inputs(size: Size, classes: Mapping[bytes, int], seed: int = 0) -> Load:
+    """Make the records: the pictures in turn, some of them replaced by what is none."""
+    pictures = list(islice(cycle(classes), size.images))
     random = Random(seed)
     bad = set(random.sample(range(size.images), max(1, round(size.images * size.poison))))
     values = [
@@ -117,19 +149,23 @@ class Testbed(NamedTuple):
 
 
 def open_testbed(
-    name: str, size: Size, load: Load, folder: Path, environments: Path, stack: ExitStack
-) -> Testbed:
+    name: str, size: Size, folder: Path, environments: Path, stack: ExitStack
+) -> tuple[Testbed, Load]:
     """Start the servers, and make the rest ready; all of it ends with `stack`."""
     peer = PEERS[name]
     server = stack.enter_context(PeerServer(peer, folder / f"{name}.log", environments))
+    classes = ask_numbers(server.url) if name == "ocr" else sum_images(size.images)
+    load = make_inputs(size, classes)
     kafka = stack.enter_context(Kafka())
     create_topics(kafka, PARTITIONS)
-    labels = folder / "labels.txt"
-    labels.write_text("".join(f"sum {number}\n" for number in range(CLASSES)))
     servers = kafka.bootstrap_servers
     argv = relay_argv(("connectors",), servers, server.url, "relay")
-    argv += [*peer.flags, "--labels", str(labels), *size.flags]
-    return Testbed(
+    argv += [*peer.flags, *size.flags]
+    if name != "ocr":
+        labels = folder / "labels.txt"
+        labels.write_text("".join(f"sum {number}\n" for number in range(CLASSES)))
+        argv += ["--labels", str(labels)]
+    testbed = Testbed(
         server,
         servers,
         open_observer(servers, PARTITIONS, load.classes, stack),
@@ -137,6 +173,7 @@ def open_testbed(
         make_relay("relay", argv, folder, stack),
         size,
     )
+    return testbed, load
 
 
 def run(
@@ -147,10 +184,9 @@ def run(
     environments: Path = ENVIRONMENTS,
 ) -> Verdict:
     """Do one run; logs stay in `folder`. Raises StackError when a server cannot be started."""
-    load = make_inputs(size)
     say(f"starting {name} and Kafka")
     with ExitStack() as stack:
-        testbed = open_testbed(name, size, load, folder, environments, stack)
+        testbed, load = open_testbed(name, size, folder, environments, stack)
         testbed.observer.start()
         testbed.relay.start()
         testbed.generator.start()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -21,6 +22,8 @@ HERE = Path(__file__).parent
 RUNTIMES = HERE / "runtimes"
 ENVIRONMENTS = ROOT / "build" / "peers"
 MODEL = "image-sum"
+OCR_MODEL = "ddddocr"
+CANARY = ROOT / "tests" / "data" / "trouser.png"
 START_TIMEOUT_S = 120.0
 MAKE_TIMEOUT_S = 540.0
 CHECK_INTERVAL_S = 0.2
@@ -51,8 +54,8 @@ def _name_ports(ports: Sequence[int]) -> dict[str, str]:
     return {**found, "MLSERVER_PARALLEL_WORKERS": "0", "MLSERVER_HOST": "127.0.0.1"}
 
 
-def _start_kserve(programs: Path, ports: Sequence[int]) -> list[str]:
-    program = str(RUNTIMES / "kserve_runtime.py")
+def _start_kserve(runtime: str, programs: Path, ports: Sequence[int]) -> list[str]:
+    program = str(RUNTIMES / f"{runtime}_runtime.py")
     return [str(programs / "python"), program, "--http_port", str(ports[0]), "--enable_grpc=false"]
 
 
@@ -68,7 +71,7 @@ PEERS = {
     ),
     "kserve-v1": Peer(
         "kserve",
-        _start_kserve,
+        partial(_start_kserve, "kserve"),
         lambda _: {},
         f"/v1/models/{MODEL}:predict",
         ["--protocol=v1"],
@@ -76,11 +79,19 @@ PEERS = {
     ),
     "kserve-v2": Peer(
         "kserve",
-        _start_kserve,
+        partial(_start_kserve, "kserve"),
         lambda _: {},
         f"/v2/models/{MODEL}/infer",
         V2_JSON,
         f"/v2/models/{MODEL}/ready",
+    ),
+    "ocr": Peer(
+        "ocr",
+        partial(_start_kserve, "ocr"),
+        lambda _: {},
+        f"/v1/models/{OCR_MODEL}:predict",
+        ["--protocol=v1", "--canary", str(CANARY)],
+        f"/v1/models/{OCR_MODEL}",
     ),
 }
 
