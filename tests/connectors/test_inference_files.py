@@ -67,6 +67,16 @@ def test_the_headers_of_a_file_go_along_and_are_read_again_when_it_changes(tmp_p
     assert first["Inference-Header-Content-Length"]
 
 
+def test_a_header_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
+    file = tmp_path / "headers"
+    file.write_text("X: 1")
+    headers, before = HeaderFile(file), file.stat()
+    first = headers.header()
+    file.write_text("X: 2")
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert headers.header() is first
+
+
 @pytest.mark.parametrize(
     "content",
     [

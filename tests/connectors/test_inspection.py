@@ -266,6 +266,17 @@ def test_a_header_file_that_others_may_read_is_said(
     assert text in found.text
 
 
+def test_an_endless_answer_about_the_server_is_not_read_to_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("connectors.inference.http.MAX_RESPONSE_BYTES", 100)
+    with (
+        serve({"/v2": (200, "x" * 1000)}, []) as root,
+        pytest.raises(OSError, match="more than 100 bytes"),
+    ):
+        fetch(f"{root}/v2", {}, 5.0)
+
+
 def test_a_server_that_stops_within_its_answer_is_not_waited_for() -> None:
     over = threading.Event()
 
