@@ -13,8 +13,18 @@ from PIL import Image as Pillow
 from connectors import codec
 from connectors.images import CANARY
 from connectors.inference import torchserve
+from connectors.inference.answers import Model
+from connectors.inference.v1 import KServeV1
 from connectors.records import Failed, Image, Prediction, Record, Rejection, Settled
-from tests.handler.torchserve import Answer, Request, Served, encode, multipart, write_archive
+from tests.handler.torchserve import (
+    Answer,
+    Request,
+    Served,
+    encode,
+    instances,
+    multipart,
+    write_archive,
+)
 
 if TYPE_CHECKING:
     from connectors.records import Answer as Understood
@@ -55,6 +65,16 @@ def test_a_pack_becomes_one_outcome_for_each_image_in_order(served: Served) -> N
         assert isinstance(found, Prediction)
         assert isinstance(single, Prediction)
         assert found.body["class"] == single.body["class"]
+
+
+def test_the_handler_is_spoken_to_in_v1_as_well(served: Served) -> None:
+    dialect = KServeV1(float, Model("fmnist"))
+    images = [picture(1), Image(b"no image"), picture(2)]
+    answer = served.one(instances(*json.loads(dialect.encode(images).body)["instances"]))
+    outcomes = dialect.interpret(answer.status, {}, json.dumps(answer.body).encode(), 3)
+    assert outcomes == understood(served.one(as_java_reads_it(images)), 3)
+    _, refused, _ = outcomes  # type: ignore[misc]
+    assert isinstance(refused, Rejection)
 
 
 def test_each_word_of_the_handler_is_a_reason_of_ours(served: Served) -> None:

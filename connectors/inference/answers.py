@@ -90,6 +90,14 @@ def interpret_item(item: object, model: object) -> Prediction | Rejection | None
     return None
 
 
+def is_model(value: object) -> bool:
+    """Say whether a value is the `model` of a result."""
+    match value:
+        case {"name": str(), "version": str()}:
+            return True
+    return False
+
+
 def is_failure(item: object) -> bool:
     """Say whether an item is an error of our handler that is no mistake of the sender's."""
     match item:

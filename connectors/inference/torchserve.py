@@ -14,7 +14,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from ..records import Busy, Failed
-from .answers import excerpt, interpret_item, is_failure
+from .answers import excerpt, interpret_item, is_failure, is_model
 from .dialect import Call, parse_retry_after
 
 if TYPE_CHECKING:
@@ -106,20 +106,13 @@ def _outcomes(reply: dict[str, Any], count: int) -> list[Prediction | Rejection]
     found by trials as one that kills the worker is.
     """
     items, model = reply.get("predictions"), reply.get("model")
-    if not isinstance(items, list) or len(items) != count or not _is_model(model):
+    if not isinstance(items, list) or len(items) != count or not is_model(model):
         return None
     if any(map(is_failure, items)):
         return Failed("the handler failed on an image", status=HTTPStatus.OK)
     outcomes = [interpret_item(item, model) for item in items]
     known = [outcome for outcome in outcomes if outcome is not None]
     return known if len(known) == count else None
-
-
-def _is_model(value: object) -> bool:
-    match value:
-        case {"name": str(), "version": str()}:
-            return True
-    return False
 
 
 class KeyFile:

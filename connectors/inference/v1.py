@@ -16,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 
 from ..records import Failed, Prediction, Rejection
 from ..text import parse_json
-from .answers import classify, has_scores, interpret_item, is_failure, refuse, weigh_status
+from .answers import (
+    classify,
+    has_scores,
+    interpret_item,
+    is_failure,
+    is_model,
+    refuse,
+    weigh_status,
+)
 from .dialect import Call, parse_retry_after
 
 if TYPE_CHECKING:
@@ -65,8 +73,10 @@ class KServeV1:
             after = parse_retry_after(headers.get("Retry-After"), self._wall_clock())
             return weigh_status(status, body, after)
         match parse_json(body):
-            case {"predictions": [*items]} if len(items) == count:
-                outcomes = [self._outcome(item) for item in items]
+            case {"predictions": [*items], **rest} if len(items) == count:
+                told = rest.get("model")  # this project's handler says which one answered
+                model = told if is_model(told) else self._model
+                outcomes = [self._outcome(item, model) for item in items]
             case _:
                 return refuse(f"no list of {count} finite predictions", body)
         whys = [one for one in outcomes if isinstance(one, str)]
@@ -74,19 +84,19 @@ class KServeV1:
             return Failed(whys[0], status=status)
         return [one for one in outcomes if not isinstance(one, str)]
 
-    def _outcome(self, item: object) -> Prediction | Rejection | str:
+    def _outcome(self, item: object, model: object) -> Prediction | Rejection | str:
         """Return the outcome of one item, or why it is none."""
         if is_failure(item):
             return "the handler failed on an image"
-        if known := interpret_item(item, self._model):
+        if known := interpret_item(item, model):
             return known
         if self._classes is None:
-            return Prediction({"outputs": item, "model": self._model})
+            return Prediction({"outputs": item, "model": model})
         scores = self._scores(item, self._classes)
         if scores is None:
             return f"no prediction of {len(self._classes.labels)} finite scores, one for each label"
         found = classify(scores, self._classes)
-        return found if isinstance(found, str) else Prediction({**found, "model": self._model})
+        return found if isinstance(found, str) else Prediction({**found, "model": model})
 
     def _scores(self, item: object, classes: Classes) -> Sequence[float] | None:
         """Return the scores: the item itself, or the one output in it that has as many."""
