@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
 
+from connectors.brokers.kafka.settings import RunKafka
+from connectors.inference import open_client
+from connectors.records import Image, Prediction, Rejection, Request
 from tests.conftest import missing
 from tests.peers.run import Size, find_complaints, run
 from tests.peers.servers import make_environment
+from tests.system.daemons import BOOT
 from tools.servers.process import StackError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tools.servers.torchserve import TorchServe
 
 pytestmark = pytest.mark.system
 
@@ -30,6 +37,22 @@ def test_mlserver_killed_under_load_costs_time_and_the_poison_is_the_dead_letter
     assert verdict.passed, verdict.render()
     assert verdict.found["dead_letters"] == verdict.found["poison"] == 2
     assert verdict.found["server_kills"] == 1
+
+
+def test_torchserve_answers_v1_as_the_archives_own_form(server: TorchServe) -> None:
+    url = f"{server.address}/v1/models/{server.model}:predict"
+    images = (Image(BOOT), Image(b"no image"))
+    answers = []
+    for more in ({}, {"protocol": "v1", "url": url}):
+        asked = RunKafka(input_topic="a", output_topic="b", **{"url": server.url, **more})  # type: ignore[arg-type]
+        with closing(open_client(asked, timeout=20.0, in_flight=1)) as client:
+            client.send(Request(images))
+            ((_, answer),) = client.collect(20.0)
+            answers.append(answer)
+    own, v1 = answers
+    assert own == v1
+    assert isinstance(own, list)
+    assert [type(one) for one in own] == [Prediction, Rejection]
 
 
 def test_a_run_with_other_dead_letters_than_the_poison_fails() -> None:
