@@ -153,6 +153,16 @@ class Server(Service, Protocol):
             )
         return self
 
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        idle = [name for name in ("labels", "tensor_input", "tensor_output") if getattr(self, name)]
+        if self.protocol == "fmnist" and idle:
+            flag = "--" + idle[0].replace("_", "-")
+            raise ValueError(f"{flag} has no effect here: give --protocol v1 or v2 as well")
+        if self.scores != "probabilities" and not self.labels:
+            raise ValueError("--scores has no effect here: give --labels as well")
+        return self
+
     def address(self) -> Address | None:
         """Return what the URL consists of, in the protocols that say so."""
         if self.protocol == "fmnist":

@@ -14,6 +14,7 @@ from ..images import load_canary
 from ..inference import list_checks, open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
 from ..text import replace_control_characters
+from ..verbs import URLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -109,6 +110,9 @@ def ask_service(settings: Server, timeout: float) -> Ok:
         case _:
             why = f"silent for {timeout:g} s"
     fix = "start it, or correct --url"
+    for protocol, (form, _) in URLS.items():
+        if settings.protocol == "fmnist" and form.fullmatch(settings.url):
+            fix = f"give --protocol {protocol}, as the address says"
     if settings.protocol != "fmnist" and settings.canary is None:
         fix += "; if the model reads no such image, give one that it answers by --canary"
     image = "a blank image" if settings.canary is None else f"the image {settings.canary}"

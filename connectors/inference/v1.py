@@ -74,8 +74,8 @@ class KServeV1:
             return weigh_status(status, body, after)
         match parse_json(body):
             case {"predictions": [*items], **rest} if len(items) == count:
-                told = rest.get("model")  # this project's handler says which one answered
-                model = told if is_model(told) else self._model
+                answered = rest.get("model")  # this project's handler says which one answered
+                model = answered if is_model(answered) else self._model
                 outcomes = [self._outcome(item, model) for item in items]
             case _:
                 return refuse(f"no list of {count} finite predictions", body)

@@ -235,6 +235,19 @@ def test_a_url_that_is_not_the_whole_address_is_refused_with_an_example(
     assert f"/{protocol}/models/NAME" in sentence
 
 
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--labels", "a.txt"], "--labels has no effect here: give --protocol v1 or v2"),
+        (["--tensor-input", "image"], "--tensor-input has no effect here"),
+        (["--tensor-output", "a"], "--tensor-output has no effect here"),
+        (["--protocol", "v1", "--url", V1, "--scores", "logits"], "give --labels as well"),
+    ],
+)
+def test_a_flag_without_effect_is_refused(flags: list[str], sentence: str) -> None:
+    assert sentence in refusal(*flags)
+
+
 def test_v2_without_the_name_of_its_input_is_wrong_usage() -> None:
     with pytest.raises(Stop, match="--tensor-input is required") as stop:
         open_client(settings(protocol="v2", url=V2), timeout=1.0, in_flight=1)

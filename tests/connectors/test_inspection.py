@@ -261,7 +261,8 @@ def test_a_header_file_that_others_may_read_is_said(
     file = tmp_path / "headers"
     file.write_text(content)
     file.chmod(mode)
-    (found,) = doctor.run_checks(list_checks(settings(protocol="fmnist", header_file=file), 1))
+    asked = settings(protocol="fmnist", tensor_input=None, header_file=file)
+    (found,) = doctor.run_checks(list_checks(asked, 1))
     assert (found.check, found.result) == ("header file", result)
     assert text in found.text
 
