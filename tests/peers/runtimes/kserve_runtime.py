@@ -51,7 +51,7 @@ class ImageSum(Model):  # type: ignore[misc]
         rows = score_all([b64decode(one) for one in payload.inputs[0].data])
         data = list(chain.from_iterable(rows))
         output = InferOutput("scores", [len(rows), CLASSES], "FP32", data)
-        return InferResponse(payload.id, self.name, [output])
+        return InferResponse(payload.id or "unnamed", self.name, [output])  # an id is required
 
 
 if __name__ == "__main__":
