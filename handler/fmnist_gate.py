@@ -429,17 +429,20 @@ def read_frame(data: bytes | bytearray, marker: int, body: int, earlier: Frame |
         raise Refused("unsupported_type", f"The JPEG has {bits} bits: send one of 8.")
     if not 1 <= components <= MAX_COMPONENTS:
         raise damaged(f"it has {components} components")
-    factors = [unpack_from(">BB", data, body + 8 + 3 * index) for index in range(components)]
-    across, down = (max(1, *(f >> low & 15 for _, f in factors)) for low in (4, 0))
-    return Frame(
-        width,
-        height,
-        marker == PROGRESSIVE,
-        {
-            name: ceil_div(width * (f >> 4), 8 * across) * ceil_div(height * (f & 15), 8 * down)
-            for name, f in factors
-        },
-    )
+    table = unpack_from(f"{3 * components}B", data, body + 8)  # name, sampling factors, table
+    blocks = count_blocks(width, height, table[0::3], table[1::3])
+    return Frame(width, height, marker == PROGRESSIVE, blocks)
+
+
+def count_blocks(
+    width: int, height: int, names: tuple[int, ...], factors: tuple[int, ...]
+) -> dict[int, int]:
+    """Return how many 8 x 8 blocks each component has; a factor holds across and down."""
+    across, down = 8 * (max(factors) >> 4 or 1), 8 * (max([f & 15 for f in factors]) or 1)
+    return {
+        name: ceil_div(width * (f >> 4), across) * ceil_div(height * (f & 15), down)
+        for name, f in zip(names, factors, strict=True)
+    }
 
 
 def ceil_div(value: int, by: int) -> int:
@@ -455,10 +458,10 @@ def cost_scan(data: bytes | bytearray, body: int, frame: Frame | None) -> float:
     if frame is None:
         raise damaged("it has a scan before its frame")
     components = data[body + 2]
-    names = [data[body + 3 + 2 * index] for index in range(components)]
+    names = data[body + 3 : body + 3 + 2 * components : 2]
     first, last, approximation = unpack_from("3B", data, body + 3 + 2 * components)
     visited = last - first + 1 if frame.progressive and first and approximation >> 4 else 0
-    return NS * (14 + 1.5 * max(0, visited)) * sum(frame.blocks.get(name, 0) for name in names)
+    return NS * (14 + 1.5 * max(0, visited)) * sum([frame.blocks.get(name, 0) for name in names])
 
 
 # GIF: https://www.w3.org/Graphics/GIF/spec-gif89a.txt

@@ -121,6 +121,24 @@ def freeze(classifier: ImageClassifier) -> bytes:
             ) from error
         # Not optimize_for_inference: what it saves cannot be loaded (pytorch #69608).
         torch.jit.save(torch.jit.freeze(scripted), content)
+    return strip_sources(content.getvalue())
+
+
+def strip_sources(module: bytes) -> bytes:
+    """Return the TorchScript file without its debug records.
+
+    They hold the paths of our sources on this machine: an export elsewhere had other bytes.
+    """
+    reader = torch._C.PyTorchFileReader(io.BytesIO(module))  # noqa: SLF001 - keeps alignment
+    content = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(content)  # noqa: SLF001
+    writer.set_min_version(int(reader.get_record("version")))
+    own = {"version", "byteorder", ".data/serialization_id"}  # what the writer adds by itself
+    for name in reader.get_all_records():
+        if name not in own and not name.endswith(".debug_pkl"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
     return content.getvalue()
 
 

@@ -13,6 +13,7 @@ from ..errors import Exit, Stop
 from ..images import load_canary
 from ..inference import list_checks, open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
+from ..settings import HIDDEN
 from ..text import replace_control_characters
 from ..verbs import URLS
 
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
     from ..records import Check
     from ..verbs import Check as CheckSettings
     from ..verbs import Daemon, Server
-
-
-HIDDEN = "***"
-"""What stands for a value that may be secret."""
 
 
 class Finding(NamedTuple):
@@ -45,6 +42,8 @@ def run_all(
     if thorough:
         yield run_check(("surroundings", _describe_machine))
     yield run_check(("settings", lambda: Ok("valid")))  # or nothing would have come so far
+    for exposure in settings.list_exposures():
+        yield Finding("privacy", "advice", exposure)
     yield from run_checks(broker)
     image = ("service", partial(ask_service, settings, settings.timeout))
     pack = min(settings.pack, settings.max_batch or settings.pack)
@@ -116,7 +115,8 @@ def ask_service(settings: Server, timeout: float) -> Ok:
     if settings.protocol != "fmnist" and settings.canary is None:
         fix += "; if the model reads no such image, give one that it answers by --canary"
     image = "a blank image" if settings.canary is None else f"the image {settings.canary}"
-    raise Stop(f"{settings.url} does not predict {image} ({why}): {fix}", Exit.UNAVAILABLE)
+    what = f"{settings.shown_url} does not predict {image}"
+    raise Stop(f"{what} ({why}): {fix}", Exit.UNAVAILABLE)
 
 
 def render_settings(settings: Iterable[Setting], *, as_json: bool) -> Iterator[str]:
@@ -134,11 +134,13 @@ def _render_setting(one: Setting) -> str:
         return f"# {one.name} is not set  # {one.origin}"
     line = f"{one.name} = {_render_toml(one.value)}  # {one.origin}"
     made_anew = one.name == "instance" and one.origin == "default"
-    return f"# {line}" if one.name == "config" or made_anew or _hides(one.value) else line
+    return f"# {line}" if one.name == "config" or made_anew or _hides(one) else line
 
 
-def _hides(value: object) -> bool:
-    return isinstance(value, dict) and HIDDEN in value.values()
+def _hides(one: Setting) -> bool:
+    if one.name == "url":
+        return str(one.value).endswith((f"?{HIDDEN}", f"#{HIDDEN}"))
+    return isinstance(one.value, dict) and HIDDEN in one.value.values()
 
 
 def _render_toml(value: object) -> str:

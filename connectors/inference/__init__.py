@@ -10,7 +10,7 @@ from ..errors import Exit, Stop
 from . import inspection
 from .answers import Classes, Model
 from .files import HeaderFile, Together, check_header_file, load_labels
-from .http import HttpClient, fetch
+from .http import Certificates, HttpClient, fetch
 from .torchserve import KeyFile, TorchServe
 from .v1 import KServeV1
 from .v2 import OpenInference, Tensors
@@ -27,7 +27,19 @@ def open_client(settings: Server, *, timeout: float, in_flight: int) -> HttpClie
     Raises Stop(2) when a file of the settings cannot be read, or one of them is missing.
     """
     dialect, credentials = make_dialect(settings), partial(authorize, settings)
-    return HttpClient(settings.url, dialect, credentials, timeout=timeout, in_flight=in_flight)
+    return HttpClient(
+        settings.url,
+        dialect,
+        credentials,
+        timeout=timeout,
+        in_flight=in_flight,
+        certificates=find_certificates(settings),
+    )
+
+
+def find_certificates(settings: Server) -> Certificates:
+    """Return whom to trust and what to show, for each connection."""
+    return Certificates(settings.url_cafile, settings.url_certfile, settings.url_keyfile)
 
 
 def authorize(settings: Server) -> Authorization:
@@ -43,7 +55,8 @@ def list_checks(settings: Server, pack: int) -> list[Check]:
     if address := settings.address():
 
         def ask(path: str) -> tuple[int, bytes]:
-            return fetch(address.root + path, authorize(settings).header(), settings.timeout)
+            headers, certificates = authorize(settings).header(), find_certificates(settings)
+            return fetch(address.root + path, headers, settings.timeout, certificates)
 
         checks += inspection.list_checks(inspection.Inspector(settings, address, pack, ask))
     return checks

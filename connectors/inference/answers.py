@@ -64,8 +64,9 @@ def weigh_status(status: int, content: bytes, after: float | None) -> Busy | Fai
     """
     detail = excerpt(f"{status}", content)
     if status in _FAILURES:
-        too_large = status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-        return Failed(detail, final=too_large, status=status)
+        if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            return Failed(detail, final=True, status=status, reason="too_large")
+        return Failed(detail, status=status)
     return Busy(detail, after)
 
 

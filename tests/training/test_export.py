@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from torch import nn
 
+from tools.servers.process import ROOT
 from training import ImageClassifier
 from training.errors import ExportError
 from training.export import describe, export
@@ -77,6 +79,17 @@ def test_model_json_says_what_a_server_must_know(
         "accuracy": 0.934,
         "data": "5a" * 32,
     }
+
+
+def test_an_export_holds_no_path_of_this_machine(
+    classifier: ImageClassifier, images: torch.Tensor, tmp_path: Path
+) -> None:
+    export(classifier, describe(classifier, 0.875), tmp_path, images)
+    with zipfile.ZipFile(tmp_path / "model.pt") as module:
+        contents = {name: module.read(name) for name in module.namelist()}
+    here = str(ROOT).encode()
+    assert [name for name, content in contents.items() if here in content] == []
+    assert [name for name in contents if name.endswith(".debug_pkl")] == []
 
 
 def test_the_names_stand_under_their_labels(
