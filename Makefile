@@ -54,9 +54,9 @@ serve-production: setup model_store/fmnist.mar ## the same with a token and a cl
 maven:
 	@tools/setup.sh maven
 
-.PHONY: peers
-peers:
-	@tools/setup.sh peers
+.PHONY: programs
+programs:
+	@tools/setup.sh programs
 
 .PHONY: audit-venv
 audit-venv: setup
@@ -88,7 +88,7 @@ status: ## show what `make up` started
 	@$(BIN)/python -m tools.up status
 
 .PHONY: test
-test: setup maven peers audit-venv archive ## format, lint, types and all tests, with real services: what CI runs
+test: setup maven programs audit-venv archive ## format, lint, types and all tests, with real services: what CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy

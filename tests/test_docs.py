@@ -97,11 +97,16 @@ def test_every_target_is_explained() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: ([a-z-]+)", makefile, re.MULTILINE)) - {
         "maven",
-        "peers",
+        "programs",
         "audit-venv",
     }
     explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert phony == explained
+
+
+def test_no_target_is_written_twice() -> None:
+    targets = re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) == len(set(targets))
 
 
 @pytest.mark.parametrize("line", PYTHON_LINES, ids=lambda line: f"{line.page}: {line.command}")

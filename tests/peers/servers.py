@@ -99,7 +99,7 @@ PEERS = {
 def make_environment(name: str, folder: Path = ENVIRONMENTS) -> Path:
     """Return the `bin` of a server's environment; make it when it, or its lock, is new."""
     lock, target = HERE / f"requirements-{name}.txt", folder / name
-    stamp, digest = target / ".lock", hashlib.sha256(lock.read_bytes()).hexdigest()
+    stamp, digest = target / ".requirements", hashlib.sha256(lock.read_bytes()).hexdigest()
     if stamp.exists() and stamp.read_text() == digest:
         return target / "bin"
     uv = Path(sys.executable).parent / "uv"
