@@ -9,7 +9,7 @@ from math import exp
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from connectors.inference.answers import Classes, Model, classify
@@ -45,6 +45,7 @@ DIALECTS: dict[str, Dialect] = {
     "v2 labels": v2(LABELS),
     "v2 json": v2(binary=False, shape="nx1"),
 }
+at_any_speed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 of_each_dialect = pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS.keys())
 
 
@@ -174,6 +175,7 @@ def test_v2_is_asked_in_json_with_base64() -> None:
 
 
 @of_each_dialect
+@at_any_speed
 @given(st.lists(st.binary(max_size=20), min_size=1, max_size=5))
 def test_the_same_images_give_the_same_bytes(dialect: Dialect, values: list[bytes]) -> None:
     images = [Image(value) for value in values]
@@ -197,8 +199,11 @@ def test_who_does_not_serve_is_busy_for_as_long_as_it_says(dialect: Dialect, sta
 @pytest.mark.parametrize("status", FAILED)
 def test_who_judges_the_request_has_failed_on_it(dialect: Dialect, status: int) -> None:
     answer = dialect.interpret(status, {"Retry-After": "7"}, b'{"error": "bad"}', 2)
-    final = status == 413
-    assert answer == Failed(f'{status}: {{"error": "bad"}}', final=final, status=status)
+    detail = f'{status}: {{"error": "bad"}}'
+    if status == 413:
+        assert answer == Failed(detail, final=True, status=413, reason="too_large")
+    else:
+        assert answer == Failed(detail, status=status)
 
 
 GOOD = tensor([1, 2, 3, 4], 2, 2)
@@ -304,6 +309,7 @@ JSON = st.recursive(
 
 
 @of_each_dialect
+@at_any_speed
 @given(st.integers(100, 999), st.text(max_size=4), st.binary(max_size=200), st.integers(1, 9))
 def test_any_bytes_as_a_reply_never_raise(
     dialect: Dialect, status: int, header: str, body: bytes, count: int
@@ -313,6 +319,7 @@ def test_any_bytes_as_a_reply_never_raise(
 
 
 @of_each_dialect
+@at_any_speed
 @given(st.lists(JSON, max_size=4), st.integers(1, 4))
 def test_any_json_as_a_reply_never_raises(
     dialect: Dialect, items: list[object], count: int
@@ -322,6 +329,7 @@ def test_any_json_as_a_reply_never_raises(
     assert isinstance(answer, Failed) or len(answer) == count  # type: ignore[arg-type]
 
 
+@at_any_speed
 @given(
     st.sampled_from(["FP32", "FP16", "INT64", "BYTES", "BOOL", "BF16", "X"]),
     st.lists(st.integers(0, 1 << 70), max_size=3),
@@ -377,6 +385,7 @@ def test_nested_data_is_laid_out_row_by_row() -> None:
     assert [one["shape"] for one in second] == [[2, 1], []]
 
 
+@at_any_speed
 @given(st.integers(1, 5), st.lists(st.integers(0, 3), max_size=3), st.data())
 def test_what_was_cut_is_what_came(count: int, rest: list[int], data: st.DataObject) -> None:
     size = 1
