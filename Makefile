@@ -136,7 +136,7 @@ bench: setup maven model_store/fmnist.mar ## the daemon beside other relays, in 
 	$(BIN)/python -m tests.bench $(BROKER) $(if $(BASE),--base $(BASE))
 
 .PHONY: peers
-peers: setup maven ## foreign inference servers, killed under load, each in its own environment; half an hour; PEERS="mlserver kserve-v1 kserve-v2 ocr"
+peers: setup maven model_store/fmnist.mar ## other protocols and servers, killed under load, each in its own environment; an hour; PEERS="mlserver torchserve-v2"
 	$(BIN)/python -m tests.peers $(PEERS)
 
 .PHONY: mutants

@@ -1,4 +1,4 @@
-"""One run: Kafka, a relay, a foreign server that is killed now and then, and Kafka again."""
+"""One run: Kafka, a relay, an inference server that is killed now and then, and Kafka again."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ from tests.chaos.runner import wait_for_quiet
 from tests.chaos.testbed import make_load, make_relay, wait_until
 from tests.chaos.verdict import Verdict, list_violations
 from tests.peers.runtimes.image_sum import CLASSES
-from tests.peers.servers import ENVIRONMENTS, PEERS, PeerServer
+from tests.peers.servers import ENVIRONMENTS, OWN, SERVERS, open_server
+from tools.exported import classes as ask_model
 from tools.exported import first_images
 from tools.servers.kafka import Kafka
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
 
     from tests.chaos.brokers.kafka.observer import KafkaObserver
     from tests.chaos.targets import RelayProcess
+    from tests.peers.servers import Server
 
 PARTITIONS = 3
 NUMBERS = 100
@@ -86,6 +88,29 @@ def ask_numbers(url: str) -> dict[bytes, int]:
     return found
 
 
+def ask_archive(count: int, *, as_tensor: bool) -> dict[bytes, int]:
+    """Return test images of Fashion-MNIST, and what the archive's model says of each, alone.
+
+    `as_tensor`: the class is the output of its name, else the own form of a result.
+    """
+    images = first_images(count)
+    found = {}
+    for image, number in zip(images, ask_model(images).tolist(), strict=True):
+        output = {"name": "class", "datatype": "INT64", "shape": [], "data": [number]}
+        answer = digest_outputs([output]) if as_tensor else number
+        found[encode_png(28, 28, image.tobytes())] = answer
+    return found
+
+
+def expect_answers(name: str, url: str, count: int) -> dict[bytes, int]:
+    """Return the pictures that a server is sent, and what each must become."""
+    if name == "ocr":
+        return ask_numbers(url)
+    if name in OWN:
+        return ask_archive(count, as_tensor=name == "torchserve-v2")
+    return sum_images(count)
+
+
 def draw_number(number: int) -> bytes:
     """Return a PNG of a number in black on white."""
     image = PIL.Image.new("L", (80, 40), "white")
@@ -113,7 +138,7 @@ def make_inputs(size: Size, classes: Mapping[bytes, int], seed: int = 0) -> Load
 class Testbed(NamedTuple):
     """What takes part."""
 
-    server: PeerServer
+    server: Server
     kafka: str
     observer: KafkaObserver
     generator: LoadGenerator
@@ -152,16 +177,14 @@ def open_testbed(
     name: str, size: Size, folder: Path, environments: Path, stack: ExitStack
 ) -> tuple[Testbed, Load]:
     """Start the servers, and make the rest ready; all of it ends with `stack`."""
-    peer = PEERS[name]
-    server = stack.enter_context(PeerServer(peer, folder / f"{name}.log", environments))
-    classes = ask_numbers(server.url) if name == "ocr" else sum_images(size.images)
-    load = make_inputs(size, classes)
+    server = stack.enter_context(open_server(name, folder / f"{name}.log", environments))
+    load = make_inputs(size, expect_answers(name, server.url, size.images))
     kafka = stack.enter_context(Kafka())
     create_topics(kafka, PARTITIONS)
     servers = kafka.bootstrap_servers
     argv = relay_argv(("connectors",), servers, server.url, "relay")
-    argv += [*peer.flags, *size.flags]
-    if name != "ocr":
+    argv += [*SERVERS[name], *size.flags]
+    if name in {"mlserver", "kserve-v1", "kserve-v2"}:
         labels = folder / "labels.txt"
         labels.write_text("".join(f"sum {number}\n" for number in range(CLASSES)))
         argv += ["--labels", str(labels)]

@@ -1,4 +1,4 @@
-"""Foreign inference servers: for each an environment of its own, from a lock, and a process."""
+"""Inference servers: foreign ones, each in an environment of its own, from a lock; our archive."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import requests
 
+from tests.chaos.testbed import find_steady_ports
 from tools.servers.process import ROOT, Process, StackError, free_ports
+from tools.servers.torchserve import PORTS, TorchServe, on_ports
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
 HERE = Path(__file__).parent
 RUNTIMES = HERE / "runtimes"
@@ -94,6 +97,68 @@ PEERS = {
         f"/v1/models/{OCR_MODEL}",
     ),
 }
+
+
+OWN = {
+    "torchserve-v1": ("/v1/models/{model}:predict", ["--protocol=v1"]),
+    "torchserve-v2": (
+        "/v2/models/{model}/infer",
+        ["--protocol=v2", "--tensor-input=images", "--tensor-output=class"],
+    ),
+}
+"""Our archive: what the connectors ask, and their flags."""
+
+SERVERS = {name: peer.flags for name, peer in PEERS.items()} | {
+    name: flags for name, (_, flags) in OWN.items()
+}
+"""The flags of the connectors for each server."""
+
+
+class Server(Protocol):
+    """A server that is ready, and can be killed and started again."""
+
+    @property
+    def url(self) -> str:
+        """Where the connectors ask."""
+        ...
+
+    def start(self) -> object:
+        """Start it, and return when it answers; raises StackError when it does not."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once, with what it has in hand."""
+        ...
+
+
+def open_server(name: str, log: Path, environments: Path) -> AbstractContextManager[Server]:
+    """Return a server of SERVERS, which is started on entry; a foreign one writes to `log`."""
+    if name in OWN:
+        return ArchiveServer(OWN[name][0])
+    return PeerServer(PEERS[name], log, environments)
+
+
+class ArchiveServer:
+    """Our archive in TorchServe, which finds its ports free again."""
+
+    def __init__(self, path: str) -> None:
+        self._server = TorchServe(overrides=on_ports(find_steady_ports(len(PORTS))))
+        self.url = self._server.address + path.format(model=self._server.model)
+
+    def __enter__(self) -> Self:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.close()
+
+    def start(self) -> None:
+        """Start it, and return when it predicts; raises StackError when it does not."""
+        self._server.start().wait()
+
+    def kill(self) -> None:
+        """End Java and its worker at once."""
+        self._server.process.kill()
 
 
 def make_environment(name: str, folder: Path = ENVIRONMENTS) -> Path:
