@@ -17,7 +17,8 @@ CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
   $(if $(filter kills controls,$(CASE)),$(if $(SEED),--seed $(SEED)))
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.headers connectors.codec connectors.relay connectors.loop connectors.text connectors.images \
-  connectors.inference.dialect connectors.inference.torchserve fmnist_gate fmnist_images fmnist_json fmnist_v2 fmnist_wire
+  connectors.inference.dialect connectors.inference.answers connectors.inference.torchserve connectors.inference.v1 \
+  connectors.inference.v2 fmnist_gate fmnist_images fmnist_json fmnist_v2 fmnist_wire
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --custom-compile-command "make lock" --quiet
@@ -53,9 +54,9 @@ serve-production: setup model_store/fmnist.mar ## the same with a token and a cl
 maven:
 	@tools/setup.sh maven
 
-.PHONY: peers
-peers:
-	@tools/setup.sh peers
+.PHONY: programs
+programs:
+	@tools/setup.sh programs
 
 .PHONY: audit-venv
 audit-venv: setup
@@ -87,7 +88,7 @@ status: ## show what `make up` started
 	@$(BIN)/python -m tools.up status
 
 .PHONY: test
-test: setup maven peers audit-venv archive ## format, lint, types and all tests, with real services: what CI runs
+test: setup maven programs audit-venv archive ## format, lint, types and all tests, with real services: what CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -134,6 +135,10 @@ soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed,
 bench: setup maven model_store/fmnist.mar ## the daemon beside other relays, in turns; BROKER=kafka, pubsub BASE=COMMIT
 	$(BIN)/python -m tests.bench $(BROKER) $(if $(BASE),--base $(BASE))
 
+.PHONY: peers
+peers: setup maven model_store/fmnist.mar ## other protocols and servers, killed under load, each in its own environment; an hour; PEERS="mlserver torchserve-v2"
+	$(BIN)/python -m tests.peers $(PEERS)
+
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
 	$(BIN)/python -m tests.mutants
@@ -153,6 +158,13 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
 	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
 	printf '%s\n' cyclonedx-bom pip-audit | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-audit.txt
+
+.PHONY: lock-peers
+lock-peers: setup ## pin what the servers of `make peers` need anew, with hashes
+	@for name in "mlserver pillow" "kserve pillow" "kserve ddddocr"; do lock=$${name/kserve ddddocr/ocr}; \
+	  printf '%s\n' $$name | $(BIN)/uv pip compile - --quiet --upgrade \
+	  --generate-hashes --universal --python-version 3.11 --no-emit-index-url --custom-compile-command "make lock-peers" \
+	  --output-file tests/peers/requirements-$${lock% *}.txt; done
 
 .PHONY: clean
 clean: ## remove what was made, but for the environment, the data and the runs

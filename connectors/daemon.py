@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from . import codec, loop, metrics, page_server
 from .commands import doctor
 from .errors import Stop
-from .images import CANARY
+from .images import load_canary
 from .inference import open_client
 from .logs import configure_logging, set_library_log_level
 from .relay import Policy, Relay
@@ -47,7 +47,7 @@ _log = logging.getLogger("connectors")
 def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
     """Relay until a signal asks to stop; raises Stop, and whatever is unexpected."""
     configure_logging(settings.log)
-    relay = Relay(make_policy(settings), draw_jitter, CANARY)
+    relay = Relay(make_policy(settings), draw_jitter, load_canary(settings.canary))
     watchdog = Watchdog(settings.stuck_after)
     report = Report(relay, settings, time.monotonic())
 
@@ -121,7 +121,7 @@ def describe_trouble(settings: Daemon) -> str | None:
 def make_policy(settings: Daemon) -> Policy:
     """Hand the operator's numbers to the relay."""
     return Policy(
-        pack=settings.pack,
+        pack=min(settings.pack, settings.max_batch or settings.pack),
         in_flight=settings.in_flight,
         window=settings.window,
         window_bytes=settings.window_bytes,

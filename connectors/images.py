@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import struct
 import zlib
+from functools import cache
+from typing import TYPE_CHECKING
 
+from .errors import Exit, Stop
 from .records import Image
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MAX_CANARY_BYTES = 5_000_000
+"""As much as an image of a record may have (`codec`)."""
 
 
 def encode_png(width: int, height: int, pixels: bytes) -> bytes:
@@ -27,3 +36,25 @@ CANARY = Image(encode_png(28, 28, bytes(28 * 28)), "image/png")
 
 The relay replaces it with the last image that was predicted (see `connectors.relay`).
 """
+
+
+@cache
+def load_canary(path: Path | None) -> Image:
+    """Return the operator's image, read once for each process, or CANARY.
+
+    Raises Stop(2) when it cannot be read.
+    """
+    if path is None:
+        return CANARY
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_CANARY_BYTES + 1)
+    except OSError as error:
+        raise Stop(f"--canary {path} cannot be read: {error.strerror}", Exit.USAGE) from None
+    if not data or len(data) > MAX_CANARY_BYTES:
+        raise Stop(
+            f"--canary {path} must be an image of 1 to {MAX_CANARY_BYTES} bytes, such as the model "
+            "always answers",
+            Exit.USAGE,
+        )
+    return Image(data)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, FilePath, model_validator
@@ -47,6 +47,29 @@ def require_different(settings: Settings, *names: str) -> None:
         raise ValueError(f"{', '.join(names[:-1])} and {names[-1]} must be different topics")
 
 
+class Address(NamedTuple):
+    """What the URL of a `v1` or `v2` model consists of."""
+
+    root: str  # all before /v1 or /v2
+    model: str
+    version: str  # empty: the server chooses
+
+
+_MODEL = r"models/(?P<model>[^/:?]+)(/versions/(?P<version>[^/:?]+))?"
+
+URLS = {
+    "v1": (
+        re.compile(rf"(?P<root>[^?]*)/v1/{_MODEL}:predict(\?.*)?"),
+        "http://HOST:8501/v1/models/NAME:predict",
+    ),
+    "v2": (
+        re.compile(rf"(?P<root>[^?]*)/v2/{_MODEL}/infer(\?.*)?"),
+        "http://HOST:8000/v2/models/NAME/infer",
+    ),
+}
+"""The form of the whole URL in each standard protocol, and an example."""
+
+
 def require_url(url: str) -> str:
     """Refuse what has no host or no port that one could connect to; it may hold a secret."""
     try:
@@ -72,7 +95,10 @@ class Service(Settings):
         ),
         AfterValidator(require_url),
     ] = Field(
-        default="http://127.0.0.1:8080/predictions/fmnist", description="where images are sent"
+        default="http://127.0.0.1:8080/predictions/fmnist",
+        description="where images are sent, the whole address; v2: http://HOST:8000/v2/models/NAME/"
+        "infer (Triton; port 8080 MLServer, KServe; OpenVINO's --rest_port) or .../versions/V/infer"
+        "; v1: http://HOST:8501/v1/models/NAME:predict (TensorFlow Serving; 8080 KServe)",
     )
     token_file: Path | None = Field(
         default=None, description="TorchServe's key_file.json; read again whenever it changes"
@@ -91,6 +117,85 @@ class Service(Settings):
         default=20.0,
         description="seconds to wait for a whole answer; above the server's responseTimeout",
     )
+    header_file: Path | None = Field(
+        default=None,
+        description="headers to send along, one `Name: value` a line, such as Authorization; read "
+        "again whenever it changes; keep it at mode 0600",
+    )
+    canary: Path | None = Field(
+        default=None,
+        description="an image that the model certainly answers, to tell a bad record from a sick "
+        "service (default: a blank image of 28 x 28)",
+    )
+
+
+class Protocol(Settings):
+    """The protocol of the inference API."""
+
+    protocol: Literal["fmnist", "v1", "v2"] = Field(
+        default="fmnist",
+        description="of the server: this project's archive; KServe v1, TensorFlow Serving; Open "
+        "Inference Protocol (Triton, KServe, MLServer, OpenVINO)",
+    )
+    max_batch: Count | None = Field(
+        default=None, description="most images that the model takes at once; bounds --pack"
+    )
+    labels: Path | None = Field(
+        default=None,
+        description="file of one label a line, in the order of the model's scores: the result is a "
+        "class; without, it holds the server's own outputs",
+    )
+    scores: Literal["probabilities", "logits"] = Field(
+        default="probabilities", description="what the model's scores are; with --labels"
+    )
+    tensor_input: str | None = Field(
+        default=None,
+        min_length=1,
+        description="name of the input that takes image files; v2: required, `check` lists them; "
+        "v1: only where an instance is an object of named inputs",
+    )
+    tensor_output: str | None = Field(
+        default=None, min_length=1, description="name of the one output that is wanted"
+    )
+    v2_binary: bool = Field(
+        default=True,
+        description="send images by the binary tensor data extension (Triton, OpenVINO); without "
+        "it as base64 in JSON (MLServer, KServe's SDK)",
+    )
+    v2_shape: Literal["n", "nx1"] = Field(
+        default="n", description="shape of a tensor of n images; nx1 where `check` says so"
+    )
+
+
+class Server(Service, Protocol):
+    """The inference server."""
+
+    @model_validator(mode="after")
+    def _whole_url(self) -> Self:
+        if self.protocol != "fmnist" and not self.address():
+            example = URLS[self.protocol][1]
+            raise ValueError(
+                f"with --protocol {self.protocol} --url is the whole address of the model, such as "
+                f"{example}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_without_effect(self) -> Self:
+        idle = [name for name in ("labels", "tensor_input", "tensor_output") if getattr(self, name)]
+        if self.protocol == "fmnist" and idle:
+            flag = "--" + idle[0].replace("_", "-")
+            raise ValueError(f"{flag} has no effect here: give --protocol v1 or v2 as well")
+        if self.scores != "probabilities" and not self.labels:
+            raise ValueError("--scores has no effect here: give --labels as well")
+        return self
+
+    def address(self) -> Address | None:
+        """Return what the URL consists of, in the protocols that say so."""
+        if self.protocol == "fmnist":
+            return None
+        found = URLS[self.protocol][0].fullmatch(self.url)
+        return Address(found["root"], found["model"], found["version"] or "") if found else None
 
     @model_validator(mode="after")
     def _certificates_of_the_url_can_be_used(self) -> Self:
@@ -185,7 +290,7 @@ class Form(Settings):
     )
 
 
-class Daemon(Service, Pace, Log, Monitoring):
+class Daemon(Server, Pace, Log, Monitoring):
     """The relay."""
 
     tombstones: Literal["dead-letter", "skip"] = Field(
@@ -269,7 +374,7 @@ class Replay(DeadLetters):
     dry_run: bool = Field(default=False, description="count what would be sent, and send nothing")
 
 
-class Check(Form, Service):
+class Check(Form, Server, Pace):
     """Check whether a daemon could work."""
 
 

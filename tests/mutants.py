@@ -332,8 +332,8 @@ MUTANTS = (
     Mutant(
         "retry-after-lost",
         INFERENCE,
-        '    return Busy(_excerpt(f"{status}", content), after)\n',
-        '    return Busy(_excerpt(f"{status}", content))\n',
+        '    return Busy(excerpt(f"{status}", content), after)\n',
+        '    return Busy(excerpt(f"{status}", content))\n',
         "what the service asked for never reaches the relay",
     ),
     Mutant(

@@ -13,10 +13,23 @@ from PIL import Image as Pillow
 from connectors import codec
 from connectors.images import CANARY
 from connectors.inference import torchserve
+from connectors.inference.answers import Model
+from connectors.inference.v1 import KServeV1
+from connectors.inference.v2 import OpenInference, Tensors
 from connectors.records import Failed, Image, Prediction, Record, Rejection, Settled
-from tests.handler.torchserve import Answer, Request, Served, encode, multipart, write_archive
+from tests.handler.torchserve import (
+    Answer,
+    Request,
+    Served,
+    body,
+    encode,
+    instances,
+    multipart,
+    write_archive,
+)
 
 if TYPE_CHECKING:
+    from connectors.inference.dialect import Call
     from connectors.records import Answer as Understood
 
 
@@ -37,6 +50,12 @@ def as_java_reads_it(images: list[Image]) -> Request:
     return multipart(*parts)
 
 
+def as_java_hands_it_over(call: Call) -> Request:
+    """A body that Java does not take apart."""
+    headers = dict(call.headers)
+    return body(call.body, headers.pop("Content-Type"), **headers)
+
+
 def understood(answer: Answer, count: int) -> Understood:
     return torchserve.interpret_reply(answer.status, json.dumps(answer.body).encode(), count)
 
@@ -55,6 +74,53 @@ def test_a_pack_becomes_one_outcome_for_each_image_in_order(served: Served) -> N
         assert isinstance(found, Prediction)
         assert isinstance(single, Prediction)
         assert found.body["class"] == single.body["class"]
+
+
+def test_the_handler_is_spoken_to_in_v1_as_well(served: Served) -> None:
+    dialect = KServeV1(float, Model("fmnist"))
+    images = [picture(1), Image(b"no image"), picture(2)]
+    answer = served.one(instances(*json.loads(dialect.encode(images).body)["instances"]))
+    outcomes = dialect.interpret(answer.status, {}, json.dumps(answer.body).encode(), 3)
+    assert outcomes == understood(served.one(as_java_reads_it(images)), 3)
+    _, refused, _ = outcomes  # type: ignore[misc]
+    assert isinstance(refused, Rejection)
+
+
+def test_the_handler_is_spoken_to_in_v2_as_well(served: Served) -> None:
+    dialect = OpenInference(float, Model("fmnist"), Tensors("images", "class"))
+    images = [picture(1), picture(2), picture(3)]
+    own = understood(served.one(as_java_reads_it(images)), 3)
+    reply = served.reply(as_java_hands_it_over(dialect.encode(images)))
+    for found, expected in zip(dialect.interpret(*reply, 3), own, strict=True):  # type: ignore[arg-type]
+        assert isinstance(found, Prediction)
+        output = {"name": "class", "datatype": "INT64", "shape": []}
+        assert found.body["outputs"] == [{**output, "data": [expected.body["class"]]}]
+        assert found.body["model"] == expected.body["model"]
+
+
+@pytest.mark.parametrize("bad", [b"no image", b"{}", b""])
+def test_in_v2_the_handler_says_no_more_than_that_the_request_failed(
+    served: Served, bad: bytes
+) -> None:
+    dialect = OpenInference(float, Model("fmnist"), Tensors("images", "class"))
+    images = [picture(1), Image(bad)]
+    answer = dialect.interpret(
+        *served.reply(as_java_hands_it_over(dialect.encode(images))), len(images)
+    )
+    assert isinstance(answer, Failed)
+    assert not answer.final
+
+
+def test_the_type_that_a_record_names_is_evidence_that_v2_does_not_carry(served: Served) -> None:
+    images = [picture(1), Image(b"{}", "application/json")]
+    _, refused = understood(served.one(as_java_reads_it(images)), 2)  # type: ignore[misc]
+    call = OpenInference(float, Model("fmnist"), Tensors("images", "error", binary=False)).encode(
+        images
+    )
+    answer = served.one(as_java_hands_it_over(call))
+    assert isinstance(refused, Rejection)
+    assert refused.reason == "unsupported_type"
+    assert answer.body["outputs"][0]["data"][1].partition(":")[0] == "not_an_image"
 
 
 def test_each_word_of_the_handler_is_a_reason_of_ours(served: Served) -> None:

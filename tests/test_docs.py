@@ -97,11 +97,17 @@ def test_every_target_is_explained() -> None:
     makefile = (ROOT / "Makefile").read_text()
     phony = set(re.findall(r"^\.PHONY: ([a-z-]+)", makefile, re.MULTILINE)) - {
         "maven",
-        "peers",
+        "programs",
         "audit-venv",
     }
     explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert phony == explained
+
+
+def test_no_target_is_written_twice() -> None:
+    command = ["make", "--no-print-directory", "--dry-run", "help"]
+    read = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    assert "overriding recipe" not in read.stderr
 
 
 @pytest.mark.parametrize("line", PYTHON_LINES, ids=lambda line: f"{line.page}: {line.command}")

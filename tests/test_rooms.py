@@ -85,7 +85,7 @@ LAWS = [
     Law(  # the time of a record is shown, the present one is not known
         "connectors/text.py", set(), set(), CLOCKS - {"datetime"}
     ),
-    Law("connectors/images.py", {"connectors.records"}, set(), CLOCKS),
+    Law("connectors/images.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS),
     Law("connectors/headers.py", {"connectors.records"}, set(), CLOCKS),
     Law(
         "connectors/codec.py",
@@ -108,13 +108,33 @@ LAWS = [
     ),
     Law(
         "connectors/inference/__init__.py",
-        {"connectors.inference", "connectors.verbs"},
+        {"connectors.errors", "connectors.inference", "connectors.records", "connectors.verbs"},
         set(),
         CLOCKS - {"time"},
     ),
+    Law(
+        "connectors/inference/files.py",
+        {"connectors.errors", "connectors.inference.dialect", "connectors.records"},
+        set(),
+        CLOCKS,
+    ),
+    Law(
+        "connectors/inference/inspection.py",
+        {"connectors.errors", "connectors.records", "connectors.text", "connectors.verbs"},
+        set(),
+        CLOCKS,
+    ),
+    Law(
+        "connectors/inference/answers.py", {"connectors.records", "connectors.text"}, set(), CLOCKS
+    ),
     Law(  # each dialect
         "connectors/inference/*.py",
-        {"connectors.records", "connectors.inference.dialect", "connectors.text"},
+        {
+            "connectors.records",
+            "connectors.inference.answers",
+            "connectors.inference.dialect",
+            "connectors.text",
+        },
         set(),
         CLOCKS,
     ),

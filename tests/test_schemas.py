@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 RESULT = load_schema("result")
 DEAD = load_schema("dead-letter-headers")
+CLASSIFIED = {"id", "class", "label", "score", "top", "model", "time"}
 HEADERS: Headers = (("content-type", b"image/png"), ("a", b"1"))
 REASONS: tuple[Reason, ...] = get_args(Reason)
 TOP = [{"class": 9, "label": "Ankle boot", "score": 0.998961}]
@@ -59,7 +60,20 @@ def test_a_result_has_the_form_of_its_schema(name: str) -> None:
     assert message
     result = json.loads(message.value or b"")
     assert find_faults(result, RESULT) == []
-    assert result.keys() == set(RESULT["properties"]) == set(RESULT["required"])
+    assert result.keys() == CLASSIFIED == set(RESULT["properties"]) - {"outputs"}
+
+
+def test_the_outputs_of_a_foreign_server_have_the_form_of_the_same_schema() -> None:
+    outputs = [{"name": "embedding", "datatype": "FP32", "shape": [2], "data": [0.5, -1.0]}]
+    model = {"name": "resnet", "version": ""}
+    message = encode(Settled(record(), Prediction({"outputs": outputs, "model": model})))
+    assert message
+    result = json.loads(message.value or b"")
+    assert find_faults(result, RESULT) == []
+    assert result["outputs"] == outputs
+    assert result.keys() == {"id", "outputs", "model", "time"}
+    del result["outputs"]
+    assert find_faults(result, RESULT)
 
 
 @pytest.mark.parametrize("reason", REASONS)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what this project needs, into the checkout: a virtual environment, Java, the data set.
 #   tools/setup.sh                      all of it; quick when it is done already
-#   tools/setup.sh environment|java|data|maven|audit|peers     one of them
+#   tools/setup.sh environment|java|data|maven|audit|programs  one of them
 #   PYTHON=python3.12 tools/setup.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -62,13 +62,13 @@ maven() {
 }
 
 # What tests need beyond the product: a package and its program, one a line.
-PEERS=${PEERS:-nginx:nginx openssl:openssl}
+PROGRAMS=${PROGRAMS:-nginx:nginx openssl:openssl}
 
 # Only root can install; to others the tests say what is missing: they skip, in CI they fail.
-peers() {
-  local peer absent=""
-  for peer in $PEERS; do
-    PATH="$PATH:/usr/sbin" command -v "${peer#*:}" >/dev/null || absent="$absent ${peer%:*}"
+programs() {
+  local program absent=""
+  for program in $PROGRAMS; do
+    PATH="$PATH:/usr/sbin" command -v "${program#*:}" >/dev/null || absent="$absent ${program%:*}"
   done
   [ -n "$absent" ] || return 0
   [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
@@ -123,6 +123,6 @@ case "${1:-all}" in
   data) data ;;
   maven) maven ;;
   audit) audit ;;
-  peers) peers ;;
-  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, peers" ;;
+  programs) programs ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs" ;;
 esac

@@ -10,18 +10,20 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from ..errors import Exit, Stop
-from ..images import CANARY
-from ..inference import open_client
+from ..images import load_canary
+from ..inference import list_checks, open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
 from ..settings import HIDDEN
 from ..text import replace_control_characters
+from ..verbs import URLS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ..command_line import Setting
     from ..records import Check
-    from ..verbs import Service
+    from ..verbs import Check as CheckSettings
+    from ..verbs import Daemon, Server
 
 
 class Finding(NamedTuple):
@@ -33,7 +35,9 @@ class Finding(NamedTuple):
     code: Exit = Exit.OK
 
 
-def run_all(settings: Service, broker: Sequence[Check], *, thorough: bool) -> Iterator[Finding]:
+def run_all(
+    settings: CheckSettings | Daemon, broker: Sequence[Check], *, thorough: bool
+) -> Iterator[Finding]:
     """Make the checks one after the other; the service is asked whatever the broker says."""
     if thorough:
         yield run_check(("surroundings", _describe_machine))
@@ -41,7 +45,9 @@ def run_all(settings: Service, broker: Sequence[Check], *, thorough: bool) -> It
     for exposure in settings.list_exposures():
         yield Finding("privacy", "advice", exposure)
     yield from run_checks(broker)
-    yield run_check(("service", partial(ask_service, settings, settings.timeout)))
+    image = ("service", partial(ask_service, settings, settings.timeout))
+    pack = min(settings.pack, settings.max_batch or settings.pack)
+    yield from run_checks([*list_checks(settings, pack), image])
 
 
 def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
@@ -87,24 +93,30 @@ def _describe_machine() -> Ok:
     return Ok(f"Python {platform.python_version()}, {platform.system()} {platform.release()}")
 
 
-def ask_service(settings: Service, timeout: float) -> Ok:
+def ask_service(settings: Server, timeout: float) -> Ok:
     """Send the blank image; raises Stop(69) when it is not predicted within `timeout` seconds."""
     began = time.monotonic()
     with closing(open_client(settings, timeout=timeout, in_flight=1)) as client:
-        client.send(Request((CANARY,)))
+        client.send(Request((load_canary(settings.canary),)))
         answered = client.collect(timeout)
     match answered:
         case [(_, [Prediction(body)])]:
             model, seconds = body["model"], time.monotonic() - began
-            return Ok(f"{model['name']} {model['version']} answers in {seconds * 1000:.0f} ms")
+            name = f"{model['name']} {model['version']}".strip()
+            return Ok(f"{name} answers in {seconds * 1000:.0f} ms")
         case [(_, Busy(detail) | Failed(detail))] | [(_, [Rejection(_, detail)])]:
             why = detail
         case _:
             why = f"silent for {timeout:g} s"
-    raise Stop(
-        f"{settings.shown_url} does not predict a blank image ({why}): start it, or correct --url",
-        Exit.UNAVAILABLE,
-    )
+    fix = "start it, or correct --url"
+    for protocol, (form, _) in URLS.items():
+        if settings.protocol == "fmnist" and form.fullmatch(settings.url):
+            fix = f"give --protocol {protocol}, as the address says"
+    if settings.protocol != "fmnist" and settings.canary is None:
+        fix += "; if the model reads no such image, give one that it answers by --canary"
+    image = "a blank image" if settings.canary is None else f"the image {settings.canary}"
+    what = f"{settings.shown_url} does not predict {image}"
+    raise Stop(f"{what} ({why}): {fix}", Exit.UNAVAILABLE)
 
 
 def render_settings(settings: Iterable[Setting], *, as_json: bool) -> Iterator[str]:

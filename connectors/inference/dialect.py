@@ -32,8 +32,9 @@ class Dialect(Protocol):
     def interpret(self, status: int, headers: Mapping[str, str], body: bytes, count: int) -> Answer:
         """Say what a reply to `count` images means; `headers` are found in any case.
 
-        Never raises: a reply that no server of this dialect would send is Busy. Only a known
-        answer is evidence against a record.
+        Never raises. Only a known answer is evidence against a record: in `torchserve` a reply that
+        no such server would send is Busy. Where the protocol knows no error of an item (`v1`, `v2`)
+        a reply that cannot be cut into `count` answers is Failed.
         """
         ...
 

@@ -6,6 +6,7 @@ import socket
 import ssl
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.cookiejar import DefaultCookiePolicy
 from queue import Empty, Queue
 from threading import Event, Lock, Thread
@@ -18,7 +19,7 @@ from urllib3.exceptions import ProtocolError, ReadTimeoutError
 from ..records import Busy, Failed, Reopened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ..records import Answer, Request
@@ -176,7 +177,8 @@ class HttpClient:
             Thread(target=self._work, args=(one,), name=f"client-{n}", daemon=True)
             for n, one in enumerate(self._exchanges)
         ]
-        self._threads.append(Thread(target=self._watch, name="client-deadlines", daemon=True))
+        watch = partial(_watch, self._exchanges, timeout, self._closed)
+        self._threads.append(Thread(target=watch, name="client-deadlines", daemon=True))
         for thread in self._threads:
             thread.start()
 
@@ -207,12 +209,6 @@ class HttpClient:
         deadline = time.monotonic() + CLOSE_TIMEOUT
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _watch(self) -> None:
-        interval = min(MAX_WATCH_INTERVAL, self._timeouts[1] / 10)
-        while not self._closed.wait(interval):
-            for exchange in self._exchanges:
-                exchange.end_if_late()
 
     def _work(self, own: Exchange) -> None:
         authorization = self._authorize()
@@ -245,7 +241,7 @@ class HttpClient:
             credentials = authorization.header()
         except (OSError, ValueError) as error:
             exchange.continued = False  # nothing goes over it
-            return Busy(f"no inference key: {error}")
+            return Busy(f"no credentials: {error}")
         call = self._dialect.encode(request.images)
         call = call._replace(headers={**call.headers, **credentials})
         answer = self._post(exchange, call, len(request.images))
@@ -275,6 +271,42 @@ class HttpClient:
                 limit = f"the answer has more than {MAX_RESPONSE_BYTES} bytes"
                 return Busy(f"{response.status_code}: {limit}")
         return self._dialect.interpret(response.status_code, response.headers, bytes(body), count)
+
+
+def fetch(
+    url: str,
+    headers: Mapping[str, str],
+    timeout: float,
+    certificates: Certificates = NO_CERTIFICATES,
+) -> tuple[int, bytes]:
+    """Ask by GET; return status and body.
+
+    Raises OSError when there is no whole answer within `timeout` seconds, or a too large one.
+    """
+    exchange, over = Exchange(timeout, certificates), Event()
+    watch = partial(_watch, [exchange], timeout, over)
+    Thread(target=watch, name="fetch-deadline", daemon=True).start()
+    try:
+        with exchange.session as session, exchange.limited():
+            timeouts = min(CONNECT_TIMEOUT, timeout), timeout
+            with session.get(
+                url, headers=headers, timeout=timeouts, allow_redirects=False, stream=True
+            ) as response:
+                body = bytearray()
+                for chunk in response.iter_content(1 << 16):
+                    body += chunk
+                    if len(body) > MAX_RESPONSE_BYTES:
+                        raise OSError(f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
+                return response.status_code, bytes(body)
+    finally:
+        over.set()
+
+
+def _watch(exchanges: Sequence[Exchange], timeout: float, over: Event) -> None:
+    """End the exchanges that are late, until it is over."""
+    while not over.wait(min(MAX_WATCH_INTERVAL, timeout / 10)):
+        for exchange in exchanges:
+            exchange.end_if_late()
 
 
 def _discount(answer: Answer) -> Answer:

@@ -11,20 +11,18 @@ from __future__ import annotations
 import json
 from hashlib import blake2b
 from http import HTTPStatus
-from math import inf
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any
 
-from ..records import Busy, Failed, Image, Prediction, Reason, Rejection
-from ..text import decode_text, replace_control_characters
+from ..records import Busy, Failed
+from .answers import excerpt, interpret_item, is_failure, is_model
 from .dialect import Call, parse_retry_after
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
-    from ..records import Answer
+    from ..records import Answer, Image, Prediction, Rejection
 
-_EXCERPT_BYTES = 200
 _FAILURE = "InternalServerException"  # a worker died, a handler raised, no memory: 500, 503, 507
 _UNTYPED = "application/octet-stream"
 
@@ -85,13 +83,13 @@ def interpret_reply(status: int, content: bytes, count: int, after: float | None
     """
     reply = _json_object(content)
     if status == HTTPStatus.OK:
-        return _outcomes(reply, count) or Busy(_excerpt("not our handler's answer", content), after)
+        return _outcomes(reply, count) or Busy(excerpt("not our handler's answer", content), after)
     if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:  # of the server, a proxy or the handler
-        detail = _excerpt("413: too large", content)
+        detail = excerpt("413: too large", content)
         return Failed(detail, final=True, status=status, reason="too_large")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and reply.get("type") == _FAILURE:
-        return Failed(_excerpt(f"{status}", content), status=status)
-    return Busy(_excerpt(f"{status}", content), after)
+        return Failed(excerpt(f"{status}", content), status=status)
+    return Busy(excerpt(f"{status}", content), after)
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
@@ -102,11 +100,6 @@ def _json_object(content: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _excerpt(what: str, content: bytes) -> str:
-    text = " ".join(decode_text(content[:_EXCERPT_BYTES]).split())
-    return f"{what}: {replace_control_characters(text)}" if content else what
-
-
 def _outcomes(reply: dict[str, Any], count: int) -> list[Prediction | Rejection] | Failed | None:
     """One outcome per image; None when the reply is not in our handler's form.
 
@@ -114,49 +107,13 @@ def _outcomes(reply: dict[str, Any], count: int) -> list[Prediction | Rejection]
     found by trials as one that kills the worker is.
     """
     items, model = reply.get("predictions"), reply.get("model")
-    if not isinstance(items, list) or len(items) != count or not _is_model(model):
+    if not isinstance(items, list) or len(items) != count or not is_model(model):
         return None
-    if any(map(_is_failure, items)):
+    if any(map(is_failure, items)):
         return Failed("the handler failed on an image", status=HTTPStatus.OK)
-    outcomes = [_outcome(item, model) for item in items]
+    outcomes = [interpret_item(item, model) for item in items]
     known = [outcome for outcome in outcomes if outcome is not None]
     return known if len(known) == count else None
-
-
-def _is_failure(item: object) -> bool:
-    match item:
-        case {"error": {"code": "internal"}}:
-            return True
-    return False
-
-
-def _outcome(item: object, model: object) -> Prediction | Rejection | None:
-    match item:
-        case {"error": {"code": str(code), "message": str(message)}}:
-            return _rejection(code, message)
-        case {"top": [*top]} if isinstance(item, dict) and all(map(_is_ranked, [item, *top])):
-            return Prediction({**item, "model": model})
-    return None
-
-
-def _rejection(code: str, message: str) -> Rejection:
-    if code in get_args(Reason):
-        return Rejection(cast("Reason", code), message, status=200)
-    return Rejection("rejected", f"{code}: {message}", status=200)
-
-
-def _is_model(value: object) -> bool:
-    match value:
-        case {"name": str(), "version": str()}:
-            return True
-    return False
-
-
-def _is_ranked(value: object) -> bool:
-    match value:
-        case {"class": int(), "label": str(), "score": float() | int() as score}:
-            return -inf < score < inf  # a NaN is none of both, and JSON has no word for it
-    return False
 
 
 class KeyFile:

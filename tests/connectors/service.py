@@ -6,8 +6,11 @@ real loop runs unchanged, hours pass in seconds, and a seed gives the same run e
 
 from __future__ import annotations
 
+import json
 import threading
+from base64 import b64decode
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,8 +30,10 @@ from connectors.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from random import Random
+
+    from connectors.inference.dialect import Call, Dialect
 
 
 class Killed(BaseException):
@@ -199,11 +204,19 @@ class Service:
     """A model of TorchServe: what is out at the same time is one batch, and fails together.
 
     An image that begins with b"kill" takes its worker along, one with b"bad" is answered by an
-    error in its place, one with b"odd" makes the server answer 500 in words that nobody knows.
+    error in its place, unless `predict` says otherwise; one with b"odd" makes the server answer 500
+    in words that nobody knows.
     """
 
-    def __init__(self, timeline: Timeline, random: Random, machine: Machine) -> None:
+    def __init__(
+        self,
+        timeline: Timeline,
+        random: Random,
+        machine: Machine,
+        predict: Callable[[Request], Answer] | None = None,
+    ) -> None:
         self.timeline = timeline
+        self._predict = predict or predict_each
         self.machine = machine
         self.weather: Weather = "fine"
         self.deaths = 0
@@ -270,9 +283,10 @@ class Service:
             case "silent":
                 pass
             case "forgetful":
-                self._answer([job for job in batch if self._random.random() > 0.1], predict)
+                kept = [job for job in batch if self._random.random() > 0.1]
+                self._answer(kept, self._predict)
             case _:
-                self._answer(batch, predict)
+                self._answer(batch, self._predict)
         self._pump()
 
     def _sky(self) -> Weather:
@@ -303,7 +317,7 @@ class Balancer:
         return self._random.choice(self.servers)
 
 
-def predict(request: Request) -> Sequence[Prediction | Rejection]:
+def predict_each(request: Request) -> Sequence[Prediction | Rejection]:
     """Answer each image by what its bytes begin with."""
     return [_outcome(image) for image in request.images]
 
@@ -313,6 +327,68 @@ def _outcome(image: Image) -> Prediction | Rejection:
         return Rejection("not_an_image", "no image", status=200)
     best = {"class": len(image.data), "label": image.data.decode(), "score": 1.0}
     return Prediction({**best, "top": [best], "model": {"name": "model", "version": "1"}})
+
+
+class StandardServer:
+    """A server of a standard protocol, which knows no error of one item.
+
+    It reads what `dialect` encodes and writes what that interprets, by code of its own. An image
+    that begins with b"bad" fails its whole request with `status`; of any other it says the length.
+    """
+
+    def __init__(self, dialect: Dialect, status: int) -> None:
+        self._dialect = dialect
+        self._status = status
+        self.calls = 0
+
+    def __call__(self, request: Request) -> Answer:
+        """Answer as the dialect reads the server's reply."""
+        self.calls += 1
+        call = self._dialect.encode(request.images)
+        values, render = read_call(call)
+        if any(value.startswith(b"bad") for value in values):
+            reply: tuple[int, dict[str, str], bytes] = self._status, {}, b'{"error": "no image"}'
+        else:
+            reply = 200, *render([len(value) for value in values])
+        return self._dialect.interpret(*reply, len(request.images))
+
+
+Render = Callable[[list[int]], tuple[dict[str, str], bytes]]
+
+
+def read_call(call: Call) -> tuple[list[bytes], Render]:
+    """Return the images of a request in v1 or v2, and what writes the reply in the same form."""
+    length = call.headers.get("Inference-Header-Content-Length")
+    document = json.loads(call.body[: int(length)] if length else call.body)
+    if "instances" in document:
+        return [b64decode(one["b64"]) for one in document["instances"]], _render_v1
+    (tensor,) = document["inputs"]
+    if length is None:
+        return [b64decode(one) for one in tensor["data"]], _render_v2
+    rest, values = call.body[int(length) :], []
+    assert len(rest) == tensor["parameters"]["binary_data_size"]
+    for _ in range(tensor["shape"][0]):
+        size = int.from_bytes(rest[:4], "little")
+        values.append(rest[4 : 4 + size])
+        rest = rest[4 + size :]
+    return values, _render_binary
+
+
+def _render_v1(sizes: list[int]) -> tuple[dict[str, str], bytes]:
+    return {}, json.dumps({"predictions": sizes}).encode()
+
+
+def _render_v2(sizes: list[int]) -> tuple[dict[str, str], bytes]:
+    tensor = {"name": "size", "datatype": "INT64", "shape": [len(sizes)], "data": sizes}
+    return {}, json.dumps({"model_name": "sizes", "outputs": [tensor]}).encode()
+
+
+def _render_binary(sizes: list[int]) -> tuple[dict[str, str], bytes]:
+    data = b"".join(size.to_bytes(8, "little") for size in sizes)
+    tensor = {"name": "size", "datatype": "INT64", "shape": [len(sizes)]}
+    head = {"outputs": [{**tensor, "parameters": {"binary_data_size": len(data)}}]}
+    text = json.dumps(head).encode()
+    return {"Inference-Header-Content-Length": str(len(text))}, text + data
 
 
 class ServiceClient:

@@ -142,6 +142,13 @@ def test_a_service_that_is_not_there_is_told_with_its_address() -> None:
     assert url in str(stop.value)
 
 
+@pytest.mark.parametrize("path", ["v1/models/a:predict", "v2/models/a/infer"])
+def test_the_address_of_another_protocol_is_told_with_its_flag(path: str) -> None:
+    url = f"http://127.0.0.1:{unused_port()}/{path}"
+    with pytest.raises(Stop, match=f"give --protocol {path[:2]}, as the address says"):
+        ask_service(settings(url=url), 5.0)
+
+
 def test_a_silent_service_is_not_waited_for() -> None:
     service = Service(Script(body=predictions(1)))
     service.gate.clear()

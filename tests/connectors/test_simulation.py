@@ -17,6 +17,9 @@ from hypothesis import strategies as st
 
 from connectors import codec, loop
 from connectors.errors import Exit, Stop
+from connectors.inference.answers import Model
+from connectors.inference.v1 import KServeV1
+from connectors.inference.v2 import OpenInference, Tensors
 from connectors.records import Image
 from connectors.relay import Policy, Relay
 from tests.brokers.memory import (
@@ -35,6 +38,7 @@ from tests.connectors.service import (
     Machine,
     Service,
     ServiceClient,
+    StandardServer,
     Timeline,
     Weather,
 )
@@ -43,7 +47,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from connectors.records import Record, Settled
+    from connectors.inference.dialect import Dialect
+    from connectors.records import Answer, Record, Request, Settled
 
 INPUT, OUTPUT, DEAD = "images", "predictions", "images.dead"
 SUBSCRIPTION = Subscription(input=INPUT, output=OUTPUT, dead=DEAD)
@@ -78,6 +83,7 @@ class World:
         machine: Machine | None = None,
         policy: Policy | None = None,
         delivery: Literal["exactly-once", "at-least-once"] = "exactly-once",
+        predict: Callable[[Request], Answer] | None = None,
     ) -> None:
         self.timeline = timeline
         self.delivery = delivery
@@ -86,7 +92,7 @@ class World:
             max_consecutive_rejections=BOUNDLESS, min_rejections=BOUNDLESS
         )
         self.memory = Memory(timeline, timeline.sleep)
-        self.service = Service(timeline, self.random, machine or Machine())
+        self.service = Service(timeline, self.random, machine or Machine(), predict)
         self.balancer: Balancer | None = None
         self.partitions = partitions
         for topic in (INPUT, OUTPUT, DEAD):
@@ -674,3 +680,38 @@ def rules(**changes: int) -> Policy:
     return replace(
         make_policy(max_consecutive_rejections=BOUNDLESS, min_rejections=BOUNDLESS), **changes
     )
+
+
+# Standard protocols
+
+SIZES = Model("sizes")
+STANDARD: dict[str, Dialect] = {
+    "v1": KServeV1(float, SIZES),
+    "v2": OpenInference(float, SIZES, Tensors("image")),
+    "v2 json": OpenInference(float, SIZES, Tensors("image", binary=False)),
+}
+
+
+@pytest.mark.parametrize("dialect", STANDARD.values(), ids=STANDARD.keys())
+@pytest.mark.parametrize("status", [400, 500])
+def test_a_server_without_errors_of_items_has_exactly_the_poison_as_dead_letters(
+    dialect: Dialect, status: int
+) -> None:
+    """10,000 records, one in 200 of which fails its whole pack."""
+    server = StandardServer(dialect, status)
+    random = Random(f"{status}")
+    values = [b"ok" * random.randrange(1, 50) for _ in range(10_000)]
+    for number in random.sample(range(len(values)), 50):
+        values[number] = b"bad"
+    with Timeline() as timeline:
+        world = World(timeline, partitions=3, predict=server)
+        world.produce(*values)
+        Daemon(world)
+        world.run_until_settled(within=7 * 3600.0)
+        world.check_promise()
+        assert [letter.value for letter in world.dead()] == [b"bad"] * 50
+        sent = world.sent()
+        for one in world.results():
+            answered = json.loads(one.value or b"")["outputs"]
+            size = answered if isinstance(answered, int) else answered[0]["data"][0]
+            assert size == len(sent[source(one)].value or b"")

@@ -154,6 +154,9 @@ class Served:
 
     def ask(self, *requests: Request) -> list[Answer]:
         """The answers to one batch."""
+        return [self.answer(index, data) for index, data in enumerate(self._handle(*requests))]
+
+    def _handle(self, *requests: Request) -> list[bytes]:
         processors, rows, ids = Service.retrieve_data_for_inference(
             [request.encoded(index) for index, request in enumerate(requests)]
         )
@@ -162,7 +165,7 @@ class Served:
             self.context.metrics.request_ids = ids
         bodies = self.handler.handle(rows, self.context)
         assert len(bodies) == len(requests)
-        return [self.answer(index, data) for index, data in enumerate(bodies)]
+        return bodies
 
     def answer(self, index: int, data: bytes) -> Answer:
         """One answer, as the server would send it."""
@@ -170,6 +173,12 @@ class Served:
         return Answer(
             status, phrase, self.context.get_response_content_type(index), json.loads(data)
         )
+
+    def reply(self, request: Request) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and bytes of the answer to a request that is alone in its batch."""
+        (data,) = self._handle(request)
+        headers = self.context.get_response_headers(0)
+        return self.context.get_response_status(0)[0], headers, data
 
     def one(self, request: Request) -> Answer:
         """The answer to a request that is alone in its batch."""

@@ -63,18 +63,18 @@ def test_what_tests_need_is_brought_once_and_by_root_alone(tmp_path: Path) -> No
         program(folder / name, "").write_text(f"#!/bin/bash\n{does}\n")
     user = program(folder / "id", "")
     user.write_text("#!/bin/bash\necho 1000\n")
-    peers = {"PATH": str(folder), "PEERS": "unheard-of:unheard-of openssl:openssl"}
-    done = setup("peers", **peers)
+    programs = {"PATH": str(folder), "PROGRAMS": "unheard-of:unheard-of openssl:openssl"}
+    done = setup("programs", **programs)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("\n") == 1
     assert "apt-get install -y unheard-of" in done.stdout
     assert not log.exists()
     user.write_text("#!/bin/bash\necho 0\n")
-    assert setup("peers", **peers).returncode == 0
+    assert setup("programs", **programs).returncode == 0
     assert "install -y --no-install-recommends unheard-of" in log.read_text()
     log.unlink()
     program(folder / "unheard-of", "")
-    assert setup("peers", **peers).stdout == ""
+    assert setup("programs", **programs).stdout == ""
     assert not log.exists()
 
 
