@@ -31,8 +31,8 @@ train: setup ## train a classifier on Fashion-MNIST; BUDGET=3m, 15m, …
 	$(BIN)/python -m training train --budget $(BUDGET)
 
 .PHONY: archive
-archive: setup ## model_store/fmnist.mar of the latest run; trains first when there is none
-	$(BIN)/python -m tools.archive
+archive: setup ## model_store/fmnist.mar of the latest run, trained first when there is none; FORMAT=pt2
+	$(BIN)/python -m tools.archive $(if $(FORMAT),--format $(FORMAT))
 
 model_store/fmnist.mar: | setup
 	$(BIN)/python -m tools.archive

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from .choices import (
     DEFAULT_NETWORK,
     FASHION_MNIST,
+    FORMATS,
     LATEST,
     NETWORKS,
     OLD_NETWORKS,
     PRECISIONS,
+    TORCHSCRIPT,
     modernise_network,
 )
 
@@ -214,6 +216,12 @@ def _add_export_flags(flags: argparse.ArgumentParser) -> None:
         default=Path("build/archive"),
         metavar="DIR",
         help="where to write (default: build/archive)",
+    )
+    flags.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=TORCHSCRIPT,
+        help=f"of the module: TorchScript, or what torch.export saves (default: {TORCHSCRIPT})",
     )
     flags.add_argument("--name", default="fmnist", help="of the model (default: fmnist)")
     flags.add_argument("--version", default="1.0", help="of the model (default: 1.0)")
