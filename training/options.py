@@ -33,6 +33,7 @@ examples:
   python -m training train --final patient        the same on all 60,000 images, for release
   python -m training report seed0 seed1 seed2     the card of seed0; mean and deviation of all
   python -m training export                       write what goes into the archive to build/archive
+  python -m training export --format pt2          the same as a program of torch.export
 
 data: fashion-mnist, folder:PATH (a sub-folder for each class), idx:PATH (a folder of idx files) or
 MODULE:ATTRIBUTE (a map-style data set, or a callable that returns one)

@@ -158,7 +158,7 @@ def compare_labels(run: str, servers: Mapping[str, Served], number: int) -> int:
     first, *others = labels.values()
     changed = sum(other != first for other in others)
     differing = int(np.count_nonzero(changed))
-    print(f"parity: {', '.join(labels)}: {differing} of {number:,} labels differ")
+    print(f"parity: {', '.join(labels)}: {differing} of {number:,} labels differ", flush=True)
     return differing
 
 
@@ -209,10 +209,11 @@ def main(argv: list[str] | None = None) -> int:
         return serve(asked.serve)
     with tempfile.TemporaryDirectory(prefix="fmnist-parity-") as scratch, ExitStack() as stack:
         folders = export(asked.run, Path(scratch))
-        compare_startup(folders, asked.rounds)
         servers = {name: stack.enter_context(Served(each)) for name, each in folders.items()}
+        differing = compare_labels(asked.run, servers, asked.images)
         compare_speed(servers, asked.rounds)
-        return 1 if compare_labels(asked.run, servers, asked.images) else 0
+        compare_startup(folders, asked.rounds)
+        return 1 if differing else 0
 
 
 if __name__ == "__main__":
