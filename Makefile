@@ -4,8 +4,12 @@ SHELL := bash
 BIN := .venv/bin
 BUDGET ?= 3m
 BROKER ?= kafka
+AUDIT_VENV ?= build/audit-venv
+SBOM ?= build/sbom.json
 CASE ?= kills
 ROW ?= 60
+SERVE = $(BIN)/python -m tools.serve $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)) \
+  $(if $(FOLDER),--folder $(FOLDER))
 CHAOS = $(BIN)/python -m tests.chaos
 # LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
@@ -13,14 +17,14 @@ CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
   $(if $(filter kills controls,$(CASE)),$(if $(SEED),--seed $(SEED)))
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.headers connectors.codec connectors.relay connectors.loop connectors.text connectors.images \
-  connectors.inference.dialect connectors.inference.torchserve fmnist_gate fmnist_images fmnist_wire
+  connectors.inference.dialect connectors.inference.torchserve fmnist_gate fmnist_images fmnist_json fmnist_v2 fmnist_wire
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --generate-hashes --universal --python-version 3.11 \
   --no-emit-index-url --custom-compile-command "make lock" --quiet
 
 .PHONY: help
 help: ## say what the targets do
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-15s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## virtual environment, Java, data set; quick when they are there
@@ -38,12 +42,33 @@ model_store/fmnist.mar: | setup
 	$(BIN)/python -m tools.archive
 
 .PHONY: serve
-serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it
-	@$(BIN)/python -m tools.serve
+serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080
+	@$(SERVE)
+
+.PHONY: serve-production
+serve-production: setup model_store/fmnist.mar ## the same with a token and a closed management; FOLDER=/run/fmnist
+	@$(SERVE) --profile production
 
 .PHONY: maven
 maven:
 	@tools/setup.sh maven
+
+.PHONY: peers
+peers:
+	@tools/setup.sh peers
+
+.PHONY: audit-venv
+audit-venv: setup
+	@AUDIT_VENV=$(AUDIT_VENV) tools/setup.sh audit
+
+.PHONY: sbom
+sbom: setup audit-venv ## CycloneDX list of all pinned packages with their hashes, build/sbom.json
+	$(AUDIT_VENV)/bin/cyclonedx-py requirements requirements.txt --pyproject pyproject.toml --spec-version 1.6 \
+	  --output-reproducible --output-format JSON --output-file $(SBOM) --validate
+
+.PHONY: audit
+audit: setup audit-venv ## known vulnerabilities of pinned packages, less those accepted in docs/audit.toml
+	@$(BIN)/python -m tools.audit --program $(AUDIT_VENV)/bin/pip-audit
 
 .PHONY: demo
 demo: setup maven model_store/fmnist.mar ## 1,000 images through broker, TorchServe and back; BROKER=kafka, pubsub
@@ -62,7 +87,7 @@ status: ## show what `make up` started
 	@$(BIN)/python -m tools.up status
 
 .PHONY: test
-test: setup maven archive ## format, lint, types and all tests, with real services: what CI runs
+test: setup maven peers audit-venv archive ## format, lint, types and all tests, with real services: what CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -102,12 +127,12 @@ attack: setup archive ## requests that are dear to answer, against the handler a
 
 .PHONY: soak
 soak: CASE := soak
-soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600
+soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed, 10 minutes; LENGTH=600; CASE=token: renewals under load
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: bench
-bench: setup maven model_store/fmnist.mar ## the daemon beside the library's plain subscriber; BROKER=pubsub
-	$(BIN)/python -m tests.bench $(BROKER)
+bench: setup maven model_store/fmnist.mar ## the daemon beside other relays, in turns; BROKER=kafka, pubsub BASE=COMMIT
+	$(BIN)/python -m tests.bench $(BROKER) $(if $(BASE),--base $(BASE))
 
 .PHONY: mutants
 mutants: setup ## plant bugs in the connectors, one at a time: the fast tests notice each
@@ -127,7 +152,8 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	$(LOCK) --all-extras --upgrade --output-file requirements.txt
 	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
 	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
+	printf '%s\n' cyclonedx-bom pip-audit | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-audit.txt
 
 .PHONY: clean
 clean: ## remove what was made, but for the environment, the data and the runs
-	rm -rf build run logs .pytest_cache .mypy_cache .ruff_cache .hypothesis model_store/*.mar
+	rm -rf build run logs .pytest_cache .mypy_cache .ruff_cache .hypothesis model_store/*.mar model_store/*.sha256

@@ -16,10 +16,12 @@ from pydantic_settings import SettingsError
 from . import registry
 from .errors import Exit, Stop
 from .settings import (
+    HIDDEN,
     PREFIX,
     Settings,
     former_name,
     former_names,
+    hide_query,
     list_variables,
     read_toml,
     rename_keys,
@@ -85,13 +87,15 @@ def explain(settings: Settings, arguments: Sequence[str], prog: str) -> Iterator
     for name, field in type(settings).model_fields.items():
         key = setting_name(name, field)
         origin = next((origin for origin, keys in sources if key in keys), DEFAULT)
-        yield Setting(key, _hide_secrets(getattr(settings, name)), origin)
+        value = getattr(settings, name)
+        hide = hide_query if name == "url" else _hide_secrets
+        yield Setting(key, hide(value), origin)
 
 
 def _hide_secrets(value: object) -> object:
     """A table goes to the library as it is: any text in it, and any table, may be a secret."""
     if isinstance(value, dict):
-        return {k: v if isinstance(v, bool | int | float) else "***" for k, v in value.items()}
+        return {k: v if isinstance(v, bool | int | float) else HIDDEN for k, v in value.items()}
     return str(value) if isinstance(value, Path) else value
 
 
@@ -172,6 +176,10 @@ def _parse_flags(kind: type[Settings], arguments: Sequence[str], prog: str) -> d
     found, unknown = parser.parse_known_intermixed_args(list(arguments))
     for word in unknown:
         flag = word.partition("=")[0]
+        if flag in _list_unused(kind):
+            parser.error(
+                f"{flag} is a flag of other commands, and has no effect here: leave it out"
+            )
         visible = [each for each in parser._actions if each.help != argparse.SUPPRESS]  # noqa: SLF001 - no public list
         known = [f for action in visible for f in action.option_strings]
         parser.error(f"{flag} is unknown{_suggest(flag, known)}")
@@ -204,8 +212,16 @@ def _groups(kind: type[Settings]) -> Iterator[tuple[str, dict[str, FieldInfo]]]:
         if issubclass(group, Settings):
             fields = {n: kind.model_fields[n] for n in group.model_fields if n not in seen}
             seen |= set(fields)
+            fields = {n: field for n, field in fields.items() if n not in kind.unused}
             if fields:
                 yield str(group.__doc__).rstrip("."), fields
+
+
+def _list_unused(kind: type[Settings]) -> set[str]:
+    """The flags of settings that this command shares with others but does not use."""
+    unused = {name: kind.model_fields[name] for name in kind.unused & set(kind.model_fields)}
+    flags = {_flag(setting_name(name, field)) for name, field in unused.items()}
+    return flags | {_flag(former) for field in unused.values() if (former := former_name(field))}
 
 
 def _add_flag(group: argparse._ArgumentGroup, key: str, field: FieldInfo) -> None:

@@ -64,7 +64,7 @@ def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
         broker = stack.enter_context(closing(open_broker()))
         set_library_log_level(logging.ERROR)
         report.relaying = True
-        _log.info("Relaying by way of %s.", settings.url)
+        _log.info("Relaying by way of %s.", settings.shown_url)
         decode = partial(codec.decode, tombstones=settings.tombstones)
         broker, note_iteration = stack.enter_context(serve_metrics(settings, relay, broker))
 
@@ -126,6 +126,7 @@ def make_policy(settings: Daemon) -> Policy:
         window=settings.window,
         window_bytes=settings.window_bytes,
         tries=settings.tries,
+        doubt_after=settings.doubt_after,
         commit_interval=settings.commit_interval,
         max_consecutive_rejections=settings.max_consecutive_dead_letters,
         max_rejection_ratio=settings.max_dead_letter_ratio,

@@ -97,14 +97,18 @@ class Message:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Request:
-    """Images that travel together; compared by identity, so that a void one is recognised."""
+    """Images that travel together; compared by identity, so that a void one is recognised.
+
+    `follows`: the request whose connection this one should take, or its failure says nothing.
+    """
 
     images: tuple[Image, ...]
+    follows: Request | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """Nobody is served now: the same request again, however long.
+    """Nobody is served now, as it seems: the same request again; but it ends in doubt (`relay`).
 
     `after` is what a Retry-After header asked for, in seconds.
     """
@@ -115,14 +119,26 @@ class Busy:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """This request could not be answered; `final`: and never will."""
+    """This request could not be answered; `final`: and never will.
+
+    `reason` is why a record has no prediction that is rejected for this; None: `rejected` when
+    it is final, else `failed`.
+    """
 
     detail: str
     final: bool = False
     status: int | None = None
+    reason: Reason | None = None
 
 
-Answer = Sequence[Prediction | Rejection] | Busy | Failed
+@dataclass(frozen=True, slots=True)
+class Reopened:
+    """Busy or Failed, but over another connection than that of the request that it follows."""
+
+    detail: str
+
+
+Answer = Sequence[Prediction | Rejection] | Busy | Failed | Reopened
 """One outcome per image, in order; or why there is none."""
 
 

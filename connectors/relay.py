@@ -24,14 +24,14 @@ Each record that is held is in exactly one of these places:
        v     a pack of many                answered
     waiting ---------------> in flight ----------------> settled ----> committed, gone
        ^                       |    |                       ^
-       |    Busy: to the head  |    | Failed                |
-       `-----------------------'    v                       |
-                               quarantined -----------------+  its trial was answered
-                                ^   |                       |
-             canary failed:     |   | a trial of it alone   |
-             to the back        |   v failed                |
-             canary answered:   |  awaiting canary ---------'  canary answered, last try:
-             to the front       `---'                           rejected
+       |    Busy: to the head  |    | Failed, or            |
+       `-----------------------'    | Busy for long         |
+                                    v                       |
+       canary failed:     .--> quarantined                  |
+       to the back        |         | a canary goes first   |
+       canary answered,   |         v and is answered       |
+       then the trial not:`------ trial --------------------'  answered, or the last try
+       to the front                                            failed: rejected
 
 The six rules
 =============
@@ -48,19 +48,29 @@ The six rules
 
 3. A record is rejected only on evidence. The three kinds of answer are three kinds of evidence:
    - *outcomes*: the service serves, and says itself what is wrong with an image;
-   - `Busy`: nobody is served now. Nothing counts against anybody: the whole relay backs off, and
-     the images return to the head of the queue;
-   - `Failed`: something that was asked about together could not be answered. Its two halves are
-     quarantined, or the record, if it was alone.
-   What is quarantined is tried one pack at a time with nothing else in flight, void requests
-   included: then no neighbour of ours can be to blame. A trial that fails is split in halves again,
-   in front of the rest. When a record fails alone, it may still have been the service. So a
-   *canary*, a request known to be good, goes out next, alone: the last image that was predicted, at
-   first a blank one.
-   - The canary is answered: the service is well, so the failure counts against the record. After
-     `tries` counts it is rejected, until then it is tried again, in front.
-   - The canary fails: it was the service. Nothing counts, and the record goes to the back.
-   - The canary meets Busy: it is sent again until it is heard.
+   - `Busy`: nobody is served now, as it seems. Nothing counts against anybody: the whole relay
+     backs off, and the images return to the head of the queue. But a pack of which a record has
+     been refused for `doubt_after` seconds is quarantined, whether or not others were answered
+     meanwhile: the service may refuse this body alone, in words that nobody knows;
+   - `Failed`: something that was asked about together could not be answered.
+   What is quarantined is first cut in halves, then tried one pack at a time with nothing else in
+   flight, void requests included: then no neighbour of ours can be to blame. But it may still be
+   the service, or one of several servers behind one address. So a *canary*, a request known to be
+   good, goes first: the last image that was predicted, at first a blank one. When it is answered
+   the trial follows over the same connection, which a server keeps after an answer, and may close
+   after an error (TorchServe does).
+   - The trial fails, too, in spite of the canary: it is split in halves again, in front of the
+     rest. If it is a record alone, the failure counts against it. After `tries` counts it is
+     rejected, until then it is tried again, in front.
+   - The trial meets Busy: it counts like a failure, but only from a record (of the pack) that has
+     been refused for `doubt_after` seconds. Until then it is tried again, in front.
+   - The trial was not answered over another connection (`Reopened`): it may have been another
+     server. Nothing counts, and the pack goes to the back.
+   - The canary fails: it was the service. Nothing counts, and the pack goes to the back.
+   - The canary meets Busy: it is sent again until it is heard. Failures that have counted stay,
+     since an image that kills the worker makes everybody wait until there is another.
+   A canary that is not answered takes back what refusals counted, and their time begins anew: the
+   service refuses others, too.
    A `final` failure of a record alone needs no canary: the server said that it will never answer.
    Before each trial the relay waits a random time, doubled with each failure of the record: random,
    or two relays that share a service and are in step would reject each other's good records;
@@ -101,6 +111,7 @@ from .records import (
     Reason,
     Record,
     Rejection,
+    Reopened,
     Request,
     Settled,
     Skipped,
@@ -115,7 +126,7 @@ Arrival = tuple[Record, Image | Rejection | Skipped]
 """A record, and what decoding made of it: an image to ask about, or its outcome already."""
 
 Purpose = Literal["pack", "trial", "canary"]
-"""Why a request is out: the traffic, quarantined records alone, or a request known to be good."""
+"""Why a request is out: the traffic, quarantined records alone, or the one known to be good."""
 
 Retry = Literal["busy", "failed", "trial", "witness"]
 """What came back without outcomes: anything refused; the traffic, a trial or the canary failed.
@@ -137,7 +148,8 @@ class Policy:
     in_flight: int  # requests at once
     window: int  # records held
     window_bytes: int  # of values held; exceeded by at most what one poll returns
-    tries: int  # failures that reject a record, each beside a canary that was answered
+    tries: int  # failures that reject a record, each behind a canary that was answered
+    doubt_after: float  # of refusals: from then on they are held against the record
     commit_interval: float  # from the end of one commit to the next
     max_consecutive_rejections: int  # that stop the daemon
     max_rejection_ratio: float  # of the last `rejection_window` outcomes, likewise
@@ -196,14 +208,32 @@ class Pending:
     slot: Slot
     image: Image
     tries: int = 0  # failures that count against it
+    refusals: float = 0.0  # likewise, less half of the canaries that were refused in its place
+    refused_since: float | None = None  # with Busy, first
     failures: int = 0  # all of them, alone
     detail: str = ""  # of the last one
     status: int | None = None
+    reason: Reason | None = None  # of the last one, where it said so
 
-    def note_failure(self, failed: Failed) -> None:
-        """Take note that it failed alone."""
+    def note_failure(self, answer: Busy | Failed | Reopened) -> None:
+        """Take note that it was not answered alone."""
         self.failures += 1
-        self.detail, self.status = failed.detail, failed.status
+        self.detail = answer.detail
+        self.status = answer.status if isinstance(answer, Failed) else None
+        self.reason = answer.reason if isinstance(answer, Failed) else None
+
+    def count(self, answer: Busy | Failed) -> float:
+        """Hold against it that it was not answered alone; return how often that was done."""
+        self.note_failure(answer)
+        if isinstance(answer, Busy):
+            self.refusals += 1
+        else:
+            self.tries += 1
+        return self.tries + self.refusals
+
+    def excuse(self, least: float) -> None:
+        """Take back half a refusal: a canary in its place was not answered either."""
+        self.refusals = max(least, self.refusals - 0.5)
 
     def rejection(self, reason: Reason) -> Rejection:
         """Make the outcome that says what was noted."""
@@ -214,10 +244,11 @@ Pack = tuple[Pending, ...]
 
 
 class InFlight(NamedTuple):
-    """What a request is for, and whose: a canary speaks about the one record of its pack."""
+    """What a request is for, and whose: a canary goes before its pack, which is on trial then."""
 
     purpose: Purpose
     pack: Pack
+    follows: Request | None = None  # a trial: the canary that was answered
 
 
 def halves(pack: Pack) -> list[Pack]:
@@ -380,59 +411,65 @@ class Quarantine:
 
     def __init__(self, policy: Policy, jitter: Jitter) -> None:
         self.quarantined: deque[Pack] = deque()
-        self._awaiting_canary: Pack = ()  # failed alone, and no canary was answered yet
+        self._trial: InFlight | None = None  # its canary was answered a moment ago
+        self._shaken = False  # something failed, and no canary was answered since
         self._policy = policy
         self._jitter = jitter
         self._gate = -inf
 
     def due_at(self) -> float:
-        """When something is to go out alone: a canary at once, a pack after its wait."""
-        if self._awaiting_canary:
+        """When something is to go out alone: a trial at once, the canary before it in time."""
+        if self._trial:
             return -inf
         return self._gate if self.quarantined else inf
 
     def take(self) -> InFlight:
         """Hand over what is due."""
-        if self._awaiting_canary:
-            awaiting_canary, self._awaiting_canary = self._awaiting_canary, ()
-            return InFlight("canary", awaiting_canary)
-        return InFlight("trial", self.quarantined.popleft())
+        if self._trial:
+            trial, self._trial = self._trial, None
+            return trial
+        return InFlight("canary", self.quarantined.popleft())
 
-    def give_back(self, flight: InFlight) -> None:
-        """Take back what met Busy: the same again."""
-        if flight.purpose == "canary":
-            self._awaiting_canary = flight.pack
-        else:
-            self.quarantined.appendleft(flight.pack)
+    def quarantine(self, packs: Sequence[Pack], now: float) -> None:
+        """Take in the halves of a pack of the traffic."""
+        self.quarantined.extend(packs)
+        if self._gate <= now:  # a wait that is not over is as random; traffic must not delay it
+            self._shaken = True
 
-    def quarantine(self, pack: Pack, now: float) -> None:
-        """Take in the halves of a pack of the traffic that failed."""
-        self.quarantined.extend(halves(pack))
-        if self._gate <= now:  # one that is still to come is as random; traffic must not delay it
-            self._gate = now + self._jitter(self._policy.trial_first)
-
-    def split(self, pack: Pack, failed: Failed, now: float) -> None:
-        """Cut a pack whose trial failed; of a single record, ask for the canary."""
-        if len(pack) > 1:
-            self.quarantined.extendleft(reversed(halves(pack)))
+    def hear(self, canary: Request, pack: Pack, now: float) -> None:
+        """The canary was answered: let the trial follow, or wait if the service was shaken."""
+        if self._shaken:
+            self._shaken = False
+            self.quarantined.appendleft(pack)
             self._wait(now)
         else:
-            pack[0].note_failure(failed)
-            self._awaiting_canary = pack
+            self._trial = InFlight("trial", pack, canary)
 
-    def requeue(self, pack: Pack, now: float) -> None:
-        """Put a record to the back: the canary failed too, so nothing counts."""
+    def repeat(self, pack: Pack) -> None:
+        """Put a pack to the front, due at once: its canary met Busy."""
+        self._excuse(pack)
+        self.quarantined.appendleft(pack)
+
+    def postpone(self, pack: Pack, now: float) -> None:
+        """Put a pack to the back: its canary failed."""
+        self._excuse(pack)
+        self.disregard(pack, now)
+
+    def _excuse(self, pack: Pack) -> None:
+        if not self._shaken:  # else the service may be down because of this very pack
+            for pending in pack:
+                pending.excuse(-self._policy.tries)
+        self._shaken = True
+
+    def disregard(self, pack: Pack, now: float) -> None:
+        """Put a pack to the back: nothing counts."""
         self.quarantined.append(pack)
         self._wait(now)
 
-    def count_failure(self, pack: Pack, now: float) -> bool:
-        """Count a failure: the canary was answered; tell whether it was the last try."""
-        pack[0].tries += 1
-        is_last = pack[0].tries >= self._policy.tries
-        if not is_last:
-            self.quarantined.appendleft(pack)
-        self._wait(now)
-        return is_last
+    def retry(self, packs: Sequence[Pack]) -> None:
+        """Put what is left of a pack whose trial failed, its halves or itself, to the front."""
+        self.quarantined.extendleft(reversed(packs))
+        self._shaken = True
 
     def _wait(self, now: float) -> None:
         failures = self.quarantined[0][0].failures if self.quarantined else 0
@@ -511,7 +548,7 @@ class Relay:
     def _send(self, flight: InFlight) -> Request:
         canary = flight.purpose == "canary"
         images = (self._canary,) if canary else tuple(pending.image for pending in flight.pack)
-        request = Request(images)
+        request = Request(images, flight.follows)
         self._out[request] = flight
         return request
 
@@ -525,37 +562,64 @@ class Relay:
             self._refused(flight, answer, now)
         elif isinstance(answer, Failed):
             self._failed(flight, answer, now)
+        elif isinstance(answer, Reopened):
+            self._disregard(flight.pack, answer, now)
+        elif flight.purpose == "canary":
+            self._backoff.end()
+            self._quarantine.hear(request, flight.pack, now)
         else:
-            self._answered(flight, answer, now)
+            self._backoff.end()
+            self._settle(flight.pack, answer)
         self._publish_stats()
 
     def _refused(self, flight: InFlight, busy: Busy, now: float) -> None:
         self._count_retry("busy")
-        self._backoff.extend(busy, now)
-        if flight.purpose == "pack":
-            self._waiting.extendleft(reversed(flight.pack))
+        if flight.purpose != "trial":  # the canary of a trial was answered: somebody is served
+            self._backoff.extend(busy, now)
+        if flight.purpose == "canary":
+            self._quarantine.repeat(flight.pack)
+        elif self._is_doubted(flight.pack, now):
+            self._hold_against(flight, busy, now)
+        elif flight.purpose == "trial":
+            self._quarantine.retry([flight.pack])
         else:
-            self._quarantine.give_back(flight)
+            self._waiting.extendleft(reversed(flight.pack))
+
+    def _is_doubted(self, pack: Pack, now: float) -> bool:
+        """Note a refusal; tell whether one of these has been refused for long."""
+        for pending in pack:
+            if pending.refused_since is None:
+                pending.refused_since = now
+        since = min(pending.refused_since or 0.0 for pending in pack)
+        return now - since >= self._policy.doubt_after
 
     def _failed(self, flight: InFlight, failed: Failed, now: float) -> None:
         self._count_retry(_FAILURES[flight.purpose])
         self._backoff.end()
         if flight.purpose == "canary":
-            self._quarantine.requeue(flight.pack, now)
+            self._quarantine.postpone(flight.pack, now)
         elif failed.final and len(flight.pack) == 1:
             flight.pack[0].note_failure(failed)
-            self._reject(flight.pack[0], "rejected")
-        elif flight.purpose == "trial":
-            self._quarantine.split(flight.pack, failed, now)
+            self._reject(flight.pack[0], failed.reason or "rejected")
         else:
-            self._quarantine.quarantine(flight.pack, now)
+            self._hold_against(flight, failed, now)
 
-    def _answered(self, flight: InFlight, outcomes: Sequence[Outcome], now: float) -> None:
-        self._backoff.end()
-        if flight.purpose != "canary":
-            self._settle(flight.pack, outcomes)
-        elif self._quarantine.count_failure(flight.pack, now):
-            self._reject(flight.pack[0], "failed")
+    def _hold_against(self, flight: InFlight, answer: Busy | Failed, now: float) -> None:
+        """Cut a pack in halves; for a record alone on trial, count, up to the last try."""
+        pack, left = flight.pack, halves(flight.pack)
+        if flight.purpose == "pack":
+            self._quarantine.quarantine(left, now)
+            return
+        if len(pack) == 1 and pack[0].count(answer) >= self._policy.tries:
+            self._reject(pack[0], pack[0].reason or "failed")
+            left = []
+        self._quarantine.retry(left)
+
+    def _disregard(self, pack: Pack, reopened: Reopened, now: float) -> None:
+        self._count_retry("trial")
+        if len(pack) == 1:
+            pack[0].note_failure(reopened)
+        self._quarantine.disregard(pack, now)
 
     def _settle(self, pack: Pack, outcomes: Sequence[Outcome]) -> None:
         for pending, outcome in zip(pack, outcomes, strict=True):

@@ -10,7 +10,7 @@ import os
 import re
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import AfterValidator, Field, FilePath
 from pydantic_settings import (
@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
 PREFIX = "CONNECTOR_"
+
+HIDDEN = "***"
+"""What stands for a value that may be secret."""
 
 _PLATFORM_URL = r"(tcp|udp|sctp)://\S+:\d{1,5}"
 _PLATFORM_VARIABLES = [
@@ -62,6 +65,9 @@ class Settings(BaseSettings):
         validate_by_name=True,
         validate_default=False,
     )
+
+    unused: ClassVar[frozenset[str]] = frozenset()
+    """Fields that a command shares with others but does not use: they have no flag there."""
 
     config: FilePath | None = Field(
         default=None, description="TOML file; keys are flags with underscores"
@@ -117,6 +123,11 @@ def matching(pattern: str, sentence: str) -> AfterValidator:
         return text
 
     return AfterValidator(check)
+
+
+def hide_query(url: str) -> str:
+    """Put `HIDDEN` in the place of a URL's query and fragment, which may hold a secret."""
+    return re.sub(r"(?<=[?#]).+", HIDDEN, url)
 
 
 def setting_name(name: str, field: FieldInfo) -> str:

@@ -32,7 +32,7 @@ class Report:
         self.relaying = False  # not yet: there is nothing to tell of
         self.draining = False
         self._relay = relay
-        self._url = settings.url
+        self._url = settings.shown_url
         self._every = settings.status_every
         self._last = now
         self._settled = 0

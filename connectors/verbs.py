@@ -5,13 +5,16 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, FilePath, model_validator
 
-from .settings import Settings, matching, renamed_from
+from .settings import Settings, hide_query, matching, renamed_from
+from .tls import is_loopback, require_tls_files
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Self
 
 
@@ -44,6 +47,19 @@ def require_different(settings: Settings, *names: str) -> None:
         raise ValueError(f"{', '.join(names[:-1])} and {names[-1]} must be different topics")
 
 
+def require_url(url: str) -> str:
+    """Refuse what has no host or no port that one could connect to; it may hold a secret."""
+    try:
+        parts = urlsplit(url)
+        known = bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:  # a port beyond 65,535, half an IPv6 address
+        known = False
+    if not known:
+        msg = "its host or port cannot be: write https://host:port/path or https://[::1]:port/path"
+        raise ValueError(msg)
+    return url
+
+
 class Service(Settings):
     """The inference API."""
 
@@ -54,16 +70,48 @@ class Service(Settings):
             "it must begin with http:// or https:// and a host, without a password, such as "
             "http://127.0.0.1:8080/predictions/fmnist",
         ),
+        AfterValidator(require_url),
     ] = Field(
         default="http://127.0.0.1:8080/predictions/fmnist", description="where images are sent"
     )
     token_file: Path | None = Field(
         default=None, description="TorchServe's key_file.json; read again whenever it changes"
     )
+    url_cafile: FilePath | None = Field(
+        default=None,
+        description="authorities to trust with an https URL (PEM), in place of the public ones",
+    )
+    url_certfile: FilePath | None = Field(
+        default=None, description="certificate to show to an https URL (PEM)"
+    )
+    url_keyfile: FilePath | None = Field(
+        default=None, description="its private key (PEM); none: it stands in the certificate's file"
+    )
     timeout: Seconds = Field(
         default=20.0,
         description="seconds to wait for a whole answer; above the server's responseTimeout",
     )
+
+    @model_validator(mode="after")
+    def _certificates_of_the_url_can_be_used(self) -> Self:
+        files = self.url_cafile, self.url_certfile, self.url_keyfile
+        if any(files) and not self.url.startswith("https://"):
+            msg = "url_cafile, url_certfile and url_keyfile need a url that begins with https://"
+            raise ValueError(msg)
+        require_tls_files("url_", *files)
+        return self
+
+    @property
+    def shown_url(self) -> str:
+        """The URL for a person's eyes."""
+        return hide_query(self.url)
+
+    def list_exposures(self) -> Iterator[str]:
+        """Say what others on the way could read or feign, each in a sentence with the fix."""
+        url = urlsplit(self.url)
+        if url.scheme == "http" and not is_loopback(url.hostname or ""):
+            what = "the token and the images go" if self.token_file else "the images go"
+            yield f"{what} to {url.netloc} in the clear: give an https:// --url"
 
 
 class Pace(Settings):
@@ -82,6 +130,10 @@ class Pace(Settings):
     )
     tries: Count = Field(
         default=3, description="failures of a record, alone, before it is rejected"
+    )
+    doubt_after: Seconds = Field(
+        default=60.0,
+        description="seconds of refusals (503 and the like) after which a record is suspected",
     )
     max_consecutive_dead_letters: Count = Field(
         default=100,
@@ -141,8 +193,14 @@ class Daemon(Service, Pace, Log, Monitoring):
     )
 
 
+DAEMON_ONLY = frozenset(Daemon.model_fields) - frozenset(Settings.model_fields)
+"""Settings that only a daemon needs, and who checks whether one could work."""
+
+
 class Send(Settings):
     """What to send."""
+
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
 
     paths: list[Path] = Field(
         default_factory=list, description="image files, or folders that hold some"
@@ -166,6 +224,8 @@ class Send(Settings):
 class Listen(Form):
     """What to show."""
 
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
+
     from_beginning: bool = Field(default=False, description="also what is already in the topic")
     limit: Count | None = Field(default=None, description="stop after so many")
     idle_timeout: Seconds | None = Field(
@@ -175,6 +235,8 @@ class Listen(Form):
 
 class DeadLetters(Form):
     """Which dead letters."""
+
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
 
     where: list[Condition] = Field(
         default_factory=list,

@@ -155,6 +155,12 @@ def draw(nested: list[Any], model: Model) -> Image.Image:
     return Image.fromarray(move_channels_last(array, model))
 
 
+def draw_raw(data: bytes | bytearray, model: Model) -> Image.Image:
+    """Make an image of the bytes of the model's own pixels, [C, H, W]."""
+    pixels = np.moveaxis(np.frombuffer(data, np.uint8).reshape(model.shape), 0, -1)
+    return Image.fromarray(pixels[..., 0] if model.mode == "L" else np.ascontiguousarray(pixels))
+
+
 def flatten(nested: list[Any]) -> tuple[list[int], list[Any]]:
     """Return the shape of two or three levels of lists, and their values. Raises Refused."""
     shape, level = [len(nested)], nested

@@ -8,29 +8,28 @@ raised as `Refused`, and kept in the place of the image.
 
 from __future__ import annotations
 
-import base64
-import codecs
-import gc
 import json
 import logging
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from http import HTTPStatus
-from typing import Any, ParamSpec, TypeVar
+from math import prod
+from typing import Any, NamedTuple, ParamSpec, TypeGuard, TypeVar
 
+import fmnist_v2 as v2
 import numpy as np
-from fmnist_gate import FORMATS, Code, File, Refused, inspect
-from fmnist_images import MODES, Model, Pixels, Settings, draw, to_form, to_pixels
+from fmnist_gate import FORMATS, Code, File, Refused, find_format, inspect
+from fmnist_images import MODES, Model, Pixels, Settings, draw, draw_raw, to_form, to_pixels
+from fmnist_json import decode_base64, is_json, parse_json
 from fmnist_sandbox import decode_apart
-from numpy.typing import NDArray
+from fmnist_v2 import Query
 from PIL import Image
 
 logger = logging.getLogger(__name__)
 
-Row = NDArray[np.float32]
-"""The probabilities of one image, [classes]."""
-Body = dict[str, Any]
+Row = v2.Row
+Body = v2.Body
 
 STATUS: Mapping[Code, HTTPStatus] = {
     "not_an_image": HTTPStatus.BAD_REQUEST,
@@ -45,21 +44,13 @@ OUR_STATUS: Mapping[Code, HTTPStatus] = {
     "busy": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 """Of what is no sender's mistake."""
+LENGTH_HEADER = v2.HEADER
 RETRY_AFTER_S = 1
 """Seconds after which a request that found the server busy may come again."""
 MIN_WAIT_S = 1.0
 """Seconds that the process which decodes apart always gets: it may have to start."""
 JSON_BYTE_S = 80e-9
 """Seconds of CPU for each byte of a JSON body, estimated on a 2-core Xeon."""
-MAX_JSON_LISTS = 1_000_000
-"""Lists and objects of one JSON body; an RGB image of 900 x 900 pixels as lists has 810,901."""
-JSON_START = re.compile(
-    rb"(?:%s|%s|%s)?(?:[ \t\r\n]|\x00)*[{\[]"
-    % tuple(map(re.escape, (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)))
-)
-"""How JSON begins: perhaps a byte order mark, perhaps blanks, in one or two bytes each."""
-LINE_BREAKS = re.compile(rb"[ \t]*[\r\n]+[ \t]*")
-LOST_SIGNS = bytes.maketrans(b"-_ ", b"+/+")
 
 MODEL_MODES = ("L", "RGB")
 """Of MODES, what a model may take."""
@@ -74,11 +65,15 @@ Item = File | Image.Image | Refused
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A request whose structure is known; that of a JSON body only when it is parsed."""
+    """A request whose structure is known; that of a JSON body only when it is parsed.
+
+    `query`: what an answer of the Open Inference Protocol must know; None for the other forms.
+    """
 
     items: tuple[Item, ...]
     several: bool
     json: Any = None
+    query: Query | None = None
 
     @property
     def cost(self) -> float:
@@ -93,6 +88,14 @@ class Question:
 
     items: tuple[Pixels | Refused, ...]
     several: bool
+    query: Query | None = None
+
+
+class Encoded(NamedTuple):
+    """The bytes of an answer; `json`: how many of them are JSON, None where all are."""
+
+    content: bytes
+    json: int | None = None
 
 
 def read_model(card: Mapping[str, Any], names: Mapping[str, str]) -> Model:
@@ -149,7 +152,7 @@ def unpack(
     of arrival, of parts with the same name only the last. `headers` holds the HTTP headers in the
     sender's spelling and, under the name of each entry, {"content-type": its media type or ""}.
     """
-    request = attempt(inspect_request, row, headers, settings)
+    request = attempt(inspect_request, row, headers, model, settings)
     return complete(request, model, settings, budget or Budget.of(settings))
 
 
@@ -158,14 +161,16 @@ def unpack_batch(
     model: Model,
     settings: Settings,
     clock: Callable[[], float],
+    pass_s: float = 0.0,
 ) -> list[Question | Refused]:
     """Read the (row, headers) of each request of a batch, in order, within the batch's budget.
 
     The structure of all is read first, which is cheap; then the cheapest is decoded first, so that
-    one dear request never takes the time of the others. `clock` counts seconds.
+    one dear request never takes the time of the others. `clock` counts seconds; `pass_s` are those
+    that the model takes for an image.
     """
-    budget = Budget.of(settings, clock)
-    requests = [attempt(inspect_request, row, headers, settings) for row, headers in rows]
+    budget = Budget.of(settings, clock, pass_s)
+    requests = [attempt(inspect_request, row, headers, model, settings) for row, headers in rows]
     costs = [0.0 if isinstance(request, Refused) else request.cost for request in requests]
     questions: dict[int, Question | Refused] = {
         index: complete(requests[index], model, settings, budget)
@@ -175,26 +180,47 @@ def unpack_batch(
 
 
 class Budget:
-    """The seconds of decoding that a batch may cost, and of these what one request may.
+    """The seconds that a batch may cost, and of these what decoding one request may.
 
     What was spent is read from the clock, so a machine with other work counts; what comes next is
-    estimated from above. Together they keep a batch below TorchServe's responseTimeout.
+    estimated from above, and the model's pass over what is decoded is kept free. Together they
+    keep a batch below TorchServe's responseTimeout.
     """
 
-    def __init__(self, batch_s: float, request_s: float, clock: Callable[[], float]) -> None:
-        self._request_s, self._clock = request_s, clock
+    def __init__(
+        self, batch_s: float, request_s: float, clock: Callable[[], float], pass_s: float
+    ) -> None:
+        self._batch_s, self._request_s, self._clock, self._pass_s = (
+            batch_s,
+            request_s,
+            clock,
+            pass_s,
+        )
         self._end = clock() + batch_s
         self.request_left = request_s
 
     @classmethod
-    def of(cls, settings: Settings, clock: Callable[[], float] = lambda: 0.0) -> Budget:
+    def of(
+        cls, settings: Settings, clock: Callable[[], float] = lambda: 0.0, pass_s: float = 0.0
+    ) -> Budget:
         """Return the budget of these settings; without a clock, that of a request alone."""
-        return cls(settings.batch_ms / 1000, settings.max_request_ms / 1000, clock)
+        return cls(settings.batch_ms / 1000, settings.max_request_ms / 1000, clock, pass_s)
 
-    def start_request(self, cost: float) -> None:
-        """Begin the next request, which costs so many seconds by its estimate. Raises Refused."""
+    def start_request(self, cost: float, images: int = 0) -> None:
+        """Begin the next request, whose decoding costs so many seconds by its estimate.
+
+        The model's pass over so many images is kept free. Raises Refused.
+        """
         self.request_left = self._request_s
-        self.check(cost)
+        pass_s = images * self._pass_s
+        if pass_s > self._batch_s:
+            raise Refused(
+                "too_large",
+                f"The model would take about {pass_s:.0f} s for these {images} images: send fewer "
+                "at once.",
+            )
+        self.check(cost + pass_s)
+        self._end -= pass_s
 
     def check(self, cost: float) -> None:
         """Raise Refused where the seconds that the next work may cost are not left."""
@@ -224,9 +250,12 @@ def attempt(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | 
 
 
 def inspect_request(
-    row: Mapping[str, Any], headers: Mapping[str, Any], settings: Settings
+    row: Mapping[str, Any], headers: Mapping[str, Any], model: Model, settings: Settings
 ) -> Request:
-    """Tell the three forms apart: parts, JSON, one image body; decode nothing. Raises Refused."""
+    """Tell the forms apart: parts, JSON, JSON and tensors, one image. Raises Refused.
+
+    Nothing is decoded yet.
+    """
     request_type = find_request_type(headers)
     if request_type == "application/x-www-form-urlencoded":
         raise Refused(
@@ -236,9 +265,80 @@ def inspect_request(
     if request_type.startswith("multipart/") or "body" not in row:
         return Request(inspect_parts(row, headers, settings), several=True)
     body, media_type = row["body"], find_media_type(headers, "body")
+    length = v2.find_head_length(headers)
+    if length is not None and isinstance(body, (bytes, bytearray)):
+        return inspect_binary(body, length, model, settings)
     if is_json(body, media_type):
         return Request((), several=True, json="null" if body is None else body)
-    return Request((inspect_file(body, media_type, settings),), several=False)
+    return Request((inspect_body(body, media_type, model, settings),), several=False)
+
+
+def inspect_body(body: object, media_type: str, model: Model, settings: Settings) -> Item:
+    """Inspect a body that is one image: a file, or the model's pixels. Raises Refused."""
+    if is_raw(body, media_type, model):
+        return draw_raw(body, model)
+    return inspect_file(body, media_type, settings)
+
+
+def is_raw(body: object, media_type: str, model: Model) -> TypeGuard[bytes | bytearray]:
+    """Tell whether a body is the model's pixels: named octets, as many as these, and no file.
+
+    What begins as a file of a known format is that file, whatever its length.
+    """
+    if media_type != "application/octet-stream" or not isinstance(body, (bytes, bytearray)):
+        return False
+    return len(body) == prod(model.shape) and isinstance(attempt(find_format, body), Refused)
+
+
+def inspect_binary(
+    body: bytes | bytearray, length: int, model: Model, settings: Settings
+) -> Request:
+    """Inspect JSON of `length` bytes and the tensors behind it. Raises Refused."""
+    if length == len(body):
+        return Request((), several=True, json=body)
+    if not length:  # Triton's "raw binary request": no JSON, one image
+        item = attempt(inspect_body, body, "application/octet-stream", model, settings)
+        return Request((item,), several=True, query=Query())
+    with in_dialect():
+        head, behind = v2.split_body(body, length)
+        document = parse_json(head)
+        if not isinstance(document, dict):
+            raise v2.bad("The JSON before the binary data must be an object.")
+    return inspect_inference(document, behind, model, settings)
+
+
+@contextmanager
+def in_dialect() -> Iterator[None]:
+    """Turn a refusal into one that is answered as the Open Inference Protocol words it."""
+    try:
+        yield
+    except Refused as refused:
+        raise v2.Refusal(refused.code, str(refused)) from None
+
+
+def inspect_inference(
+    document: Mapping[str, Any], behind: memoryview, model: Model, settings: Settings
+) -> Request:
+    """Inspect a request of the Open Inference Protocol. Raises Refused."""
+    with in_dialect():
+        query = v2.read_query(document)
+        tensor = v2.read_tensor(document, behind)
+        check_count(tensor.shape[0], settings)
+        v2.check_entries(query, tensor.shape[0], model)
+        elements = v2.split_tensor(tensor, model)
+    items = tuple(attempt(inspect_element, element, settings) for element in elements)
+    return Request(items, several=True, query=query)
+
+
+def inspect_element(element: v2.Element, settings: Settings) -> Item:
+    """Inspect one image of a tensor: pixels, a file, or a file in Base64. Raises Refused."""
+    if isinstance(element, Image.Image):
+        return element
+    if isinstance(element, bytes):
+        return inspect_file(element, "", settings)
+    if not isinstance(element, str):
+        raise v2.bad("An element of BYTES must be a text: the Base64 of an image file.")
+    return inspect_file(decode_base64(element), "", settings)
 
 
 def find_request_type(headers: Mapping[str, Any]) -> str:
@@ -260,15 +360,6 @@ def find_media_type(headers: Mapping[str, Any], name: str) -> str:
 def strip_parameters(content_type: str) -> str:
     """Return "image/png" of "Image/PNG; name=x"."""
     return content_type.partition(";")[0].strip().lower()
-
-
-def is_json(body: object, media_type: str) -> bool:
-    """Tell whether a body is JSON: decoded already, named so, or nameless and begun like it."""
-    if isinstance(body, (dict, list)):
-        return True
-    if media_type:
-        return media_type.endswith(("/json", "+json"))
-    return isinstance(body, (bytes, bytearray)) and JSON_START.match(body) is not None
 
 
 def inspect_parts(
@@ -312,9 +403,21 @@ def complete(
     request: Request | Refused, model: Model, settings: Settings, budget: Budget
 ) -> Question | Refused:
     """Decode what was inspected; never raises for what a client can send."""
+    if isinstance(request, Request) and request.json is not None:
+        request = attempt(parse_request, request, model, settings, budget)
     if isinstance(request, Refused):
         return request
     return attempt(decode_request, request, model, settings, budget)
+
+
+def parse_request(request: Request, model: Model, settings: Settings, budget: Budget) -> Request:
+    """Parse the JSON of a request and inspect its images. Raises Refused."""
+    budget.start_request(request.cost)
+    raw = isinstance(request.json, (str, bytes, bytearray))
+    document = parse_json(request.json) if raw else request.json
+    if isinstance(document, dict) and "inputs" in document and "instances" not in document:
+        return inspect_inference(document, memoryview(b""), model, settings)
+    return Request(inspect_instances(document, model, settings), several=True)
 
 
 def decode_request(request: Request, model: Model, settings: Settings, budget: Budget) -> Question:
@@ -323,18 +426,16 @@ def decode_request(request: Request, model: Model, settings: Settings, budget: B
     The sum is known before the first pixel is decoded; it bounds the time of one request, whatever
     its images are compressed to. They are decoded one after the other: the memory is that of one.
     """
-    if request.json is None:
-        items = request.items
-        budget.start_request(price(items, settings))
-    else:
-        budget.start_request(request.cost)
-        items = inspect_instances(request.json, model, settings)
-        budget.check(price(items, settings))
-    decoded = tuple(attempt(decode_item, item, model, settings, budget) for item in items)
-    for item in decoded:
-        if isinstance(item, Refused) and item.code == "busy":
-            raise item
-    return Question(decoded, request.several)
+    with in_dialect() if request.query else nullcontext():
+        images = sum(not isinstance(item, Refused) for item in request.items)
+        budget.start_request(price(request.items, settings), images)
+        decoded = tuple(
+            attempt(decode_item, item, model, settings, budget) for item in request.items
+        )
+        for item in decoded:
+            if isinstance(item, Refused) and item.code == "busy":
+                raise item
+    return Question(decoded, request.several, request.query)
 
 
 def price(items: Sequence[Item], settings: Settings) -> float:
@@ -390,34 +491,15 @@ def decode_unknown(file: File, model: Model, settings: Settings, budget: Budget)
     return result
 
 
-def inspect_instances(body: Any, model: Model, settings: Settings) -> tuple[Item, ...]:  # noqa: ANN401 - JSON is anything
-    """Inspect the instances of a KServe v1 body, raw or decoded. Raises Refused."""
-    decoded = parse_json(body) if isinstance(body, (str, bytes, bytearray)) else body
-    instances = decoded.get("instances") if isinstance(decoded, dict) else None
+def inspect_instances(document: object, model: Model, settings: Settings) -> tuple[Item, ...]:
+    """Inspect the instances of a KServe v1 body. Raises Refused."""
+    instances = document.get("instances") if isinstance(document, dict) else None
     if not isinstance(instances, list):
-        raise Refused("bad_request", 'The JSON must be an object {"instances": [...]}.')
+        raise Refused(
+            "bad_request", 'The JSON must be an object {"instances": [...]} or {"inputs": [...]}.'
+        )
     check_count(len(instances), settings)
     return tuple(attempt(inspect_instance, instance, model, settings) for instance in instances)
-
-
-def parse_json(body: str | bytes | bytearray) -> object:
-    """Return the decoded JSON. Raises Refused for what is none, or too deep to be meant."""
-    signs = ("[", "{") if isinstance(body, str) else (b"[", b"{")
-    if sum(map(body.count, signs)) > MAX_JSON_LISTS:  # type: ignore[arg-type] # of one kind
-        raise Refused(
-            "too_large",
-            f"The JSON has more than {MAX_JSON_LISTS:,} lists: send image files, as b64 or as "
-            "parts.",
-        )
-    # Millions of lists are made and none is garbage: looking for it costs five times the parsing.
-    gc.disable()
-    try:
-        return json.loads(body.lstrip("\ufeff") if isinstance(body, str) else body)
-    except (ValueError, RecursionError):
-        # Without its cause: the parser's words may quote the body.
-        raise Refused("bad_request", "The body is not JSON.") from None
-    finally:
-        gc.enable()
 
 
 def check_count(count: int, settings: Settings) -> None:
@@ -441,23 +523,6 @@ def inspect_instance(instance: object, model: Model, settings: Settings) -> Item
     return inspect_file(decode_base64(encoded), "", settings)
 
 
-def decode_base64(encoded: str) -> bytes:
-    """Return the bytes; line breaks, the URL-safe alphabet and a lack of padding are no mistake.
-
-    A blank inside a line was a plus before a web form changed it. Raises Refused.
-    """
-    try:
-        packed = LINE_BREAKS.sub(b"", encoded.encode("ascii").strip())
-        packed = packed.translate(LOST_SIGNS).rstrip(b"=")
-        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
-    except ValueError:
-        raise Refused(
-            "bad_request",
-            "The value of b64 is not Base64: encode the bytes of the image file, with nothing "
-            "before or behind.",
-        ) from None
-
-
 def good_images(question: Question | Refused) -> list[Pixels]:
     """Return the good images of one request."""
     items = () if isinstance(question, Refused) else question.items
@@ -479,20 +544,38 @@ def answer(
     is our fault and never a rejection, so it fails the whole request, to be tried again.
     """
     if isinstance(question, Refused):
-        status = {**STATUS, **OUR_STATUS}[question.code]
-        return status, render_refusal(question) | TORCHSERVE.get(question.code, {})
-    good = [predict_row(row, model, settings) for row in rows if row is not None]
+        return refuse(question)
+    good = [row for row in rows if row is not None]
     if len(good) < len(rows):
-        return HTTPStatus.INTERNAL_SERVER_ERROR, FAILED
-    rest = iter(good)
+        kind = Refused if question.query is None else v2.Refusal
+        return refuse(kind("internal", "The model failed on an image of this request."))
+    if question.query is not None:
+        return answer_inference(question, question.query, good, model)
+    rest = iter([predict_row(row, model, settings) for row in good])
     if not question.several and isinstance(question.items[0], Refused):
-        return answer(question.items[0], [], model, settings)
+        return refuse(question.items[0])
     predictions = [
         render_refusal(item) if isinstance(item, Refused) else next(rest) for item in question.items
     ]
     if question.several:
         return HTTPStatus.OK, {"predictions": predictions, "model": model.tag}
     return HTTPStatus.OK, {**predictions[0], "model": model.tag}
+
+
+def answer_inference(
+    question: Question, query: Query, rows: Sequence[Row], model: Model
+) -> tuple[HTTPStatus, Body]:
+    """Return status and body of a request of the Open Inference Protocol."""
+    bad = v2.refuse_bad_image(query, question.items)
+    if bad is not None:
+        return refuse(bad)
+    return HTTPStatus.OK, v2.render(query, question.items, rows, model)
+
+
+def refuse(refused: Refused) -> tuple[HTTPStatus, Body]:
+    """Return status and body where a refusal is the whole answer."""
+    status = {**STATUS, **OUR_STATUS}[refused.code]
+    return status, render_refusal(refused) | TORCHSERVE.get(refused.code, {})
 
 
 def predict_row(row: Row, model: Model, settings: Settings) -> Body:
@@ -514,8 +597,12 @@ def describe(card: Mapping[str, Any], model: Model, settings: Settings) -> Body:
             "body": "one image file; answered with one object",
             "multipart/form-data": "image files, each part with its own name",
             "application/json": '{"instances": [{"b64": "..."} or nested lists of pixels, ...]}',
+            "application/octet-stream": f"an image file, or {prod(model.shape)} bytes of pixels, "
+            f"{list(model.shape)}",
+            "/v2/models/NAME/infer": "the Open Inference Protocol; binary data may follow the JSON",
             "formats": list(FORMATS),
         },
+        "v2": v2.describe_model(model),
         "limits": {
             field.name: getattr(settings, field.name)
             for field in fields(settings)
@@ -526,12 +613,19 @@ def describe(card: Mapping[str, Any], model: Model, settings: Settings) -> Body:
 
 def render_refusal(refused: Refused) -> Body:
     """Return the error object, the same alone and in the place of an item."""
-    return render_error(refused.code, str(refused))
+    if isinstance(refused, v2.Refusal):
+        return {"error": v2.describe_error(refused)}
+    return {"error": {"code": refused.code, "message": str(refused)}}
 
 
-def render_error(code: str, message: str) -> Body:
-    """Return the one shape of an error."""
-    return {"error": {"code": code, "message": message}}
+def encode(body: Body) -> Encoded:
+    """Return the bytes of an answer: JSON, and behind it the tensors that are wanted as such."""
+    outputs = body.get("outputs", ())
+    if not any(isinstance(output["data"], bytes) for output in outputs):
+        return Encoded(dump(body))
+    head, behind = v2.detach(body)
+    content = dump(head)
+    return Encoded(content + behind, len(content))
 
 
 def dump(body: Body) -> bytes:
@@ -552,8 +646,3 @@ TORCHSERVE: Mapping[str, Body] = {
     },
 }
 """TorchServe's own words beside our error object, for those who know only them."""
-
-FAILED: Body = {
-    **render_error("internal", "The model failed on an image of this request."),
-    **TORCHSERVE["internal"],
-}

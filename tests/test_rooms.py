@@ -13,7 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OURS = {
     *("training", "handler", "connectors", "tools"),
-    *("fmnist_handler", "fmnist_gate", "fmnist_images", "fmnist_sandbox", "fmnist_wire"),
+    *("fmnist_handler", "fmnist_gate", "fmnist_images", "fmnist_json", "fmnist_sandbox"),
+    *("fmnist_v2", "fmnist_wire"),
 }
 CLOCKS = frozenset(
     {"time", "threading", "random", "logging", "datetime", "asyncio", "os", "signal"}
@@ -66,9 +67,11 @@ LAWS = [
     Law("handler/fmnist_gate.py", set(), set(), CLOCKS),
     Law("handler/fmnist_images.py", {"fmnist_gate"}, {"numpy", "PIL"}, CLOCKS),
     Law("handler/fmnist_sandbox.py", {"fmnist_gate", "fmnist_images"}, {"numpy"}),
+    Law("handler/fmnist_json.py", {"fmnist_gate"}, set(), CLOCKS),
+    Law("handler/fmnist_v2.py", {"fmnist_gate", "fmnist_images"}, {"numpy", "PIL"}, CLOCKS),
     Law(
         "handler/fmnist_wire.py",
-        {"fmnist_gate", "fmnist_images", "fmnist_sandbox"},
+        {"fmnist_gate", "fmnist_images", "fmnist_json", "fmnist_sandbox", "fmnist_v2"},
         {"numpy", "PIL"},
         CLOCKS - {"logging"},
     ),
@@ -124,7 +127,7 @@ LAWS = [
     ),
     Law(  # imported with the command line, before it is known which library is there
         "connectors/brokers/*/settings.py",
-        {"connectors.settings", "connectors.verbs"},
+        {"connectors.settings", "connectors.tls", "connectors.verbs"},
         {"pydantic"},
         CLOCKS - {"os"},  # the process id, and what a cloud's variables say
     ),
@@ -158,6 +161,7 @@ LAWS = [
             "connectors.inference",
             "connectors.text",
             "connectors.command_line",  # the type of what is printed
+            "connectors.settings",
             "connectors.verbs",
         },
         set(),
@@ -202,7 +206,8 @@ LAWS = [
         {"pydantic", "pydantic_settings"},
         CLOCKS - {"os"},  # the environment
     ),
-    Law("connectors/verbs.py", {"connectors.settings"}, {"pydantic"}, CLOCKS),
+    Law("connectors/tls.py", set(), set(), CLOCKS),
+    Law("connectors/verbs.py", {"connectors.settings", "connectors.tls"}, {"pydantic"}, CLOCKS),
     Law(
         "connectors/registry.py",
         {
@@ -342,6 +347,8 @@ def test_a_room_imports_what_it_may_know(path: str) -> None:
         ("handler/fmnist_handler.py", "import training"),
         ("handler/fmnist_handler.py", "from ts.context import Context"),
         ("handler/fmnist_images.py", "import fmnist_wire"),
+        ("handler/fmnist_v2.py", "import fmnist_wire"),
+        ("handler/fmnist_json.py", "import numpy"),
         ("handler/fmnist_images.py", "import torch"),
         ("handler/fmnist_wire.py", "import torch"),
         ("training/evaluation.py", "from .reports import render_evaluation"),

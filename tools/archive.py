@@ -6,22 +6,55 @@ Exports the run of `runs/latest`, unless another is named; trains first when the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
 
 ROOT = Path(__file__).resolve().parent.parent
 HANDLER = ROOT / "handler" / "fmnist_handler.py"
 FORMATS = {"torchscript": "model.pt", "pt2": "model.pt2"}
 """The file of the network, by the format that model.json names."""
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+MANIFEST = "MAR-INF/MANIFEST.json"
+FIXED_TIME = (1980, 1, 1, 0, 0, 0)
+"""The time of every entry of an archive, the first that a zip file can say."""
 
 
 def run_training(*arguments: str) -> None:
     """Run one verb of the training package; raises CalledProcessError."""
-    subprocess.run([sys.executable, "-m", "training", *arguments], cwd=ROOT, check=True)
+    run_child([sys.executable, "-m", "training", *arguments], cwd=ROOT)
+
+
+def run_child(command: Sequence[str], **options: Any) -> None:  # noqa: ANN401 - those of Popen
+    """Run a program to its end; raises CalledProcessError.
+
+    It is in a process group of its own, so that it gets a Ctrl-C once and from here. It may then
+    take its time to keep what it has: `subprocess.run` would kill it after a quarter of a second.
+    """
+    with subprocess.Popen(command, process_group=0, **options) as child:
+
+        def forward(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - Python's
+            child.send_signal(number)
+
+        before = {number: signal.signal(number, forward) for number in SIGNALS}
+        try:
+            code = child.wait()
+        finally:
+            for number, action in before.items():
+                signal.signal(number, action)
+    if code:
+        raise subprocess.CalledProcessError(code, command)
 
 
 def export(run: str, name: str, file_format: str) -> Path:
@@ -44,8 +77,9 @@ def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER
     """Return the archive `name`.mar in `store`, made of the folder `model` and the handler.
 
     `model` holds model.json, index_to_name.json and the network in the format that model.json
-    names. Another `handler` can import the shipped one. The archive appears whole or not at all.
-    Raises CalledProcessError when the archiver fails.
+    names. Another `handler` can import the shipped one. The archive appears whole or not at all,
+    its checksum beside it. The same files give the same bytes, whenever and wherever. Raises
+    CalledProcessError when the archiver fails.
     """
     card = (model / "model.json").read_bytes()
     version = json.loads(card)["version"]
@@ -62,8 +96,48 @@ def pack(model: Path, store: Path, name: str = "fmnist", handler: Path = HANDLER
             *("--config-file", str(HANDLER.parent / "model-config.yaml")),
             *("--extra-files", ",".join(map(str, extra)), "--export-path", scratch),
         ]
-        subprocess.run(command, env=os.environ | {"TMPDIR": scratch}, check=True)
-        return (Path(scratch) / f"{name}.mar").replace(store / f"{name}.mar")
+        run_child(command, env=os.environ | {"TMPDIR": scratch})
+        archive = Path(scratch) / f"{name}.mar"
+        repack(archive)
+        return publish(archive, store)
+
+
+def repack(archive: Path) -> None:
+    """Rewrite what torch-model-archiver made so that its bytes depend on the files alone.
+
+    Entries are sorted and have one time and mode; the manifest loses the time of its creation.
+    """
+    with zipfile.ZipFile(archive) as opened:
+        contents = {entry: opened.read(entry) for entry in opened.namelist() if entry[-1] != "/"}
+    manifest = json.loads(contents[MANIFEST])
+    manifest.pop("createdOn", None)
+    contents[MANIFEST] = json.dumps(manifest, indent=2, sort_keys=True).encode()
+    with zipfile.ZipFile(archive, "w") as opened:
+        for entry, content in sorted(contents.items()):
+            header = zipfile.ZipInfo(entry, FIXED_TIME)
+            header.create_system, header.external_attr = 3, 0o100644 << 16  # 3: Unix
+            opened.writestr(header, content, zipfile.ZIP_DEFLATED, compresslevel=6)
+
+
+def publish(archive: Path, store: Path) -> Path:
+    """Move the archive into `store` with NAME.mar.sha256, as sha256sum writes it; return its path.
+
+    The old checksum goes first: between the steps an archive has none, never a wrong one.
+    """
+    sums = store / f"{archive.name}.sha256"
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    written = archive.with_name(sums.name)
+    written.write_text(f"{digest}  {archive.name}\n")
+    sums.unlink(missing_ok=True)
+    moved = archive.replace(store / archive.name)
+    written.replace(sums)
+    return moved
+
+
+def say_interrupted(number: int) -> int:
+    """Say what is there after a signal; return the exit code."""
+    print("archive: interrupted: no archive was made or changed; run it again", file=sys.stderr)
+    return 128 + number
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -82,8 +156,13 @@ def main(argv: list[str] | None = None) -> int:
         model = asked.model or export(asked.run, asked.name, asked.format or "torchscript")
         archive = pack(model, asked.store, asked.name)
     except subprocess.CalledProcessError as error:
+        number = -error.returncode if error.returncode < 0 else error.returncode - 128
+        if number in SIGNALS:
+            return say_interrupted(number)
         print(f"archive: {error.cmd[0]} failed; nothing was changed", file=sys.stderr)
         return error.returncode
+    except KeyboardInterrupt:
+        return say_interrupted(signal.SIGINT)
     print(f"archive: {archive} ({archive.stat().st_size / 1e6:.1f} MB)")
     return 0
 

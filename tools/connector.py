@@ -27,7 +27,7 @@ JOIN_TIMEOUT_S = 60.0
 
 
 class ConnectorCommand(NamedTuple):
-    """The command of any verb of the connectors: they all take the flags of the daemon."""
+    """The command of any verb of the connectors: they all take the names of the daemon's topics."""
 
     broker: str
     images: str

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what this project needs, into the checkout: a virtual environment, Java, the data set.
 #   tools/setup.sh                      all of it; quick when it is done already
-#   tools/setup.sh environment|java|data|maven     one of them
+#   tools/setup.sh environment|java|data|maven|audit|peers     one of them
 #   PYTHON=python3.12 tools/setup.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -61,6 +61,34 @@ maven() {
   apt-get -qq update && apt-get -qq install -y --no-install-recommends maven >/dev/null
 }
 
+# What tests need beyond the product: a package and its program, one a line.
+PEERS=${PEERS:-nginx:nginx openssl:openssl}
+
+# Only root can install; to others the tests say what is missing: they skip, in CI they fail.
+peers() {
+  local peer absent=""
+  for peer in $PEERS; do
+    PATH="$PATH:/usr/sbin" command -v "${peer#*:}" >/dev/null || absent="$absent ${peer%:*}"
+  done
+  [ -n "$absent" ] || return 0
+  [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null ||
+    { say "missing for some tests:$absent; root can bring it: apt-get install -y$absent"; return; }
+  say "$absent, by apt-get"
+  # shellcheck disable=SC2086 # several packages
+  apt-get -qq update && apt-get -qq install -y --no-install-recommends $absent >/dev/null
+}
+
+# The auditor and the writer of the bill of materials, apart: their dependencies are not ours.
+audit() {
+  local folder=${AUDIT_VENV:-build/audit-venv} stamp
+  stamp=$(sha256sum requirements-audit.txt)
+  [ "$(cat "$folder/.requirements" 2>/dev/null || true)" = "$stamp" ] && return
+  say "pip-audit and cyclonedx-py, into $folder"
+  "$VENV/bin/uv" venv --quiet --clear --python "$VENV/bin/python" "$folder"
+  "$VENV/bin/uv" pip install --quiet --python "$folder/bin/python" --require-hashes -r requirements-audit.txt
+  printf '%s\n' "$stamp" >"$folder/.requirements"
+}
+
 data() {
   local raw="${DATA_DIR:-data}/FashionMNIST/raw" folder
   # What was verified once is compared with its own sums: 0.2 s, without importing torch.
@@ -94,5 +122,7 @@ case "${1:-all}" in
   java) java_17 ;;
   data) data ;;
   maven) maven ;;
-  *) fail "there is no step '$1'; the steps are environment, java, data, maven" ;;
+  audit) audit ;;
+  peers) peers ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, peers" ;;
 esac

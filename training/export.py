@@ -13,7 +13,6 @@ import io
 import json
 import platform
 import warnings
-import zipfile
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,7 +157,7 @@ def freeze(classifier: ImageClassifier) -> bytes:
             ) from error
         # Not optimize_for_inference: what it saves cannot be loaded (pytorch #69608).
         torch.jit.save(torch.jit.freeze(scripted), content)
-    return _drop_source_ranges(content.getvalue())
+    return strip_sources(content.getvalue())
 
 
 def trace(classifier: ImageClassifier) -> bytes:
@@ -181,6 +180,24 @@ def trace(classifier: ImageClassifier) -> bytes:
         # writes each of them whole; in the other order the module is half as fast.
         warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
         torch.export.save(program, content)
+    return content.getvalue()
+
+
+def strip_sources(module: bytes) -> bytes:
+    """Return the TorchScript file without its debug records.
+
+    They hold the paths of our sources on this machine: an export elsewhere had other bytes.
+    """
+    reader = torch._C.PyTorchFileReader(io.BytesIO(module))  # noqa: SLF001 - keeps alignment
+    content = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(content)  # noqa: SLF001
+    writer.set_min_version(int(reader.get_record("version")))
+    own = {"version", "byteorder", ".data/serialization_id"}  # what the writer adds by itself
+    for name in reader.get_all_records():
+        if name not in own and not name.endswith(".debug_pkl"):
+            record = reader.get_record(name)
+            writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
     return content.getvalue()
 
 
@@ -227,19 +244,6 @@ def _compare(expected: Tensor, found: Tensor, size: int) -> None:
 
 def _make_serving(classifier: ImageClassifier) -> Serving:
     return Serving(copy.deepcopy(classifier.model).cpu()).eval()
-
-
-def _drop_source_ranges(module: bytes) -> bytes:
-    """Return a TorchScript file without its debugging records, which name folders, and their hash.
-
-    They only serve the line numbers of a traceback.
-    """
-    content = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(module)) as old, zipfile.ZipFile(content, "w") as new:
-        for entry in old.infolist():
-            if not entry.filename.endswith((".debug_pkl", "/.data/serialization_id")):
-                new.writestr(entry, old.read(entry))
-    return content.getvalue()
 
 
 def _json(content: dict[str, Any]) -> bytes:

@@ -214,7 +214,8 @@ def _pass_over_litter(found: Sequence[tuple[Path, int]]) -> list[tuple[Path, int
     litter = {file for file, _ in found if _is_litter(file, stems)}
     if litter:
         names = list_names(sorted({show_path(file.name) for file in litter}))
-        say(f"{len(litter):,} files that are no images are passed over: {names}")
+        what = "file that is no image is" if len(litter) == 1 else "files that are no images are"
+        say(f"{len(litter):,} {what} passed over: {names}")
     return [(file, label) for file, label in found if file not in litter]
 
 

@@ -36,7 +36,8 @@ examples:
   python -m training export --format pt2          the same as a program of torch.export
 
 data: fashion-mnist, folder:PATH (a sub-folder for each class), idx:PATH (a folder of idx files) or
-MODULE:ATTRIBUTE (a map-style data set, or a callable that returns one)
+MODULE:ATTRIBUTE (a map-style data set, or a callable that returns one). Only a run of fashion-mnist
+becomes runs/latest, which `make archive` packs; name one of other data, as in export --run flowers
 
 exit codes: 0 done; 1 it failed, and one sentence says why; 2 wrong usage; 130, 143 interrupted
 by SIGINT, SIGTERM

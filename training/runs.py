@@ -10,7 +10,8 @@
     confusion.png    which class was taken for which, on the validation images
     MODEL_CARD.md    all of this for people, with reliability.png and mistakes.png: `report`
 
-`runs/latest` leads to the last run that was good enough, and moves when everything is written.
+`runs/latest` leads to the last run of Fashion-MNIST that was good enough, and moves when everything
+is written. A run of other data is named where it is wanted.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .choices import LATEST
+from .choices import FASHION_MNIST, LATEST
 from .classifier import History, ImageClassifier
 from .configure import (
     choose_device,
@@ -48,7 +48,7 @@ class Training:
 
 
 def train(options: argparse.Namespace) -> int:
-    """Train and keep a run; it becomes the latest if it is good enough. Return the exit code."""
+    """Train and keep a run, which may become the latest; return the exit code."""
     if options.resume:
         training = prepare_resumed(options)
     elif options.final:
@@ -157,7 +157,7 @@ def _learn(training: Training, interruption: Interruption) -> History:
 
 
 def _conclude(training: Training, history: History, options: argparse.Namespace) -> None:
-    """Write the result; the run becomes the latest at the very end, and only if it is good."""
+    """Write the result; the run may become the latest at the very end, and only if it is good."""
     run, config = training.run, training.config
     quality = _measure_quality(training)
     checkpoint = run.keep(training.classifier)
@@ -171,12 +171,23 @@ def _conclude(training: Training, history: History, options: argparse.Namespace)
             f"{100 * config.min_accuracy:g}: give it a longer --budget; it is kept in "
             f"{checkpoint.parent}, runs/{LATEST} is as it was"
         )
-    run.publish()
     print_result(
         options,
         summary,
-        f"{run.name}: {reached} after {summary['seconds']:.0f} s; runs/{LATEST} leads to it",
+        f"{run.name}: {reached} after {summary['seconds']:.0f} s; {_publish(training)}",
     )
+
+
+def _publish(training: Training) -> str:
+    """Make the run the latest if it may become one; return what runs/latest leads to.
+
+    `make archive` serves what runs/latest leads to as Fashion-MNIST, so no other data come there.
+    """
+    run, source = training.run, training.config.source
+    if source != FASHION_MNIST:
+        return f"name it (--run {run.name}): runs/{LATEST} is for {FASHION_MNIST} and is as it was"
+    run.publish()
+    return f"runs/{LATEST} leads to it"
 
 
 def _measure_quality(training: Training) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from ..errors import Exit, Stop
 from ..images import CANARY
 from ..inference import open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
+from ..settings import HIDDEN
 from ..text import replace_control_characters
 
 if TYPE_CHECKING:
@@ -21,10 +22,6 @@ if TYPE_CHECKING:
     from ..command_line import Setting
     from ..records import Check
     from ..verbs import Service
-
-
-HIDDEN = "***"
-"""What stands for a value that may be secret."""
 
 
 class Finding(NamedTuple):
@@ -41,6 +38,8 @@ def run_all(settings: Service, broker: Sequence[Check], *, thorough: bool) -> It
     if thorough:
         yield run_check(("surroundings", _describe_machine))
     yield run_check(("settings", lambda: Ok("valid")))  # or nothing would have come so far
+    for exposure in settings.list_exposures():
+        yield Finding("privacy", "advice", exposure)
     yield from run_checks(broker)
     yield run_check(("service", partial(ask_service, settings, settings.timeout)))
 
@@ -103,7 +102,7 @@ def ask_service(settings: Service, timeout: float) -> Ok:
         case _:
             why = f"silent for {timeout:g} s"
     raise Stop(
-        f"{settings.url} does not predict a blank image ({why}): start it, or correct --url",
+        f"{settings.shown_url} does not predict a blank image ({why}): start it, or correct --url",
         Exit.UNAVAILABLE,
     )
 
@@ -123,11 +122,13 @@ def _render_setting(one: Setting) -> str:
         return f"# {one.name} is not set  # {one.origin}"
     line = f"{one.name} = {_render_toml(one.value)}  # {one.origin}"
     made_anew = one.name == "instance" and one.origin == "default"
-    return f"# {line}" if one.name == "config" or made_anew or _hides(one.value) else line
+    return f"# {line}" if one.name == "config" or made_anew or _hides(one) else line
 
 
-def _hides(value: object) -> bool:
-    return isinstance(value, dict) and HIDDEN in value.values()
+def _hides(one: Setting) -> bool:
+    if one.name == "url":
+        return str(one.value).endswith((f"?{HIDDEN}", f"#{HIDDEN}"))
+    return isinstance(one.value, dict) and HIDDEN in one.value.values()
 
 
 def _render_toml(value: object) -> str:

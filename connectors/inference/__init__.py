@@ -6,7 +6,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
-from .http import HttpClient
+from .http import Certificates, HttpClient
 from .torchserve import KeyFile, TorchServe
 
 if TYPE_CHECKING:
@@ -21,4 +21,5 @@ def open_client(settings: Service, *, timeout: float, in_flight: int) -> HttpCli
         partial(KeyFile, settings.token_file),
         timeout=timeout,
         in_flight=in_flight,
+        certificates=Certificates(settings.url_cafile, settings.url_certfile, settings.url_keyfile),
     )

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import time
 from contextlib import contextmanager, suppress
 from http.cookiejar import DefaultCookiePolicy
 from queue import Empty, Queue
 from threading import Event, Lock, Thread
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import requests
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import ProtocolError, ReadTimeoutError
 
-from ..records import Busy, Failed
+from ..records import Busy, Failed, Reopened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from ..records import Answer, Request
     from .dialect import Authorization, Call, Dialect
@@ -30,15 +32,35 @@ MAX_RESPONSE_BYTES = 8 << 20
 """Bytes; TorchServe's own limit for a response is 6,553,500."""
 
 
+class Certificates(NamedTuple):
+    """PEM files for https; each new connection reads them, so renewed ones are taken.
+
+    Without `cafile` the public authorities are trusted. Without `keyfile` the key stands in the
+    `certfile`.
+    """
+
+    cafile: Path | None = None
+    certfile: Path | None = None
+    keyfile: Path | None = None
+
+
+NO_CERTIFICATES = Certificates()
+
+
 class Exchange:
     """The request that one worker has out, with a deadline for its whole answer.
 
     The library bounds each wait for a byte, so a service that sends one now and then would hold
     its worker for ever. At the deadline another thread ends the connection under the worker.
+    `carried`: the last request; `continued`: the one out goes over the connection of that one.
     """
 
-    def __init__(self, timeout: float) -> None:
+    def __init__(self, timeout: float, certificates: Certificates) -> None:
+        self.session = _make_session(self, certificates)
+        self.carried: Request | None = None
+        self.continued = False
         self.late = False
+        self.cut_off = False
         self._timeout = timeout
         self._lock = Lock()
         self._deadline: float | None = None
@@ -46,8 +68,11 @@ class Exchange:
 
     @contextmanager
     def limited(self) -> Iterator[None]:
-        """Let what is asked inside take no longer; `late` says afterwards whether it did."""
-        self.late = False
+        """Let what is asked inside take no longer; `late` says afterwards whether it did.
+
+        `cut_off` says whether the connection broke before the whole request was sent.
+        """
+        self.late, self.cut_off, self.continued = False, False, True
         self._set_deadline()
         try:
             yield
@@ -58,6 +83,11 @@ class Exchange:
         """Expect no answer: a connection is being made, or all is read."""
         with self._lock:
             self._deadline = None
+
+    def begin_connection(self) -> None:
+        """Expect no answer while a connection is being made, and remember that it is another."""
+        self.continued = False
+        self.pause()
 
     def note_connection(self, connection: socket.socket) -> None:
         """Take a new connection, on which the request goes out now."""
@@ -96,9 +126,17 @@ class _Adapter(HTTPAdapter):
 def _watch_connections(pool: Any, exchange: Exchange) -> Any:  # noqa: ANN401 - a class of urllib3
     class Connection(pool.ConnectionCls):  # type: ignore[misc]  # known when it runs
         def connect(self) -> None:
-            exchange.pause()
+            exchange.begin_connection()
             super().connect()
             exchange.note_connection(self.sock)
+
+        def send(self, data: Any) -> None:  # noqa: ANN401 - the library's
+            try:
+                super().send(data)
+            except (ConnectionError, ssl.SSLEOFError) as error:
+                exchange.cut_off = True
+                # The library goes on after this one, and reads what was answered meanwhile.
+                raise BrokenPipeError(*error.args) from error
 
     return type("Pool", (pool,), {"ConnectionCls": Connection})
 
@@ -111,6 +149,9 @@ class HttpClient:
     `timeout`: seconds until a service has failed whose answer is not whole, be it silent or slow;
     a connection that has to be made is given its own. `authorize` makes the credentials of one
     thread. A request is encoded and its reply interpreted by `dialect`, in the worker threads.
+
+    What `follows` another request goes over its connection if that is still open; such two have
+    the client to themselves, so the session of the first is idle.
     """
 
     def __init__(
@@ -121,12 +162,13 @@ class HttpClient:
         *,
         timeout: float,
         in_flight: int,
+        certificates: Certificates = NO_CERTIFICATES,
     ) -> None:
         self._url = url
         self._dialect = dialect
         self._authorize = authorize
         self._timeouts = (min(CONNECT_TIMEOUT, timeout), timeout)
-        self._exchanges = [Exchange(timeout) for _ in range(in_flight)]
+        self._exchanges = [Exchange(timeout, certificates) for _ in range(in_flight)]
         self._closed = Event()
         self._waiting: Queue[Request | None] = Queue(in_flight)
         self._answered: Queue[tuple[Request, Answer | Exception]] = Queue(in_flight)
@@ -172,38 +214,48 @@ class HttpClient:
             for exchange in self._exchanges:
                 exchange.end_if_late()
 
-    def _work(self, exchange: Exchange) -> None:
+    def _work(self, own: Exchange) -> None:
         authorization = self._authorize()
-        with _make_session(exchange) as session:
+        with own.session:
             while request := self._waiting.get():
+                exchange = self._find_carrier(request.follows) or own
                 try:
-                    with exchange.limited():
-                        answer = self._ask(session, authorization, request)
-                    if exchange.late:
-                        session.close()  # or the next request would meet the connection that ended
-                        answer = Failed("TimeoutError: timed out")
+                    answer = self._ask(exchange, authorization, request)
                 except Exception as error:  # noqa: BLE001 - raised again where it ends the process
                     self._answered.put((request, error))
                 else:
                     self._answered.put((request, answer))
 
-    def _ask(
-        self, session: requests.Session, authorization: Authorization, request: Request
-    ) -> Answer:
+    def _find_carrier(self, request: Request | None) -> Exchange | None:
+        carriers = (one for one in self._exchanges if request and one.carried is request)
+        return next(carriers, None)
+
+    def _ask(self, exchange: Exchange, authorization: Authorization, request: Request) -> Answer:
+        with exchange.limited():
+            answer = self._try(exchange, authorization, request)
+        if exchange.late:
+            exchange.session.close()  # or the next request would meet the connection that ended
+            answer = Failed("TimeoutError: timed out")
+        continued = exchange.continued and exchange.carried is request.follows
+        exchange.carried = request
+        return answer if continued or not request.follows else _discount(answer)
+
+    def _try(self, exchange: Exchange, authorization: Authorization, request: Request) -> Answer:
         try:
             credentials = authorization.header()
         except (OSError, ValueError) as error:
+            exchange.continued = False  # nothing goes over it
             return Busy(f"no inference key: {error}")
         call = self._dialect.encode(request.images)
         call = call._replace(headers={**call.headers, **credentials})
-        answer = self._post(session, call, len(request.images))
+        answer = self._post(exchange, call, len(request.images))
         if isinstance(answer, Busy):
             authorization.forget()  # 400 InvalidKeyException, among others
         return answer
 
-    def _post(self, session: requests.Session, call: Call, count: int) -> Answer:
+    def _post(self, exchange: Exchange, call: Call, count: int) -> Answer:
         try:
-            with session.post(
+            with exchange.session.post(
                 self._url + call.path,
                 data=call.body,
                 headers=call.headers,
@@ -212,8 +264,8 @@ class HttpClient:
                 stream=True,
             ) as response:
                 return self._read(response, count)
-        except requests.RequestException as error:
-            return _interpret_fault(error)
+        except OSError as error:  # the library's, and a certificate's file that is gone
+            return _interpret_fault(error, cut_off=exchange.cut_off)
 
     def _read(self, response: requests.Response, count: int) -> Answer:
         body = bytearray()
@@ -225,18 +277,29 @@ class HttpClient:
         return self._dialect.interpret(response.status_code, response.headers, bytes(body), count)
 
 
+def _discount(answer: Answer) -> Answer:
+    """What an answer says over another connection: a failure says nothing, unless it is final."""
+    match answer:
+        case Busy(detail) | Failed(detail, final=False):
+            return Reopened(detail)
+    return answer
+
+
 def _raise_or_return(answer: Answer | Exception) -> Answer:
     if isinstance(answer, Exception):
         raise answer
     return answer
 
 
-def _make_session(exchange: Exchange) -> requests.Session:
+def _make_session(exchange: Exchange, certificates: Certificates) -> requests.Session:
     """A session that sends what it is told and nothing from its surroundings."""
     session = requests.Session()
     for scheme in ("http://", "https://"):
         session.mount(scheme, _Adapter(exchange))
     session.trust_env = False  # no proxies, no .netrc
+    cafile, certfile, keyfile = (str(file) if file else None for file in certificates)
+    session.verify = cafile or True
+    session.cert = (certfile, keyfile) if certfile and keyfile else certfile
     session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
     session.headers.clear()
     # TorchServe hands each header to the worker, so there are few.
@@ -244,10 +307,16 @@ def _make_session(exchange: Exchange) -> requests.Session:
     return session
 
 
-def _interpret_fault(error: requests.RequestException) -> Busy | Failed:
-    """Failed once the request may have been read; Busy when nobody was there to read it."""
+def _interpret_fault(error: OSError, *, cut_off: bool) -> Busy | Failed:
+    """Failed once the request may have been read; Busy when nobody was there to read it.
+
+    `cut_off`: whoever was there had enough before the request was whole, as a proxy has of a long
+    one. Or it went away just then, so this is not final: the canary says which of the two.
+    """
     chain = list(_chain(error))
     detail = f"{type(chain[-1]).__name__}: {chain[-1]}"
+    if cut_off:
+        return Failed(f"{detail}, while the request was sent", reason="too_large")
     if any(isinstance(link, ProtocolError | ReadTimeoutError) for link in chain):
         return Failed(detail)
     return Busy(detail)

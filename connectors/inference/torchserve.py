@@ -81,13 +81,16 @@ def interpret_reply(status: int, content: bytes, count: int, after: float | None
 
     Judged by the JSON that came, since one status has several causes: 503 is a full queue as well
     as a handler that raised. Only a known answer is evidence against a record; whatever is
-    unknown is Busy.
+    unknown is Busy, a proxy's 400, 403, 404, 408, 429, 502, 503 and 504 among it.
     """
     reply = _json_object(content)
     if status == HTTPStatus.OK:
         return _outcomes(reply, count) or Busy(_excerpt("not our handler's answer", content), after)
-    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:  # bytes (the server) or pixels (the handler)
-        return Failed(_excerpt("413: too large", content), final=True, status=status)
+    if (
+        status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+    ):  # bytes (the server, a proxy) or pixels (the handler)
+        detail = _excerpt("413: too large", content)
+        return Failed(detail, final=True, status=status, reason="too_large")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and reply.get("type") == _FAILURE:
         return Failed(_excerpt(f"{status}", content), status=status)
     return Busy(_excerpt(f"{status}", content), after)

@@ -1,7 +1,11 @@
-"""The daemon against the plain subscriber, in the same run: `python -m tests.bench BROKER`.
+"""The daemon beside other relays, in the same run: `python -m tests.bench BROKER`.
 
-Both relay the same backlog of test images between the same servers, in turns. Exit code 0 only when
-the daemon is, in the median of the rounds, so many times as fast.
+On Pub/Sub the daemon and the plain subscriber relay the same backlog of test images in turns; exit
+code 0 only when the daemon is, in the median of the rounds, so many times as fast. On Kafka relays
+of several kinds do, and an older tree with --base; what is wanted is printed beside what was found.
+
+`python -m tests.bench packed` compares the forms in which images can be packed into a request, by
+the CPU that they cost TorchServe.
 """
 
 from __future__ import annotations
@@ -10,15 +14,24 @@ import argparse
 import json
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from tests.bench import packed
+from tests.bench.base import checked_out
 from tests.bench.benchmark import compare
+from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, add_base, serve_base
 from tests.bench.pubsub import PubSubBenchmark
+from tests.bench.turns import list_targets, measure_in_turns
+from tools.servers.kafka import Kafka
 from tools.servers.process import ROOT, StackError
 from tools.servers.torchserve import TorchServe
 
-BROKERS = ("pubsub",)
+BENCHMARKS = ("kafka", "pubsub", "packed")
 LEAST_RATIO = 2.0
+RECORDS = {"kafka": 30_000, "pubsub": 5_000, "packed": 5_000}
+ROUNDS = {"kafka": 3, "pubsub": 5, "packed": 5}
 
 
 def say(text: str) -> None:
@@ -29,28 +42,73 @@ def say(text: str) -> None:
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    made.add_argument("broker", help=", ".join(BROKERS))
-    made.add_argument("--records", type=int, default=5000, help="of each run; 10,000 at most")
-    made.add_argument("--rounds", type=int, default=5)
+    made.add_argument("broker", help=", ".join(BENCHMARKS))
+    made.add_argument("--records", type=int, help=f"of each run; default: {RECORDS}")
+    made.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
+    made.add_argument("--only", help=f"kafka: some of {', '.join(CONTESTANTS)}; comma separated")
+    made.add_argument("--base", metavar="COMMIT", help="kafka: an older tree beside this one")
     made.add_argument("--output", type=Path, help="default: run/bench-BROKER.json")
     return made
+
+
+class Report(NamedTuple):
+    """What a benchmark found, for programs and for people."""
+
+    figures: dict[str, Any]
+    text: str
+    passed: bool
+
+
+def run_pubsub(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Report:
+    """Compare the daemon with the plain subscriber."""
+    server = stack.enter_context(TorchServe())
+    benchmark = stack.enter_context(PubSubBenchmark(server.url, scratch))
+    found = compare(benchmark, asked.rounds, asked.records, LEAST_RATIO, say)
+    return Report(found.to_dict(), found.render(), found.passed)
+
+
+def run_kafka(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Report:
+    """Compare relays of several kinds."""
+    tree = stack.enter_context(checked_out(asked.base, scratch)) if asked.base else None
+    contestants = add_base(CONTESTANTS, tree)
+    names = asked.only.split(",") if asked.only else list(contestants)
+    if unknown := set(names) - set(contestants):
+        raise StackError(f"there is no contestant {min(unknown)!r}: {', '.join(contestants)}")
+    servers = {ROOT: stack.enter_context(TorchServe())}
+    if tree:
+        servers[tree] = stack.enter_context(serve_base(tree))
+    kafka = stack.enter_context(Kafka())
+    benchmark = stack.enter_context(KafkaBenchmark(kafka, servers, scratch, asked.records))
+    chosen = {name: contestants[name] for name in names}
+    found = measure_in_turns(benchmark, chosen, asked.rounds, say)
+    targets = list_targets(found)
+    text = "\n".join([found.render(), "", *(target.render() for target in targets)])
+    return Report(found.to_dict(), text, all(target.met for target in targets))
+
+
+def run_packed(asked: argparse.Namespace, _: Path, stack: ExitStack) -> Report:
+    """Compare the forms of a packed request."""
+    server = stack.enter_context(TorchServe())
+    packs = max(asked.records // packed.PACK, 1)
+    text = packed.measure(server, asked.rounds, packs, say)
+    return Report({"text": text}, text, passed=True)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     asked = parser().parse_args(argv)
-    if asked.broker not in BROKERS:
-        say(f"there is no benchmark on {asked.broker}; name {' or '.join(BROKERS)}")
+    if asked.broker not in BENCHMARKS:
+        say(f"there is no benchmark on {asked.broker}; name {' or '.join(BENCHMARKS)}")
         return 2
+    asked.records = asked.records or RECORDS[asked.broker]
+    asked.rounds = asked.rounds or ROUNDS[asked.broker]
+    run = {"pubsub": run_pubsub, "kafka": run_kafka, "packed": run_packed}[asked.broker]
     output = asked.output or ROOT / "run" / f"bench-{asked.broker}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fmnist-bench-") as scratch:
         try:
-            with (
-                TorchServe() as server,
-                PubSubBenchmark(server.url, Path(scratch)) as benchmark,
-            ):
-                found = compare(benchmark, asked.rounds, asked.records, LEAST_RATIO, say)
+            with ExitStack() as stack:
+                found = run(asked, Path(scratch), stack)
         except StackError as error:
             say(str(error))
             for log in sorted(Path(scratch).glob("*.log")):
@@ -59,8 +117,8 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             say("stopped; nothing is left running")
             return 130
-    output.write_text(json.dumps(found.to_dict(), indent=2) + "\n")
-    print(found.render())
+    output.write_text(json.dumps(found.figures, indent=2) + "\n")
+    print(found.text)
     return 0 if found.passed else 1
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from math import inf
+from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
+from connectors.inference.torchserve import interpret_reply
+from connectors.records import Prediction
 from tests.bench.benchmark import Who, compare, order_round
 from tests.bench.figures import Comparison, Round, compute_rate
+from tests.bench.instant_service import answer
+from tests.bench.kafka import CONTESTANTS, Contestant
+from tests.bench.latency import Latency, compute_latency
+from tests.bench.measured import Measured, Table, Target
+from tests.bench.turns import list_targets, measure_in_turns
+from tests.bench.usage import measure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def test_the_first_moment_starts_the_clock_and_counts_for_nothing() -> None:
@@ -74,3 +88,111 @@ def test_the_figures_show_everything() -> None:
     }
     assert "median                             300       100    3.00" in found.render()
     assert "publish alone                    7,000" in found.render()
+
+
+def measured(
+    rate: float, cpu_us: Mapping[str, float] | None = None, cores: float = 1.0
+) -> Measured:
+    return Measured(records_s=rate, cpu_us=cpu_us or {}, rss_mb={}, cores=cores)
+
+
+class FakeRelays:
+    """A `turns.Benchmark` whose relays have rates of their own."""
+
+    records = 100
+    rates: Mapping[str, float] = {"exactly once": 90.0, "at least once": 100.0, "plain relay": 30.0}
+
+    def __init__(self) -> None:
+        self.ran: list[str] = []
+        self.asked: list[tuple[float, float]] = []
+
+    def run(self, contestant: Contestant) -> Measured:
+        name = next(name for name in self.rates if CONTESTANTS[name] == contestant)
+        self.ran.append(name)
+        return measured(self.rates[name], cores=1.7)
+
+    def measure_latency(self, contestant: Contestant, rate: float, seconds: float) -> Latency:
+        assert contestant is CONTESTANTS["exactly once"]
+        self.asked.append((rate, seconds))
+        return Latency(10.0, 20.0, 251.0)
+
+
+def test_relays_run_forwards_and_backwards_in_turns_after_one_that_does_not_count() -> None:
+    benchmark, lines = FakeRelays(), list[str]()
+    names = list(benchmark.rates)
+    table = measure_in_turns(benchmark, {one: CONTESTANTS[one] for one in names}, 2, lines.append)
+    assert benchmark.ran == [names[0], *names, *reversed(names)]
+    assert [len(runs) for runs in table.runs.values()] == [2, 2, 2]
+    assert len(lines) == 2 * len(names)
+
+
+def test_the_latency_is_that_of_ours_at_half_its_rate() -> None:
+    benchmark = FakeRelays()
+    chosen = {"exactly once": CONTESTANTS["exactly once"]}
+    table = measure_in_turns(benchmark, chosen, 1, lambda _: None)
+    assert benchmark.asked == [(45.0, 20.0)]
+    assert table.latency == (10.0, 20.0, 251.0)
+
+
+def test_what_is_wanted_is_compared_with_what_was_found() -> None:
+    runs = {
+        "exactly once": [measured(90.0, cores=1.7)],
+        "at least once": [measured(100.0)],
+        "plain relay": [measured(31.0)],
+        "instant service": [measured(1.0, {"relay": 90.0})],
+        "bare loop": [measured(1.0, {"relay": 45.0})],
+    }
+    table = Table(records=9, cores=2, runs=runs).add_latency(45.0, Latency(1.0, 2.0, 250.0))
+    found = {target.what: (round(target.value, 2), target.met) for target in list_targets(table)}
+    assert found == {
+        "exactly once ÷ at least once": (0.9, True),
+        "exactly once ÷ plain relay": (2.9, False),
+        "the relay's CPU ÷ the bare loop's": (2.0, False),
+        "share of the cores in use": (0.85, True),
+        "p99 at half load, ms": (250.0, True),
+    }
+
+
+@pytest.mark.parametrize(("value", "met"), [(0.99, False), (1.0, True), (2.0, True), (2.01, False)])
+def test_a_target_holds_up_to_its_bounds(value: float, *, met: bool) -> None:
+    assert Target("any", value, least=1.0, most=2.0).met is met
+
+
+def test_the_median_of_the_rounds_ratios_counts_not_the_ratio_of_medians() -> None:
+    runs = {
+        "ours": [measured(10.0), measured(90.0), measured(30.0)],
+        "other": [measured(10.0), measured(30.0), measured(20.0)],
+    }
+    table = Table(records=1, cores=2, runs=runs)
+    assert table.compute_ratio("ours", "other") == 1.5
+    assert table.find_median("ours").records_s == 30.0
+
+
+def test_the_table_shows_cpu_by_process_and_their_sum() -> None:
+    run = measured(1234.0, {"relay": 200.0, "worker": 300.0}, cores=1.5)
+    table = Table(records=1, cores=2, runs={"ours": [run]})
+    line = table.render().splitlines()[-1].split()
+    assert line == ["ours", "1,234", "1,234-1,234", "200", "300", "0", "0", "0", "500", "1.50"]
+    assert table.to_dict()["runs"]["ours"][0]["cpu_us"] == {"relay": 200.0, "worker": 300.0}
+
+
+def test_percentiles_are_in_milliseconds() -> None:
+    found = compute_latency([number / 1000 for number in range(1, 1001)])
+    assert [round(each) for each in found] == [500, 951, 991]
+
+
+def test_cpu_time_is_counted_for_the_process_that_used_it() -> None:
+    me = psutil.Process().pid
+    first, until = measure({"me": me}), time.process_time() + 0.2
+    while time.process_time() < until:
+        pass
+    last = measure({"me": me, "gone": 2**22 + 1})
+    assert last["me"].cpu_s - first["me"].cpu_s >= 0.15
+    assert last["me"].rss_bytes > 0
+    assert last["gone"] == (0.0, 0)
+
+
+def test_the_instant_service_answers_each_image_in_the_handlers_form() -> None:
+    found = interpret_reply(200, answer(3), 3)
+    assert isinstance(found, list)
+    assert [type(one) for one in found] == [Prediction] * 3

@@ -964,7 +964,7 @@ def test_a_group_that_was_set_back_stops_the_daemon(
     offsets = {TopicPartition(topics.input, 0): OffsetAndMetadata(0, "", -1)}
     kafka.admin.alter_group_offsets(kafka.group("group"), offsets)
     monkeypatch.setattr("connectors.brokers.kafka.consumer.STALE_OFFSET_TIMEOUT", 0.5)
-    with pytest.raises(Stop, match="from 1 to 0, and nothing is done twice: set it to 1") as stop:
+    with pytest.raises(Stop, match="from 1 to 0, and nothing is done twice: find out who") as stop:
         take(kafka, kafka.open(topics), 1)
     assert stop.value.code is Exit.GIVEN_UP
 

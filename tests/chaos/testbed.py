@@ -94,9 +94,11 @@ def start_service() -> Iterator[Service]:
         yield Service(server, ask_classes(server))
 
 
-def ask_classes(server: TorchServe) -> dict[bytes, int]:
+def ask_classes(server: TorchServe, headers: Mapping[str, str] | None = None) -> dict[bytes, int]:
     """Return what the model says of each picture, asked alone and with nothing in between."""
-    answers = (requests.post(server.url, data=one, timeout=20).json() for one in PICTURES)
+    answers = (
+        requests.post(server.url, data=one, headers=headers, timeout=20).json() for one in PICTURES
+    )
     return {one: int(answer["class"]) for one, answer in zip(PICTURES, answers, strict=True)}
 
 

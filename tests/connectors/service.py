@@ -15,7 +15,16 @@ from heapq import heappop, heappush
 from itertools import count, islice
 from typing import TYPE_CHECKING, Literal, Self
 
-from connectors.records import Answer, Busy, Failed, Image, Prediction, Rejection, Request
+from connectors.records import (
+    Answer,
+    Busy,
+    Failed,
+    Image,
+    Prediction,
+    Rejection,
+    Reopened,
+    Request,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -134,12 +143,24 @@ class Timeline:
         self._next().turn.release()
 
 
-Weather = Literal["fine", "busy", "500", "507", "413", "silent", "forgetful", "flapping"]
+Weather = Literal[
+    "fine",
+    "busy",
+    "crowded",
+    "foreign",
+    "500",
+    "507",
+    "413",
+    "silent",
+    "forgetful",
+    "flapping",
+]
 """What comes over everybody.
 
-"busy": nobody is served. "500", "507": each batch fails. "413": each request of several images is
-refused for good. "silent": nothing is answered. "forgetful": one request in ten is not.
-"flapping": it fails and recovers from one second to the next.
+"busy": nobody is served. "crowded": of twenty requests one is. "foreign": somebody else answers.
+"500", "507": each batch fails. "413": each request of several images is refused for good.
+"silent": nothing is answered. "forgetful": one request in ten is not. "flapping": it fails and
+recovers from one second to the next.
 """
 
 
@@ -169,13 +190,15 @@ class Job:
     client: ServiceClient
     request: Request
     done: bool = False
+    server: Service | None = None
+    linked: bool = False  # over the connection of the request that it follows
 
 
 class Service:
     """A model of TorchServe: what is out at the same time is one batch, and fails together.
 
     An image that begins with b"kill" takes its worker along, one with b"bad" is answered by an
-    error in its place.
+    error in its place, one with b"odd" makes the server answer 500 in words that nobody knows.
     """
 
     def __init__(self, timeline: Timeline, random: Random, machine: Machine) -> None:
@@ -189,11 +212,18 @@ class Service:
         self._queue: deque[Job] = deque()
         self._workers = [Worker() for _ in range(machine.workers)]
 
+    def pick(self) -> Service:
+        """The server of a new connection."""
+        return self
+
     def submit(self, job: Job) -> None:
         """Take a request in, or say that nobody serves it."""
         down = self.machine.refuses and not any(worker.up for worker in self._workers)
-        if down or self.weather == "busy":
+        crowded = self.weather == "crowded" and self._random.random() > 0.05
+        if down or crowded or self.weather == "busy":
             job.client.deliver(job, Busy("503: no worker"))
+        elif any(image.data.startswith(b"odd") for image in job.request.images):
+            job.client.deliver(job, Busy("500: ArrayIndexOutOfBoundsException"))
         elif self.weather == "413" and len(job.request.images) > 1:
             job.client.deliver(job, Failed("413: too large", final=True, status=413))
         else:
@@ -232,6 +262,8 @@ class Service:
         match self._sky():
             case "500" | "507" as status:
                 self._answer(batch, lambda _: Failed(f"{status}: failed", status=int(status)))
+            case "foreign":
+                self._answer(batch, lambda _: Busy("not our handler's answer"))
             case "silent":
                 pass
             case "forgetful":
@@ -256,6 +288,18 @@ class Service:
         self.timeline.at(self.timeline.now + seconds, act)
 
 
+class Balancer:
+    """Several servers behind one address, each with its own weather."""
+
+    def __init__(self, servers: Sequence[Service], random: Random) -> None:
+        self.servers = servers
+        self.timeline, self.machine = servers[0].timeline, servers[0].machine
+        self._random = random
+
+    def pick(self) -> Service:
+        return self._random.choice(self.servers)
+
+
 def predict(request: Request) -> Sequence[Prediction | Rejection]:
     """Answer each image by what its bytes begin with."""
     return [_outcome(image) for image in request.images]
@@ -269,9 +313,13 @@ def _outcome(image: Image) -> Prediction | Rejection:
 
 
 class ServiceClient:
-    """`connectors.records.Client` to the model; checks that no more than `most` are out."""
+    """`connectors.records.Client` to the model; checks that no more than `most` are out.
 
-    def __init__(self, service: Service, most: int) -> None:
+    The servers keep a connection after an answer, and close it after an error, as TorchServe does.
+    """
+
+    def __init__(self, service: Service | Balancer, most: int) -> None:
+        self._kept: tuple[Request, Service] | None = None  # the last one answered, and by whom
         self.out: set[Request] = set()
         self._service = service
         self._most = most
@@ -284,7 +332,11 @@ class ServiceClient:
         assert len(self.out) <= self._most
         service, timeline = self._service, self._service.timeline
         timed_out = Failed("the read timed out")
-        timeline.at(timeline.now + 0.001, partial(service.submit, job))
+        kept = self._kept
+        job.linked = bool(kept and request.follows is kept[0])
+        server = kept[1] if kept and job.linked else service.pick()
+        job.server = server
+        timeline.at(timeline.now + 0.001, partial(server.submit, job))
         limit = timeline.now + service.machine.read_timeout
         timeline.at(limit, partial(self.deliver, job, timed_out))
 
@@ -292,6 +344,10 @@ class ServiceClient:
         """Hand an answer over, unless the client has given up on it."""
         if not job.done:
             job.done = True
+            served = not isinstance(answer, Busy | Failed | Reopened)
+            self._kept = (job.request, job.server) if served and job.server else None
+            if job.request.follows and isinstance(answer, Busy | Failed) and not job.linked:
+                answer = Reopened(answer.detail)
             self._answers.append((job.request, answer))
             if self._collecting:
                 self._service.timeline.wake(self._collecting)

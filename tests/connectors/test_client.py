@@ -18,7 +18,7 @@ import pytest
 from connectors.inference import http as client_module
 from connectors.inference.http import HttpClient
 from connectors.inference.torchserve import KeyFile, TorchServe
-from connectors.records import Busy, Failed, Image, Prediction, Rejection, Request
+from connectors.records import Busy, Failed, Image, Prediction, Rejection, Reopened, Request
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,6 +152,59 @@ def unused_port() -> int:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port: int = server.getsockname()[1]
         return port
+
+
+DIED = json.dumps({"code": 500, "type": "InternalServerException", "message": "Worker died."})
+REFUSALS = [Script(503, b"busy"), Script(500, b"{}"), Script(200, b"?"), Script(500, DIED.encode())]
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_follows_a_request_goes_over_its_connection(refusal: Script, in_flight: int) -> None:
+    service = Service(Script(), Script(), Script(), refusal)
+    with service.serving() as url, connected(url, in_flight=in_flight) as client:
+        for _ in range(2):
+            ask(client)
+        probe = request()
+        ask(client, probe)
+        before = len(service.peers)
+        answer = ask(client, Request((Image(b"png"),), probe))
+    assert isinstance(answer, Busy | Failed)
+    assert len(service.peers) == before
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 4])
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_what_is_refused_over_a_new_connection_says_nothing(
+    refusal: Script, in_flight: int
+) -> None:
+    service = Service(Script(headers=(("Connection", "close"),)), refusal)
+    with service.serving() as url, connected(url, in_flight=in_flight) as client:
+        probe = request()
+        ask(client, probe)
+        assert isinstance(ask(client, Request((Image(b"png"),), probe)), Reopened)
+        assert isinstance(ask(client, Request((Image(b"png"),), request())), Reopened)
+        assert isinstance(ask(client), Busy | Failed)
+
+
+def test_what_is_final_is_final_over_a_new_connection_too() -> None:
+    service = Service(Script(headers=(("Connection", "close"),)), Script(413))
+    with service.serving() as url, connected(url) as client:
+        probe = request()
+        ask(client, probe)
+        answer = ask(client, Request((Image(b"png"),), probe))
+    assert isinstance(answer, Failed)
+    assert answer.final
+
+
+def test_what_is_answered_over_a_new_connection_is_answered() -> None:
+    service = Service(Script(headers=(("Connection", "close"),)), Script())
+    with service.serving() as url, connected(url) as client:
+        probe = request()
+        ask(client, probe)
+        assert ask(client, Request((Image(b"png"),), probe)) == [
+            Prediction({**BOOT, "top": [BOOT], "model": MODEL})
+        ]
 
 
 def test_images_go_out_and_outcomes_come_back() -> None:

@@ -211,7 +211,7 @@ def test_the_surroundings_are_told() -> None:
         [],
         ["--pack=3", "--max-dead-letter-ratio=0.25", "--log=json", "--tombstones=skip"],
         ["--group=a\\b\"c'd # e", "--instance=\x7f\x1b[2J\tä\U0001f600"],
-        ["--metrics-port=0", "--url=https://host/p?q=1", "--from=latest", "--timeout=1e-3"],
+        ["--metrics-port=0", "--url=https://host/p", "--from=latest", "--timeout=1e-3"],
     ],
 )
 def test_print_config_reads_back_as_a_file(flags: list[str], tmp_path: Path) -> None:

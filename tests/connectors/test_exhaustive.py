@@ -29,7 +29,9 @@ from connectors.records import (
     Image,
     Message,
     Prediction,
+    Record,
     Rejection,
+    Reopened,
     Request,
     Settled,
 )
@@ -447,6 +449,85 @@ def test_whatever_comes_between_each_record_is_settled_once_and_in_order(
     search = Search(World(partitions, pack), faults)
     print(f"{search.states} states, {search.steps} steps, {search.paths()} paths")  # noqa: T201 - for pytest -rP
     assert search.paths() > 10_000
+
+
+def try_every_way(live: Callable[[Callable[[int], int]], None]) -> int:
+    """Live once for each sequence of choices; `choose(n)` is one of 0 to n - 1; count them."""
+    for ways in count(1):
+        script: list[list[int]] = [] if ways == 1 else script  # noqa: F821 - of the life before
+        places = count()
+
+        def choose(
+            options: int, script: list[list[int]] = script, places: count[int] = places
+        ) -> int:
+            place = next(places)
+            if place == len(script):
+                script.append([0, options])
+            return script[place][0]
+
+        live(choose)
+        while script and script[-1][0] + 1 == script[-1][1]:
+            script.pop()
+        if not script:
+            return ways
+        script[-1][0] += 1
+    raise AssertionError
+
+
+class Behind:
+    """Servers behind one address, some of which refuse all; an error closes its connection."""
+
+    def __init__(
+        self, servers: int, turns: int, refusal: Busy | Failed, choose: Callable[[int], int]
+    ) -> None:
+        self.refusal = refusal
+        self.refuses = [bool(choose(2)) for _ in range(servers)]
+        self.turns = turns
+        self._choose = choose
+        self._kept: tuple[Request, int] | None = None
+
+    def ask(self, request: Request) -> Answer:
+        if self.turns and (turned := self._choose(len(self.refuses) + 1)):
+            self.turns -= 1
+            self.refuses[turned - 1] ^= True
+        linked = self._kept if self._kept and request.follows is self._kept[0] else None
+        server = linked[1] if linked else self._choose(len(self.refuses))
+        odd = any(image.data == b"odd" for image in request.images)
+        self._kept = None
+        if odd or self.refuses[server]:
+            return self.refusal if linked or not request.follows else Reopened("refused")
+        self._kept = (request, server)
+        return [Prediction({}) for _ in request.images]
+
+
+@pytest.mark.parametrize("refusal", [Busy("refused"), Failed("500", status=500)])
+@pytest.mark.parametrize(
+    ("servers", "turns", "values"),
+    [(1, 2, (b"ok", b"ok")), (2, 1, (b"ok", b"ok")), (2, 1, (b"ok", b"odd")), (2, 0, (b"odd",))],
+)
+def test_however_servers_turn_less_often_than_the_tries_no_innocent_is_rejected(
+    servers: int, turns: int, values: tuple[bytes, ...], refusal: Busy | Failed
+) -> None:
+    policy = make_policy(pack=2, in_flight=1, tries=turns + 1, doubt_after=0.0)
+    done = 0
+
+    def live(choose: Callable[[int], int]) -> None:
+        nonlocal done
+        relay = Relay(policy, at_once, Image(b"canary"))
+        records = [Record(f"{n}", None, None, (), 0, None, None) for n in range(len(values))]
+        relay.receive([(one, Image(v)) for one, v in zip(records, values, strict=True)], 0.0)
+        behind = Behind(servers, turns, refusal, choose)
+        for now in range(1, 11):
+            for request in relay.requests(float(now)):
+                relay.answer(request, behind.ask(request), float(now))
+        settled = relay.settled(12.0)
+        done += len(settled) == len(values)
+        dead = [int(one.record.id) for one in settled if isinstance(one.outcome, Rejection)]
+        assert all(values[place] == b"odd" for place in dead)
+
+    ways = try_every_way(live)
+    print(f"{ways} ways, {done} to the end")  # noqa: T201 - for pytest -rP
+    assert done
 
 
 def half_abort(transaction: Transaction) -> None:

@@ -11,16 +11,16 @@ from connectors.brokers.kafka.clients import client_arguments
 from connectors.brokers.kafka.published_offsets import SOURCE, source_of
 from connectors.brokers.kafka.settings import KafkaSettings
 from connectors.errors import Exit, Stop
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
 def test_a_login_is_handed_on_with_the_password_of_the_file(tmp_path: Path) -> None:
-    password, authorities = tmp_path / "password", tmp_path / "ca.pem"
+    password, authorities = tmp_path / "password", Authority.make(tmp_path, "ca").file
     word = "s3cret"
     password.write_text(word + "\n", encoding="utf-8")
-    authorities.touch()
     settings = KafkaSettings(
         bootstrap_servers="one:9092,two:9092",
         security_protocol="SASL_SSL",

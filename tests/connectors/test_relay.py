@@ -18,6 +18,7 @@ from connectors.records import (
     Prediction,
     Record,
     Rejection,
+    Reopened,
     Request,
     Skipped,
 )
@@ -95,6 +96,38 @@ def serve(relay: Relay, now: float = 0.0) -> None:
     """Predict whatever is due."""
     for request in relay.requests(now):
         relay.answer(request, predictions(request), now)
+
+
+def serve_all(relay: Relay, now: float) -> float:
+    """Predict whatever is due until each record has its outcome; return when that was."""
+    while relay.stats.oldest_since is not None:
+        now = max(now, relay.wake_at(now))
+        serve(relay, now)
+    return now
+
+
+def hear(relay: Relay, now: float, name: str = "blank") -> Request:
+    """Answer the canary that is due."""
+    canary = only(relay.requests(now))
+    assert names(canary) == name
+    assert canary.follows is None
+    relay.answer(canary, [Prediction({})], now)
+    return canary
+
+
+def begin_trial(relay: Relay, now: float, name: str = "blank") -> Request:
+    """Answer the canary that is due, and send what follows it at once."""
+    canary = hear(relay, now, name)
+    trial = only(relay.requests(now))
+    assert trial.follows is canary
+    return trial
+
+
+def judge(relay: Relay, answer: Answer | None, now: float) -> str:
+    """Answer a trial behind its canary, None: with predictions; tell whose it was."""
+    trial = begin_trial(relay, now)
+    relay.answer(trial, predictions(trial) if answer is None else answer, now)
+    return names(trial)
 
 
 class TestPacking:
@@ -313,7 +346,7 @@ class TestBusy:
             ask(relay, REFUSED, now)
             now = relay.wake_at(now)
         assert now > 3600
-        serve(relay, now)
+        now = serve_all(relay, now)
         assert ids(relay.settled(now)) == ["a"]
         assert relay.stats.retries == {"busy": 2000}
 
@@ -323,17 +356,19 @@ class TestSuspects:
         relay = make()
         relay.receive(images("a", "b", "c"), 0.0)
         ask(relay, FAILED, 0.0)
-        half = only(relay.requests(2.0))
+        hear(relay, 0.0)
+        half = begin_trial(relay, 2.0)
         assert names(half) == "a b"
         assert relay.requests(2.0) == []
         relay.answer(half, predictions(half), 2.0)
-        assert sent(relay, 2.0) == ["c"]
+        assert names(begin_trial(relay, 2.0, "b")) == "c"
 
     def test_nothing_goes_out_beside_the_last_trial(self) -> None:
         relay = make()
         relay.receive(images("a"), 0.0)
         ask(relay, FAILED, 0.0)
-        trial = only(relay.requests(2.0))
+        hear(relay, 0.0)
+        trial = begin_trial(relay, 2.0)
         relay.receive(images("b"), 2.0)
         assert sent(relay, 2.0) == []
         assert relay.wake_at(2.0) == inf
@@ -344,12 +379,10 @@ class TestSuspects:
         relay = make()
         relay.receive(images("a", "b", "c", "d"), 0.0)
         ask(relay, FAILED, 0.0)
-        assert ask(relay, FAILED, 2.0) == "a b"
-        tried = []
-        while relay.stats.quarantined:
-            request = only(relay.requests(4.0))
-            tried.append(names(request))
-            relay.answer(request, predictions(request), 4.0)
+        hear(relay, 0.0)
+        assert judge(relay, FAILED, 2.0) == "a b"
+        hear(relay, 2.0)
+        tried = [judge(relay, [BAD] * count, 4.0) for count in (1, 1, 2)]
         assert tried == ["a", "b", "c d"]
         assert ids(relay.settled(4.0)) == ["a", "b", "c", "d"]
 
@@ -357,6 +390,8 @@ class TestSuspects:
         relay = make(pack=1, in_flight=2)
         relay.receive(images("a"), 0.0)
         ask(relay, FAILED, 0.0)
+        assert relay.wake_at(0.0) == 0.0
+        hear(relay, 0.0)
         assert relay.wake_at(0.0) == 2.0
         relay.receive(images("b", lane=1), 1.0)
         assert sent(relay, 1.0) == ["b"]
@@ -368,58 +403,67 @@ class TestSuspects:
         relay.answer(a, FAILED, 0.0)
         relay.receive(images("d"), 2.0)
         assert sent(relay, 2.0) == []
-        relay.answer(b, predictions(b), 2.0)
+        relay.answer(b, [BAD], 2.0)
         assert sent(relay, 2.0) == []
-        relay.answer(c, predictions(c), 2.0)
-        assert sent(relay, 2.0) == ["a"]
+        relay.answer(c, [BAD], 2.0)
+        hear(relay, 2.0)
+        assert sent(relay, 2.0) == ["d"]
+        assert sent(relay, 4.0) == []
 
     def test_failing_traffic_does_not_put_off_a_trial_that_is_to_come(self) -> None:
         relay = make(pack=1)
-        relay.receive(images("a", "b"), 0.0)
-        a, b = relay.requests(0.0)
-        relay.answer(a, FAILED, 0.0)
-        relay.answer(b, FAILED, 1.5)
-        assert sent(relay, 2.0) == ["a"]
+        relay.receive(images("a"), 0.0)
+        ask(relay, FAILED, 0.0)
+        hear(relay, 0.0)
+        relay.receive(images("b"), 1.0)
+        ask(relay, FAILED, 1.5)
+        assert names(begin_trial(relay, 2.0)) == "a"
 
     def test_traffic_that_fails_when_a_trial_is_due_makes_it_wait_anew(self) -> None:
         relay = make(pack=1)
-        relay.receive(images("a", "b"), 0.0)
-        a, b = relay.requests(0.0)
-        relay.answer(a, FAILED, 0.0)
+        relay.receive(images("a"), 0.0)
+        ask(relay, FAILED, 0.0)
+        hear(relay, 0.0)
+        relay.receive(images("b"), 1.0)
+        b = only(relay.requests(1.0))
         relay.answer(b, FAILED, 5.0)
+        hear(relay, 5.0)
         assert sent(relay, 6.9) == []
-        assert sent(relay, 7.0) == ["a"]
+        assert names(begin_trial(relay, 7.0)) == "a"
 
     def test_a_trial_that_is_refused_is_repeated(self) -> None:
         relay = make()
-        relay.receive(images("a", "b"), 0.0)
+        relay.receive(images("a", "b", "c", "d"), 0.0)
         ask(relay, FAILED, 0.0)
-        assert ask(relay, REFUSED, 2.0) == "a"
-        assert sent(relay, 2.0) == []
-        assert sent(relay, 2.05) == ["a"]
+        hear(relay, 0.0)
+        assert judge(relay, REFUSED, 2.0) == "a b"
+        hear(relay, 2.0)
+        assert sent(relay, 3.9) == []
+        assert names(begin_trial(relay, 4.0)) == "a b"
 
     def test_the_wait_for_a_trial_doubles_with_each_one_that_the_record_failed(self) -> None:
         relay = make(tries=100)
         relay.receive(images("a"), 0.0)
         ask(relay, FAILED, 0.0)
+        hear(relay, 0.0)
         now, waits = 2.0, []
         for _ in range(7):
-            ask(relay, FAILED, now)
-            ask(relay, [Prediction({})], now)
+            judge(relay, FAILED, now)
+            hear(relay, now)
             waits.append(relay.wake_at(now) - now)
             now = relay.wake_at(now)
         assert waits == [4.0, 8.0, 16.0, 32.0, 60.0, 60.0, 60.0]
 
 
 class TestWitness:
-    def suspect(self, relay: Relay) -> float:
-        """One record fails in traffic, then alone; the witness is due at the time returned."""
+    def suspect(self, relay: Relay, name: str = "blank") -> float:
+        """One record fails in traffic; its trial is due at the time returned."""
         relay.receive(images("a"), 0.0)
         ask(relay, FAILED, 0.0)
-        ask(relay, FAILED, 2.0)
+        hear(relay, 0.0, name)
         return 2.0
 
-    def test_when_a_record_fails_alone_the_witness_goes_out_next_and_alone(self) -> None:
+    def test_before_a_record_is_tried_alone_the_witness_goes_out_alone(self) -> None:
         relay = make()
         now = self.suspect(relay)
         relay.receive(images("b"), now)
@@ -436,28 +480,43 @@ class TestWitness:
         assert ask(relay, [BAD], now) == "blank"
         assert sent(relay, now) == ["b"]
 
-    def test_a_record_is_condemned_by_three_failures_beside_an_answered_witness(self) -> None:
+    def test_a_record_is_condemned_by_three_failures_behind_an_answered_witness(self) -> None:
         relay = make()
         now = self.suspect(relay)
-        ask(relay, [Prediction({})], now)
+        judge(relay, FAILED, now)
         for _ in range(2):
+            hear(relay, now)
             now = relay.wake_at(now)
-            assert ask(relay, FAILED, now) == "a"
             assert relay.settled(now) == []
-            assert ask(relay, [Prediction({})], now) == "blank"
+            assert judge(relay, FAILED, now) == "a"
         expected = Rejection("failed", "500: Worker died.", status=500, attempts=3)
         assert commit(relay, now) == [("a", expected)]
         assert relay.stats.retries == {"failed": 1, "trial": 3}
+
+    def test_what_failures_have_counted_survives_the_restart_of_a_worker(self) -> None:
+        relay = make(tries=3)
+        now = self.suspect(relay)
+        for _ in range(3):
+            assert commit(relay, now) == []
+            assert judge(relay, FAILED, now) == "a"
+            for _ in range(5):
+                now = max(now, relay.wake_at(now))
+                if relay.stats.quarantined:
+                    assert ask(relay, REFUSED, now) == "blank"
+            if relay.stats.quarantined:
+                hear(relay, max(now, relay.wake_at(now)))
+                now = relay.wake_at(now)
+        assert [name for name, _ in commit(relay, now)] == ["a"]
 
     def test_when_the_witness_fails_nothing_counts_and_the_suspect_goes_to_the_back(self) -> None:
         relay = make(pack=1, tries=1)
         relay.receive(images("a", "b"), 0.0)
         for request in relay.requests(0.0):
             relay.answer(request, FAILED, 0.0)
-        now, tried = 2.0, []
+        now, tried = 0.0, []
         for _ in range(4):
-            tried.append(ask(relay, FAILED, now))
             assert ask(relay, FAILED, now) == "blank"
+            tried.append(relay._quarantine.quarantined[-1][0].slot.record.id)
             now = relay.wake_at(now)
         assert tried == ["a", "b", "a", "b"]
         assert relay.settled(now) == []
@@ -468,15 +527,16 @@ class TestWitness:
         relay.receive(images("a", "b"), 0.0)
         for request in relay.requests(0.0):
             relay.answer(request, FAILED, 0.0)
-        ask(relay, FAILED, 2.0)
-        ask(relay, [Prediction({})], 2.0)
-        assert sent(relay, 6.0) == ["a"]
+        hear(relay, 0.0)
+        judge(relay, FAILED, 2.0)
+        hear(relay, 2.0)
+        assert names(begin_trial(relay, 6.0)) == "a"
 
     def test_the_last_image_that_was_predicted_is_the_next_witness(self) -> None:
         relay = make()
         relay.receive(images("good", "better", "bad", lane=None), 0.0)
         ask(relay, [Prediction({}), Prediction({}), BAD], 0.0)
-        now = self.suspect(relay)
+        now = self.suspect(relay, "better")
         assert sent(relay, now) == ["better"]
 
     def test_the_witness_survives_a_reset(self) -> None:
@@ -484,7 +544,7 @@ class TestWitness:
         relay.receive(images("good"), 0.0)
         serve(relay)
         relay.reset()
-        now = self.suspect(relay)
+        now = self.suspect(relay, "good")
         assert sent(relay, now) == ["good"]
 
     def test_a_witness_of_which_nobody_takes_heed_any_more_is_stale(self) -> None:
@@ -494,7 +554,141 @@ class TestWitness:
         relay.reset()
         relay.answer(canary, [Prediction({})], now)
         assert relay.stats.stale == 1
+        assert relay.requests(now) == []
         assert relay.settled(now) == []
+
+    @pytest.mark.parametrize("tries", [1, 3])
+    def test_what_fails_over_another_connection_does_not_count(self, tries: int) -> None:
+        relay = make(lambda _: 0.0, tries=tries)
+        relay.receive(images("a"), 0.0)
+        ask(relay, FAILED, 0.0)
+        hear(relay, 0.0)
+        for _ in range(5):
+            assert judge(relay, REOPENED, 1.0) == "a"
+        assert commit(relay, 1.0) == []
+        assert relay.stats.retries == {"failed": 1, "trial": 5}
+        assert judge(relay, None, 1.0) == "a"
+        assert [name for name, _ in commit(relay, 1.0)] == ["a"]
+
+    def test_a_pack_that_fails_over_another_connection_stays_whole_and_goes_to_the_back(
+        self,
+    ) -> None:
+        relay = make(lambda _: 0.0)
+        relay.receive(images("a", "b", "c", "d"), 0.0)
+        ask(relay, FAILED, 0.0)
+        hear(relay, 0.0)
+        assert [judge(relay, REOPENED, 1.0) for _ in range(3)] == ["a b", "c d", "a b"]
+
+
+REOPENED = Reopened("refused elsewhere")
+
+
+def doubted(*names: str, **policy: Any) -> Relay:  # noqa: ANN401 - any field of Policy
+    """Hold a pack that has been refused for longer than `doubt_after`, at second 100."""
+    relay = make(lambda _: 0.0, pack=64, doubt_after=60.0, **policy)
+    relay.receive(images(*names, lane=None), 0.0)
+    asked = " ".join(names)
+    assert [ask(relay, REFUSED, now) for now in (0.0, 59.0, 100.0)] == [asked] * 3
+    hear(relay, 100.0)
+    return relay
+
+
+class TestDoubt:
+    @pytest.mark.parametrize("tries", [1, 2, 3])
+    def test_a_record_that_is_refused_while_canaries_are_answered_is_rejected(
+        self, tries: int
+    ) -> None:
+        relay = doubted("a", tries=tries)
+        for attempt in range(tries):
+            assert commit(relay, 100.0) == []
+            assert judge(relay, REFUSED, 100.0 + attempt) == "a"
+            if attempt + 1 < tries:
+                hear(relay, 100.0 + attempt)
+        rejection = Rejection("failed", "refused", None, tries)
+        assert commit(relay, 200.0) == [("a", rejection)]
+
+    def test_a_pack_that_is_refused_is_cut_until_the_one_is_found(self) -> None:
+        relay = doubted("a", "b", "c", "d", tries=1)
+        assert judge(relay, [BAD, BAD], 101.0) == "a b"
+        assert judge(relay, REFUSED, 101.0) == "c d"
+        hear(relay, 101.0)
+        assert judge(relay, REFUSED, 101.0) == "c"
+        hear(relay, 101.0)
+        assert judge(relay, [BAD], 101.0) == "d"
+        reasons = {n: one.reason for n, one in commit(relay, 200.0) if isinstance(one, Rejection)}
+        assert [name for name in "abcd" if reasons[name] == "failed"] == ["c"]
+
+    @pytest.mark.parametrize("answer", [REFUSED, FAILED])
+    def test_two_canaries_that_are_not_answered_take_back_one_refusal(self, answer: Answer) -> None:
+        relay = doubted("a", tries=2)
+        for now in (110.0, 120.0, 130.0):
+            judge(relay, REFUSED, now)
+            hear(relay, now)
+            for later in (now + 1.0, now + 2.0):
+                assert ask(relay, answer, later) == "blank"
+                hear(relay, later + 0.5)
+            assert commit(relay, now) == []
+        judge(relay, REFUSED, 140.0)
+        hear(relay, 140.0)
+        judge(relay, REFUSED, 141.0)
+        assert [name for name, _ in commit(relay, 142.0)] == ["a"]
+
+    def test_an_outage_of_hours_takes_back_no_more_than_the_tries(self) -> None:
+        relay = doubted("a", tries=2)
+        for now in range(100, 1000):
+            assert ask(relay, REFUSED, float(now)) == "blank"
+            hear(relay, now + 0.5)
+        for _ in range(4):
+            assert commit(relay, 1000.0) == []
+            judge(relay, REFUSED, 1000.0)
+            if relay.stats.quarantined:
+                hear(relay, 1000.0)
+        assert [name for name, _ in commit(relay, 1000.0)] == ["a"]
+
+    def test_what_is_refused_over_another_connection_does_not_count(self) -> None:
+        relay = doubted("a", tries=1)
+        for attempt in range(5):
+            judge(relay, REOPENED, 101.0 + attempt)
+        assert commit(relay, 200.0) == []
+        judge(relay, None, 200.0)
+        assert commit(relay, 201.0) == [("a", Prediction({"image": b"a"}))]
+
+    def test_a_doubted_record_that_fails_is_tried_as_one_that_failed(self) -> None:
+        relay = doubted("a", tries=1)
+        judge(relay, FAILED, 101.0)
+        ((_, outcome),) = commit(relay, 200.0)
+        assert outcome == Rejection("failed", FAILED.detail, 500, 1)
+
+    def test_a_suspect_of_a_failure_that_is_refused_for_long_is_doubted_too(self) -> None:
+        relay = make(lambda _: 0.0, tries=1, doubt_after=60.0)
+        relay.receive(images("a", lane=None), 0.0)
+        assert ask(relay, FAILED, 0.0) == "a"
+        for now in (1.0, 30.0, 60.0):
+            hear(relay, now)
+            assert judge(relay, REFUSED, now) == "a"
+            assert commit(relay, now) == []
+        hear(relay, 61.0)
+        judge(relay, REFUSED, 61.0)
+        assert [name for name, _ in commit(relay, 63.0)] == ["a"]
+
+    def test_a_refused_trial_lets_the_others_go_on(self) -> None:
+        relay = make(doubt_after=60.0)
+        relay.receive(images("a", lane=None), 0.0)
+        ask(relay, FAILED, 0.0)
+        hear(relay, 0.0)
+        judge(relay, REFUSED, 2.0)
+        hear(relay, 2.0)
+        relay.receive(images("b", lane=None), 2.0)
+        assert sent(relay, 2.0) == ["b"]
+
+    def test_while_a_canary_and_its_suspect_are_out_nothing_else_is(self) -> None:
+        relay = doubted("a", in_flight=4)
+        relay.receive(images("b", lane=None), 100.0)
+        canary = only(relay.requests(101.0))
+        assert sent(relay, 101.0) == []
+        relay.answer(canary, [Prediction({})], 101.0)
+        assert sent(relay, 101.0) == ["a"]
+        assert sent(relay, 101.0) == []
 
 
 class TestFinal:
@@ -509,11 +703,11 @@ class TestFinal:
         relay = make()
         relay.receive(images("a", "b", "c"), 0.0)
         ask(relay, FINAL, 0.0)
-        assert ask(relay, FINAL, 2.0) == "a b"
-        assert ask(relay, FINAL, 4.0) == "a"
-        serve(relay, 4.0)
-        serve(relay, 4.0)
-        found = commit(relay, 4.0)
+        hear(relay, 0.0)
+        assert judge(relay, FINAL, 2.0) == "a b"
+        hear(relay, 2.0)
+        assert judge(relay, FINAL, 4.0) == "a"
+        found = commit(relay, serve_all(relay, 4.0))
         assert [name for name, outcome in found if isinstance(outcome, Rejection)] == ["a"]
         assert len(found) == 3
 
@@ -636,7 +830,8 @@ class TestReset:
         assert sent(relay, 3.0) == []
         assert relay.wake_at(3.0) == inf
         relay.answer(forgotten, FAILED, 3.0)
-        assert sent(relay, 3.0) == ["a"]
+        hear(relay, 3.0)
+        assert names(begin_trial(relay, 5.0)) == "a"
 
     def test_a_reset_in_the_middle_of_a_trial_forgets_the_suspects(self) -> None:
         relay = make()
@@ -694,8 +889,7 @@ class TestDrain:
         relay.receive(images("a", "b"), 0.0)
         ask(relay, FAILED, 0.0)
         relay.drain(20.0)
-        serve(relay, relay.wake_at(0.0))
-        serve(relay, 2.0)
+        assert serve_all(relay, 0.0) == 2.0
         assert [name for name, _ in commit(relay, 2.0)] == ["a", "b"]
         assert relay.done(2.0)
 
@@ -726,9 +920,13 @@ class TestWakeAt:
     def test_it_skips_past_a_trial_that_is_due_while_requests_are_out(self) -> None:
         relay = make(pack=1)
         relay.receive(images("a", "b"), 0.0)
-        a, _ = relay.requests(0.0)
+        a, b = relay.requests(0.0)
         relay.answer(a, FAILED, 0.0)
-        relay.receive(images("c"), 0.0)
+        relay.answer(b, [BAD], 0.0)
+        hear(relay, 0.0)
+        relay.receive(images("c", "d"), 0.0)
+        relay.requests(0.0)
+        relay.receive(images("e"), 0.0)
         assert relay.wake_at(0.0) == 0.0
         assert relay.wake_at(1.0) == 1.0
         assert relay.wake_at(2.0) == inf

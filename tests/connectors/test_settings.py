@@ -14,6 +14,8 @@ from connectors.command_line import explain, load
 from connectors.errors import Exit, Stop
 from connectors.registry import KINDS
 from connectors.settings import former_names, setting_name
+from connectors.verbs import DeadLetters, Listen, Send
+from tests.certificates import Authority
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -229,7 +231,7 @@ def test_metrics_are_served_when_a_port_is_named_and_nearby_only() -> None:
 
 
 FLAGS = {
-    "kafka": ("--bootstrap-servers", "--dead-letter-topic", "--sasl-password-file", "--from"),
+    "kafka": ("--bootstrap-servers", "--dead-letter-topic", "--sasl-password-file"),
     "pubsub": ("--project", "--subscription", "--dead-letter-topic", "--create", "--ack-deadline"),
 }
 
@@ -247,6 +249,36 @@ def test_help_tells_the_flags_and_an_example(
         assert flag in shown
     assert f"Example: python -m connectors {verb.removeprefix('run')}".rstrip() in shown
     assert "required" in shown
+
+
+@pytest.mark.parametrize("flag", ["--pack", "--url", "--metrics-port", "--dead-letter-row"])
+@pytest.mark.parametrize("command", KINDS, ids=" ".join)
+def test_a_command_has_only_the_flags_that_it_uses(
+    command: tuple[str, str], flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = KINDS[command]
+    if issubclass(kind, Send | Listen | DeadLetters):
+        with pytest.raises(Stop, match=f"{flag} is a flag of other commands, and has no effect"):
+            load(kind, [f"{flag}=7"], "connectors")
+    with pytest.raises(SystemExit):
+        load(kind, ["--help"], "connectors")
+    is_daemon = not issubclass(kind, Send | Listen | DeadLetters)
+    assert (f" {flag} " in capsys.readouterr().out) == (is_daemon and flag != "--dead-letter-row")
+
+
+@pytest.mark.parametrize("name", ["pack", "tries", "delivery", "dead_letter_topic"])
+def test_variables_and_keys_of_other_commands_are_tolerated(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = {"delivery": "at-least-once", "dead_letter_topic": "dead"}.get(name, "7")
+    file = toml(tmp_path, f"{name} = '{value}'")
+    load(ListenKafka, ["--output-topic=out", f"--config={file}"], "connectors")
+    monkeypatch.setenv(f"CONNECTOR_{name.upper()}", value)
+    load(SendKafka, ["--input-topic=in", "--test-set"], "connectors")
+
+
+def test_every_unused_setting_is_one() -> None:
+    assert all(kind.unused <= set(kind.model_fields) for kind in KINDS.values())
 
 
 def test_every_verb_is_there_for_every_broker() -> None:
@@ -319,6 +351,11 @@ def different(name: str, field: FieldInfo, folder: Path) -> str | float:
     }
     if name in special:
         return special[name]
+    if name.startswith("ssl_"):
+        file = folder / "both.pem"
+        if not file.exists():
+            file.write_text(Authority.make(folder, "ca").sign("both").both)
+        return str(file)
     if name.endswith("file"):
         path = folder / name
         path.touch()
@@ -539,8 +576,12 @@ def test_servers_that_can_be_are_taken_as_the_library_takes_them(servers: str) -
     ],
 )
 def test_what_is_refused_is_told_in_a_sentence_without_a_pattern(flags: tuple[str, str]) -> None:
+    given = f"{flags[0]}={flags[1]}"
     base = ["--input-topic", "images", *([] if flags[0] == "--name" else ["--name", "a"])]
-    sentence = refusal(*base, f"{flags[0]}={flags[1]}", kind=ReplayKafka)
+    if flags[0] == "--url":
+        sentence = refusal(*TOPICS, given)
+    else:
+        sentence = refusal(*base, given, kind=ReplayKafka)
     assert sentence.startswith(f"{flags[0]}: ")
     assert "pattern" not in sentence
     assert not {"^", "[", "$", "{", "\\"} & set(sentence)

@@ -29,7 +29,15 @@ from tests.brokers.memory import (
     lose_answer,
 )
 from tests.connectors.policies import policy as make_policy
-from tests.connectors.service import Killed, Machine, Service, ServiceClient, Timeline, Weather
+from tests.connectors.service import (
+    Balancer,
+    Killed,
+    Machine,
+    Service,
+    ServiceClient,
+    Timeline,
+    Weather,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,7 +50,13 @@ SUBSCRIPTION = Subscription(input=INPUT, output=OUTPUT, dead=DEAD)
 DRAIN = 20.0  # seconds from SIGTERM to leaving what is not answered
 BOUNDLESS = 10**9  # a limit of dead letters that nobody reaches
 CANARY = Image(b"ok witness")
-REASONS = {b"bad": "not_an_image", b"kil": "failed", b"": "empty", None: "tombstone"}
+REASONS = {
+    b"odd": "failed",
+    b"bad": "not_an_image",
+    b"kil": "failed",
+    b"": "empty",
+    None: "tombstone",
+}
 SEED = st.integers(0, 2**32 - 1)
 many_seeds = settings(
     deadline=None,
@@ -73,6 +87,7 @@ class World:
         )
         self.memory = Memory(timeline, timeline.sleep)
         self.service = Service(timeline, self.random, machine or Machine())
+        self.balancer: Balancer | None = None
         self.partitions = partitions
         for topic in (INPUT, OUTPUT, DEAD):
             self.memory.create(topic, partitions)
@@ -160,7 +175,7 @@ class Daemon:
     def __init__(self, world: World, instance: str = "one") -> None:
         self.instance = instance
         self.exit: Exit | None = None
-        self.client = ServiceClient(world.service, world.policy.in_flight)
+        self.client = ServiceClient(world.balancer or world.service, world.policy.in_flight)
         self.relay = Relay(world.policy, partial(Random(world.random.random()).uniform, 0), CANARY)
         self.broker = SlowBroker(world, instance)
         self._world = world
@@ -513,6 +528,55 @@ def test_ten_minutes_of_a_failing_service_reject_nothing_and_heal(weather: Weath
         world.run_until_settled(within=600.0)
         world.check_promise()
         assert world.dead() == []
+
+
+@pytest.mark.parametrize("pack", [1, 8, 64])
+@pytest.mark.parametrize("odd", [1, 3])
+def test_a_record_that_is_refused_for_ever_is_the_one_dead_letter(pack: int, odd: int) -> None:
+    """The service answers others meanwhile, and says of this one what nobody knows."""
+    with Timeline() as timeline, fewer_iterations():
+        world = World(timeline, partitions=3, policy=rules(pack=pack))
+        world.produce(*oks(100), *[b"odd"] * odd, *oks(300))
+        Daemon(world)
+        world.run_until_settled(within=1800.0)
+        world.check_promise()
+        assert [letter.value for letter in world.dead()] == [b"odd"] * odd
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "weather", ["busy", "crowded", "foreign", "500", "507", "silent", "forgetful", "flapping"]
+)
+def test_an_hour_of_an_outage_rejects_nothing_and_heals(weather: Weather, seed: int) -> None:
+    with Timeline() as timeline, fewer_iterations():
+        world = World(timeline, seed=seed, partitions=3, policy=rules(pack=8))
+        world.service.weather = weather
+        world.produce(*oks(500))
+        Daemon(world)
+        timeline.sleep(3600.0)
+        world.service.weather = "fine"
+        world.run_until_settled(within=3600.0)
+        world.check_promise()
+        assert world.dead() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("servers", [2, 3, 5])
+@pytest.mark.parametrize("weather", ["busy", "foreign", "500", "507"])
+@pytest.mark.parametrize("guilty", [[], [b"odd"], [b"kill"]])
+def test_a_server_of_several_that_answers_nobody_costs_no_innocent(
+    weather: Weather, guilty: list[bytes], servers: int, seed: int
+) -> None:
+    with Timeline() as timeline, fewer_iterations():
+        world = World(timeline, seed=seed, partitions=3, policy=rules(pack=8))
+        behind = [Service(timeline, world.random, Machine()) for _ in range(servers)]
+        behind[0].weather = weather
+        world.balancer = Balancer(behind, world.random)
+        world.produce(*oks(300), *guilty, *oks(300))
+        Daemon(world)
+        world.run_until_settled(within=7200.0)
+        world.check_promise()
+        assert [letter.value for letter in world.dead()] == guilty
 
 
 def test_packs_that_are_too_large_for_the_service_are_cut() -> None:

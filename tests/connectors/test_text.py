@@ -264,6 +264,12 @@ class Unreadable:
         error.__context__ = self._cause
         raise error
 
+    def assignment(self) -> set[TopicPartition]:
+        return {self._place}
+
+    def partitions_for_topic(self, _: str) -> set[int]:
+        return {self._place.partition}
+
     def seek(self, place: TopicPartition, offset: int) -> None:
         self.sought.append((place, offset))
 
@@ -271,6 +277,7 @@ class Unreadable:
 def reader_of(consumer: Unreadable) -> TopicReader:
     reader = TopicReader.__new__(TopicReader)
     reader._consumer = consumer
+    reader._topic = "predictions"
     reader._settings = ListenKafka(output_topic="predictions")
     return reader
 

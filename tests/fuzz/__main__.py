@@ -1,10 +1,10 @@
 """Tries inputs that nobody wrote on the handler: `python -m tests.fuzz`, or `make fuzz`.
 
-Files of the six formats are taken apart and changed, requests of JSON and of parts are made of
-them. Two processes try them; the same seed gives the same inputs. It fails when something leaves
-`unpack`, when the handler fails, when an input costs more than 3 s of CPU or 300 MB, when a worker
-hangs or dies, and when too few inputs reach the gate's other side or the decoders. Each failing
-input is written to a folder; `--replay FILE` tries one again.
+Files of the six formats are taken apart and changed, requests of JSON, of parts and of tensors are
+made of them. Two processes try them; the same seed gives the same inputs. It fails when something
+leaves `unpack` or the answer to it, when the handler fails, when an input costs more than 3 s of
+CPU or 300 MB, when a worker hangs or dies, and when too few inputs reach the gate's other side or
+the decoders. Each failing input is written to a folder; `--replay FILE` tries one again.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import zlib
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ ENDINGS = {
     "tiff": (".tif",),
 }
 FILES = tuple(ENDINGS)
-FORMATS = (*FILES, "json", "multipart")
+FORMATS = (*FILES, "json", "multipart", "infer")
 
 BOUNDARIES = {
     1: (0, 1, 2, 3, 4, 8, 16, 127, 128, 254, 255),
@@ -233,6 +234,7 @@ BOMBS: dict[str, tuple[Callable[[Random], bytes], ...]] = {
     "tiff": (bomb_tiff_pieces,),
 }
 
+INFER_HEADERS = ("Inference-Header-Content-Length", "inference-header-content-length")
 JSON_HEADERS = {"body": {"content-type": "application/json"}}
 LEAVES: tuple[Any, ...] = (
     0,
@@ -252,6 +254,7 @@ LEAVES: tuple[Any, ...] = (
     [[]],
     [0],
 )
+INFER_LEAVES = (*LEAVES, *BOUNDARIES[4], 2**64, 10**30, -(2**63), "BYTES", "UINT8", "FP32")
 
 
 def make_json(seeds: Seeds, random: Random) -> Request:
@@ -321,10 +324,92 @@ def make_multipart(seeds: Seeds, random: Random) -> Request:
     return row, headers
 
 
+def make_infer(seeds: Seeds, random: Random) -> Request:
+    """Return a request of the Open Inference Protocol: right, then perhaps changed in one place."""
+    make_tensor = random.choice((make_bytes, make_bytes, make_uint8))
+    tensor, behind = make_tensor(seeds, random)
+    document: dict[str, Any] = {"inputs": [tensor], **make_options(random)}
+    if random.random() < 0.4:
+        spoil(random.choice((document, tensor, tensor)), random)
+    head = json.dumps(document).encode()
+    if not behind and random.random() < 0.7:
+        return {"body": head}, JSON_HEADERS
+    length: object = len(head)
+    if random.random() < 0.1:
+        length = random.choice((0, len(head) - 1, len(head) + len(behind), 10**30, "-1", "x"))
+    if random.random() < 0.1:
+        behind = change_body(behind, b"", random, False) if behind else b"\0"
+    return {"body": head + behind}, {random.choice(INFER_HEADERS): str(length)}
+
+
+def make_bytes(seeds: Seeds, random: Random) -> tuple[dict[str, Any], bytes]:
+    """Return an input of image files and what follows the JSON, in either form."""
+    count = random.choice((1, 1, 2, 8))
+    files = [mutate_file(random.choice(FILES), seeds, random)[:20_000] for _ in range(count)]
+    shape = random.choice(([count], [count, 1]))
+    tensor: dict[str, Any] = {"name": "images", "datatype": "BYTES", "shape": shape}
+    if random.randrange(2):
+        tensor["data"] = [base64.b64encode(data).decode() for data in files]
+        return tensor, b""
+    lengths = [len(data) for data in files]
+    if random.random() < 0.1:
+        lengths[random.randrange(count)] = random.choice(BOUNDARIES[4])
+    behind = b"".join(
+        struct.pack("<I", length) + data for length, data in zip(lengths, files, strict=True)
+    )
+    tensor["parameters"] = {"binary_data_size": len(behind)}
+    return tensor, behind
+
+
+def make_uint8(_: Seeds, random: Random) -> tuple[dict[str, Any], bytes]:
+    """Return an input of pixels and what follows the JSON, in either form."""
+    count, height, width = (random.choice((1, 2, 28)) for _ in range(3))
+    channels = random.choice((1, 1, 2, 3, 4))
+    shape, depth = random.choice(
+        (
+            ([count, height, width], 1),
+            ([count, channels, height, width], channels),
+            ([count, height, width, channels], channels),
+        )
+    )
+    pixels = random.randbytes(count * height * width * depth)
+    tensor: dict[str, Any] = {"name": "images", "datatype": "UINT8", "shape": shape}
+    if random.randrange(2):
+        tensor["data"] = list(pixels)
+        return tensor, b""
+    tensor["parameters"] = {"binary_data_size": len(pixels)}
+    return tensor, pixels
+
+
+def make_options(random: Random) -> dict[str, Any]:
+    """Return what a request may say beside its input."""
+    names = random.sample(("label", "score", "class", "error"), random.randrange(5))
+    options: dict[str, Any] = {
+        "id": "7",
+        "parameters": {"top": random.choice((1, 3, 10**30)), "binary_data_output": True},
+        "outputs": [{"name": name} for name in names],
+    }
+    return {key: options[key] for key in random.sample(sorted(options), random.randrange(4))}
+
+
+def spoil(thing: dict[str, Any], random: Random) -> None:
+    """Change one value of a request or an input, or one element of it, into what is none."""
+    key = random.choice(sorted(thing))
+    value = thing[key]
+    if isinstance(value, list) and value and random.random() < 0.7:
+        value[random.randrange(len(value))] = random.choice(INFER_LEAVES)
+    elif isinstance(value, dict) and value and random.random() < 0.7:
+        value[random.choice(sorted(value))] = random.choice(INFER_LEAVES)
+    else:
+        thing[key] = random.choice((*INFER_LEAVES, make_nest(random)))
+
+
 def make_request(name: str, seeds: Seeds, random: Random) -> Request:
     """Return an input of a format."""
     if name == "json":
         return make_json(seeds, random)
     if name == "multipart":
         return make_multipart(seeds, random)
+    if name == "infer":
+        return make_infer(seeds, random)
     return {"body": mutate_file(name, seeds, random)}, {}

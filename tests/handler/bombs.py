@@ -111,7 +111,7 @@ QUICK = (
     "png-private-after png-overflow png-rgba-16 png-no-plte png-rgba-12-x8 gif-comment gif-junk "
     "gif-frames gif-screen-25-x1000 webp-four webp-groups webp-frames tiff-strips tiff-tile-huge "
     "tiff-tags-overlap tiff-jpeg-scans tiff-tile-5000-x100 json-lists json-lists-nested "
-    "json-dicts json-b64-blank webp-groups-16k-x60 png-thin-x1024"
+    "json-dicts json-b64-blank json-infer-column webp-groups-16k-x60 png-thin-x1024"
 )
 SELECTION = tuple(bomb for bomb in BOMBS if bomb.key in QUICK.split())
 

@@ -59,6 +59,17 @@ def many_keys(unique: bool) -> bytes:  # noqa: FBT001 - a table
     return ('{"instances":[[[0]]],' + ",".join(pairs) + "}").encode()
 
 
+def tensor(shape: str, data: str) -> bytes:
+    """Return a request of the Open Inference Protocol with pixels."""
+    head = '{"inputs":[{"name":"x","datatype":"UINT8","shape":'
+    return f'{head}{shape},"data":{data}}}]}}'.encode()
+
+
+def column(count: int) -> bytes:
+    """Return pixels [1][count][1]."""
+    return tensor(f"[1,{count},1]", "[[" + ",".join(["[7]"] * count) + "]]")
+
+
 def bomb(key: str, name: str, make: partial[bytes], row: str = "") -> Bomb:
     """Return a bomb of one JSON body."""
     return Bomb(f"json-{key}", f"JSON, {name}", make, "application/json", row=row)
@@ -135,5 +146,16 @@ BOMBS = (
                 + b'"}]}'
             )
         ),
+    ),
+    bomb(
+        "infer-flat",
+        "1,800 x 1,800 pixels of a tensor",
+        partial(lambda: tensor("[1,1800,1800]", "[0" + ",0" * (1_800**2 - 1) + "]")),
+    ),
+    bomb("infer-column", "999,000 rows of a tensor", partial(column, 999_000)),
+    bomb(
+        "infer-texts",
+        "a million texts of a tensor",
+        partial(repeat, '"ab"', '{"inputs":[{"datatype":"BYTES","shape":[1],"data":[', "]}]}"),
     ),
 )

@@ -125,9 +125,15 @@ def handle_requests(folder: Path) -> Callable[[Requests], str]:
 def summarize_body(body: Row) -> str:
     """Return how many predictions and errors of which kind a body holds."""
     items = body.get("predictions", [body])
-    counts = Counter(item["error"]["code"] if "error" in item else "accepted" for item in items)
+    counts = Counter(find_code(item) if "error" in item else "accepted" for item in items)
     words = (f"{count} {word}" if len(items) > 1 else word for word, count in counts.items())
     return ", ".join(words)
+
+
+def find_code(item: Row) -> str:
+    """Return the code of an error: of an object, or of the text of the Open Inference Protocol."""
+    error = item["error"]
+    return str(error.partition(":")[0] if isinstance(error, str) else error["code"])
 
 
 def spend_requests(requests: Requests) -> str:

@@ -284,6 +284,15 @@ def test_a_request_says_nothing_in_the_log(
     assert caplog.messages == []
 
 
+def test_the_pass_of_the_model_is_measured_and_kept_free(
+    grey: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert 0 < grey.handler.pass_s < 0.01
+    monkeypatch.setattr(grey.handler, "pass_s", grey.handler.settings.batch_ms / 1000 / 3)
+    answers = grey.ask(pack(png(1), png(2)), pack(png(3), png(4)), pack(*[png(5)] * 4))
+    assert [answer.status for answer in answers] == [200, 503, 413]
+
+
 def test_the_threads_are_those_of_the_settings(grey: Served) -> None:
     assert torch.get_num_threads() == grey.handler.settings.threads
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from fmnist_gate import Code, File, Refused, inspect
 from fmnist_images import Model, Pixels, Settings, to_pixels
+from fmnist_json import MAX_JSON_LISTS
 from fmnist_sandbox import Decoded
 from hypothesis import given
 from hypothesis import strategies as st
@@ -193,7 +194,7 @@ def test_json_that_is_not_what_was_agreed_is_a_bad_request(body: bytes) -> None:
 
 @pytest.mark.parametrize("many", ["[],", "[0],", "{},", "[[[]]],"])
 def test_json_of_more_lists_than_an_image_has_is_refused_unparsed(many: str) -> None:
-    inside = many * (wire.MAX_JSON_LISTS // many.count("]") + 1 if "]" in many else 10**6)
+    inside = many * (MAX_JSON_LISTS // many.count("]") + 1 if "]" in many else 10**6)
     body = '{"instances": [' + inside.rstrip(",") + "]}"
     for form in (body, body.encode()):
         refused = wire.unpack({"body": form}, JSON, GREY, SETTINGS)
@@ -398,6 +399,26 @@ def test_a_slow_machine_sends_back_what_it_has_no_time_for(
 
     monkeypatch.setattr(wire, "to_pixels", dawdle)
     assert batch(*[PNG] * 5, settings=in_batch(2.5)) == ["good"] * 3 + ["busy"] * 2
+
+
+def count_good(pass_s: float, *requests: int) -> list[int | str]:
+    """Send requests of so many images in one batch; return how many are good of each, or a code."""
+    rows = [({str(place): PNG for place in range(count)}, MULTIPART) for count in requests]
+    questions = wire.unpack_batch(rows, GREY, in_batch(1.0), lambda: 0.0, pass_s)
+    return [
+        question.code if isinstance(question, Refused) else len(wire.good_images(question))
+        for question in questions
+    ]
+
+
+def test_the_pass_of_the_model_has_its_place_in_the_budget() -> None:
+    assert count_good(0.12, 4, 4, 4) == [4, 4, "busy"]
+    assert count_good(0.1, 4, 4, 3) == [4, "busy", 3]
+    assert count_good(0.0, 4, 4, 4) == [4, 4, 4]
+
+
+def test_images_that_the_model_can_never_pass_in_time_are_too_large_and_not_busy() -> None:
+    assert count_good(0.1, 11, 9) == ["too_large", 9]
 
 
 def test_who_is_sent_back_is_told_when_to_come_again() -> None:

@@ -1,4 +1,4 @@
-"""A benchmark so short that its figures mean nothing: both programs reach the end."""
+"""Benchmarks so short that their figures mean nothing: all programs reach the end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.bench.benchmark import compare
+from tests.bench.kafka import CONTESTANTS, KafkaBenchmark
 from tests.bench.pubsub import PubSubBenchmark
+from tools.servers.kafka import Kafka
+from tools.servers.process import ROOT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tools.servers.kafka import Cluster
     from tools.servers.torchserve import TorchServe
 
 pytestmark = pytest.mark.system
@@ -23,3 +27,31 @@ def test_both_relay_all_images_of_a_race(server: TorchServe, tmp_path: Path) -> 
         found = compare(benchmark, rounds=1, records=100, wanted=0.0, say=lambda _: None)
     assert found.passed
     assert all(rate > 0 for rate in (found.ratio, *found.ceilings.values()))
+
+
+@pytest.fixture(scope="module")
+def ours(kafka: Cluster) -> Kafka:
+    if not isinstance(kafka, Kafka):
+        pytest.skip("the CPU of a Kafka that was there already cannot be counted")
+    return kafka
+
+
+@pytest.mark.parametrize(
+    ("name", "records"), [("plain relay", 300), ("instant service", 2_000), ("bare loop", 20_000)]
+)
+def test_each_relay_answers_the_whole_backlog(
+    ours: Kafka, server: TorchServe, tmp_path: Path, name: str, records: int
+) -> None:
+    with KafkaBenchmark(ours, {ROOT: server}, tmp_path, records) as benchmark:
+        found = benchmark.run(CONTESTANTS[name])
+    parts = {"torchserve": {"worker", "jvm"}, "instant": {"service"}, None: set[str]()}
+    assert set(found.cpu_us) == {"relay", "kafka"} | parts[CONTESTANTS[name].service]
+    assert found.records_s > 0
+
+
+def test_the_delay_of_each_record_of_a_steady_load_is_seen(
+    ours: Kafka, server: TorchServe, tmp_path: Path
+) -> None:
+    with KafkaBenchmark(ours, {ROOT: server}, tmp_path, records=1) as benchmark:
+        found = benchmark.measure_latency(CONTESTANTS["exactly once"], rate=50.0, seconds=2.0)
+    assert 0 < found.p50_ms <= found.p95_ms <= found.p99_ms

@@ -83,8 +83,9 @@ def test_a_folder_of_five_rgb_classes_becomes_a_served_model_with_its_own_labels
     flags = ["--data", "folder:fruit", "--epochs", "10", "--run", "fruit", "--threads", "1"]
 
     run(tmp_path, "training", "train", *flags, "--min-accuracy", "90")
-    scored = json.loads(run(tmp_path, "training", "evaluate", "--json"))
-    run(tmp_path, "training", "export", "--name", "fruit", "--output", "exported")
+    scored = json.loads(run(tmp_path, "training", "evaluate", "--run", "fruit", "--json"))
+    named = ["--run", "fruit", "--name", "fruit"]
+    run(tmp_path, "training", "export", *named, "--output", "exported")
     store = tmp_path / "model_store"
     store.mkdir()
     packed = archive.pack(tmp_path / "exported", store, "fruit")
@@ -145,8 +146,9 @@ def test_grey_drawings_on_any_ground_are_served_as_well_as_they_were_learned(
     flags = ["--data", "folder:shapes", "--size", "28x28", "--epochs", "12", "--threads", "1"]
 
     run(tmp_path, "training", "train", *flags, "--run", "shapes")
-    scored = json.loads(run(tmp_path, "training", "evaluate", "--json"))
-    run(tmp_path, "training", "export", "--name", "shapes", "--output", "exported")
+    scored = json.loads(run(tmp_path, "training", "evaluate", "--run", "shapes", "--json"))
+    named = ["--run", "shapes", "--name", "shapes"]
+    run(tmp_path, "training", "export", *named, "--output", "exported")
     store = tmp_path / "model_store"
     store.mkdir()
 

@@ -54,6 +54,30 @@ def test_an_old_java_is_replaced_by_the_wheel(tmp_path: Path) -> None:
     assert 'version "17' in shown.stderr
 
 
+def test_what_tests_need_is_brought_once_and_by_root_alone(tmp_path: Path) -> None:
+    folder, log = tmp_path / "bin", tmp_path / "log"
+    for name in ("bash", "dirname"):
+        folder.mkdir(exist_ok=True)
+        (folder / name).symlink_to(f"/bin/{name}" if name == "bash" else "/usr/bin/dirname")
+    for name, does in {"apt-get": f'echo "$@" >>{log}', "openssl": ":"}.items():
+        program(folder / name, "").write_text(f"#!/bin/bash\n{does}\n")
+    user = program(folder / "id", "")
+    user.write_text("#!/bin/bash\necho 1000\n")
+    peers = {"PATH": str(folder), "PEERS": "unheard-of:unheard-of openssl:openssl"}
+    done = setup("peers", **peers)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "apt-get install -y unheard-of" in done.stdout
+    assert not log.exists()
+    user.write_text("#!/bin/bash\necho 0\n")
+    assert setup("peers", **peers).returncode == 0
+    assert "install -y --no-install-recommends unheard-of" in log.read_text()
+    log.unlink()
+    program(folder / "unheard-of", "")
+    assert setup("peers", **peers).stdout == ""
+    assert not log.exists()
+
+
 def test_an_unknown_step_is_refused() -> None:
     done = setup("everything")
     assert done.returncode == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import sys
 import zipfile
@@ -49,6 +50,27 @@ def test_a_flipped_bit_in_the_archive_is_found(archive: Path) -> None:
 def test_a_whole_archive_passes(archive: Path) -> None:
     check_archive(archive)
     assert archive.exists()
+
+
+def write_checksum(archive: Path) -> None:
+    line = f"{hashlib.sha256(archive.read_bytes()).hexdigest()}  {archive.name}\n"
+    stack.checksum_file(archive).write_text(line)
+
+
+def test_one_changed_byte_is_refused_by_the_checksum(archive: Path) -> None:
+    write_checksum(archive)
+    check_archive(archive)
+    with zipfile.ZipFile(archive, "w") as opened:  # whole for zip, with its own right sums
+        opened.writestr("model.json", "{}" * 999 + "[]")
+    with pytest.raises(StackError, match=r"not the file .* run `make archive`"):
+        check_archive(archive)
+
+
+@pytest.mark.parametrize("text", ["", "a word", "0123  other.mar\n", "é"])
+def test_a_checksum_file_of_another_form_is_refused(archive: Path, text: str) -> None:
+    stack.checksum_file(archive).write_text(text, encoding="utf-8")
+    with pytest.raises(StackError, match=r"is no checksum of fmnist\.mar"):
+        check_archive(archive)
 
 
 @pytest.mark.parametrize("key", stack.PORTS)

@@ -572,6 +572,26 @@ def test_on_a_handful_of_validation_images_it_warns_and_calibrates_nothing(
     assert Run("few").summary()["temperature"] == 1.0
 
 
+@pytest.mark.parametrize("flags", [("--run", "shapes"), ("--run", "latest-flowers"), ()])
+def test_a_run_of_own_data_does_not_replace_the_model_of_the_archive(
+    workplace: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    train()
+    for name, image in zip(("cat", "dog"), stripes(2).images[:2, 0].numpy(), strict=True):
+        (workplace / "own" / name).mkdir(parents=True)
+        for at in range(24):
+            Image.fromarray(image).save(workplace / "own" / name / f"{at}.png")
+
+    assert main(["train", *flags, "--data", f"folder:{workplace}/own"]) == 0
+    assert (workplace / "runs" / "latest").readlink() == Path("first")
+    said = capsys.readouterr().out
+    assert "runs/latest is for fashion-mnist and is as it was" in said
+    made = re.search(r"--run (\S+)\)", said)
+    assert made
+    assert main(["train", "--final", made[1]]) == 0
+    assert (workplace / "runs" / "latest").readlink() == Path("first")
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "\ud800"])
 @pytest.mark.parametrize("name", ["config.json", "summary.json"])
 def test_a_damaged_file_of_a_run_is_named(workplace: Path, name: str, content: str) -> None:

@@ -16,6 +16,7 @@ from torch import nn
 import connectors
 import training
 from tests.schemas import find_faults, load_schema
+from tools.servers.process import ROOT
 from training import ImageClassifier
 from training.choices import FORMATS
 from training.errors import ExportError
@@ -24,8 +25,6 @@ from training.export import LOADERS, describe, export
 from training.recipe import Recipe
 
 from .conftest import stripes
-
-ROOT = Path(__file__).resolve().parents[2]
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.load` is deprecated:FutureWarning")
 
@@ -177,6 +176,17 @@ def test_model_json_says_how_images_that_were_not_learned_are_answered(
         },
         "ece_bins": 15,
     }
+
+
+def test_an_export_holds_no_path_of_this_machine(
+    classifier: ImageClassifier, images: torch.Tensor, tmp_path: Path
+) -> None:
+    export(classifier, describe(classifier, 0.875), tmp_path, images)
+    with zipfile.ZipFile(tmp_path / "model.pt") as module:
+        contents = {name: module.read(name) for name in module.namelist()}
+    here = str(ROOT).encode()
+    assert [name for name, content in contents.items() if here in content] == []
+    assert [name for name in contents if name.endswith(".debug_pkl")] == []
 
 
 def test_the_names_stand_under_their_labels(

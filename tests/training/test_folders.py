@@ -144,7 +144,9 @@ def test_what_systems_and_annotators_leave_is_passed_over_with_a_count(
 
     assert len(read(tmp_path)) == 4
     said = capsys.readouterr().err
-    assert said.startswith(f"{len(names)} files that are no images are passed over: ")
+    several = f"{len(names)} files that are no images are"
+    what = several if len(names) > 1 else "1 file that is no image is"
+    assert said.startswith(f"{what} passed over: ")
     assert all(name in said for name in names)
 
 

@@ -11,7 +11,7 @@ import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from kafka import KafkaAdminClient
 from kafka.admin import NewTopic
@@ -19,6 +19,9 @@ from kafka.errors import KafkaError
 
 from tools.servers.jars import fetch_jars
 from tools.servers.process import ROOT, Process, StackError, check_free, free_ports, java
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 POM = ROOT / "tools" / "kafka" / "pom.xml"
 LOG4J = ROOT / "tools" / "kafka" / "log4j2.properties"
@@ -52,6 +55,27 @@ log.retention.check.interval.ms=10000
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
 """
+
+LISTENER = """\
+listener.name.{name}.ssl.keystore.type=PEM
+listener.name.{name}.ssl.keystore.location={keystore}
+listener.name.{name}.ssl.truststore.type=PEM
+listener.name.{name}.ssl.truststore.location={truststore}
+listener.name.{name}.ssl.client.auth={clients}
+listener.name.{name}.plain.sasl.jaas.config=\
+org.apache.kafka.common.security.plain.PlainLoginModule required user_{username}="{password}";
+"""
+
+
+class Secured(NamedTuple):
+    """A listener with TLS. `keystore`: its key and certificate; `truststore`: who may come (PEM).
+
+    `sasl`: it wants username and password (PLAIN), else a certificate of the client.
+    """
+
+    keystore: Path
+    truststore: Path
+    sasl: bool = False
 
 
 def fetch_libraries(build: Path = BUILD) -> Path:
@@ -109,7 +133,8 @@ class Kafka(Cluster):
     `bootstrap_servers` is the listener that wants `username` and `password` (SASL_PLAINTEXT,
     PLAIN); the open one is `plain_servers` in either case. `ports` are those of controller, open
     and guarded listener, if they shall not be just free ones. `advertised` is the port that the
-    open listener names itself by, if a proxy stands before it.
+    open listener names itself by, if a proxy stands before it. `secured`: listeners with TLS
+    besides, by their names in lower case; `secured_servers` says where each one is.
     """
 
     username = "fmnist"
@@ -121,13 +146,14 @@ class Kafka(Cluster):
         sasl: bool = False,
         ports: tuple[int, int, int] | None = None,
         advertised: int | None = None,
+        secured: Mapping[str, Secured] | None = None,
     ) -> None:
         self.private = folder is None
         self.folder = folder or Path(tempfile.mkdtemp(prefix="kafka-"))
         self.password = secrets.token_hex(16)
         controller, plain, login = ports or free_ports(3)
         super().__init__(f"127.0.0.1:{plain}")
-        self.ports = controller, plain, login
+        self.ports: tuple[int, ...] = (controller, plain, login)
         self.bootstrap_servers = f"127.0.0.1:{login}" if sasl else self.plain_servers
         self.properties = SERVER.format(
             controller=controller,
@@ -138,6 +164,34 @@ class Kafka(Cluster):
             password=self.password,
             data=self.folder / "data",
         )
+        self._add_listeners(secured or {})
+
+    def _add_listeners(self, secured: Mapping[str, Secured]) -> None:
+        ports = free_ports(len(secured))
+        self.ports = *self.ports, *ports
+        self.secured_servers = {
+            name: f"127.0.0.1:{port}" for name, port in zip(secured, ports, strict=True)
+        }
+        where = "".join(f",{name.upper()}://{at}" for name, at in self.secured_servers.items())
+        kinds = "".join(
+            f",{name.upper()}:{'SASL_SSL' if one.sasl else 'SSL'}" for name, one in secured.items()
+        )
+        lines = [
+            line
+            + (where if line.startswith(("listeners=", "advertised.listeners=")) else "")
+            + (kinds if line.startswith("listener.security.protocol.map=") else "")
+            for line in self.properties.splitlines()
+        ]
+        self.properties = "\n".join(lines) + "\n"
+        for name, one in secured.items():
+            self.properties += LISTENER.format(
+                name=name,
+                keystore=one.keystore,
+                truststore=one.truststore,
+                clients="none" if one.sasl else "required",
+                username=self.username,
+                password=self.password,
+            )
 
     def __enter__(self) -> Self:
         with ExitStack() as undo:

@@ -43,7 +43,9 @@ def check_free(port: int) -> None:
             probe.bind(("127.0.0.1", port))
         except OSError:
             message = f"port {port} is taken: end the program that listens there (ss -ltnp), "
-            raise StackError(message + "or change it in config.properties") from None
+            raise StackError(
+                message + "or choose others (make serve PORT=9080, config.properties)"
+            ) from None
 
 
 def java() -> str:

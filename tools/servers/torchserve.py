@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
+import socket
 import sys
 import tempfile
 import time
 import zipfile
-from contextlib import suppress
+from contextlib import closing, suppress
+from http import HTTPStatus
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -30,8 +35,11 @@ PICTURE = ROOT / "tests" / "data" / "ankle-boot.png"
 
 
 def check_archive(archive: Path) -> None:
-    """Raise StackError when `archive` is missing or is no whole zip file."""
-    if not archive.exists():
+    """Raise StackError when `archive` is missing, no whole zip file, or not what its checksum says.
+
+    An archive without a checksum file is taken: it may be somebody else's.
+    """
+    if not archive.is_file():
         raise StackError(f"{archive} is not there: run `make archive`")
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -40,6 +48,33 @@ def check_archive(archive: Path) -> None:
         broken = archive.name
     if broken:
         raise StackError(f"{archive} is damaged (at {broken}): rm it and run `make archive`")
+    expected = read_checksum(archive)
+    if expected and hashlib.sha256(archive.read_bytes()).hexdigest() != expected:
+        raise StackError(
+            f"{archive} is not the file that {checksum_file(archive).name} was written for: run "
+            "`make archive`, or write the new sum with sha256sum when you replaced it on purpose"
+        )
+
+
+def checksum_file(archive: Path) -> Path:
+    """Return where the checksum of `archive` lies, in the form of sha256sum."""
+    return archive.with_name(f"{archive.name}.sha256")
+
+
+def read_checksum(archive: Path) -> str | None:
+    """Return the SHA-256 that `archive` should have, in hexadecimal; None when none is there.
+
+    Raises StackError when the file beside it holds none for this archive.
+    """
+    try:
+        words = checksum_file(archive).read_text(encoding="ascii", errors="replace").split()
+    except FileNotFoundError:
+        return None
+    if len(words) != 2 or words[1].removeprefix("*") != archive.name:  # noqa: PLR2004 - sum, name
+        raise StackError(
+            f"{checksum_file(archive)} is no checksum of {archive.name}: run `make archive`"
+        )
+    return words[0].lower()
 
 
 def read_properties(path: Path) -> dict[str, str]:
@@ -70,6 +105,38 @@ def on_ports(ports: Sequence[int]) -> dict[str, str]:
     }
 
 
+UNIX = "unix:"
+MAX_SOCKET_PATH_BYTES = 107
+WORKER_SOCKET = "tmp/.ts.sock.9000"
+"""The longest path of a socket that TorchServe makes below its folder by itself."""
+
+
+def check_socket_path(path: str) -> None:
+    """Raise StackError when the kernel has no room for the path of this Unix socket."""
+    length = len(path.encode())
+    if length > MAX_SOCKET_PATH_BYTES:
+        raise StackError(
+            f"the path of the socket {path} has {length} bytes, and the kernel takes "
+            f"{MAX_SOCKET_PATH_BYTES}: choose a folder with a shorter path by --folder"
+        )
+
+
+class ManagementConnection(HTTPConnection):
+    """To a management address: `http://host:port`, or `unix:` and a path."""
+
+    def __init__(self, address: str, timeout: float = 10.0) -> None:
+        self._path = address.removeprefix(UNIX) if address.startswith(UNIX) else None
+        super().__init__("" if self._path else address.removeprefix("http://"), timeout=timeout)
+
+    def connect(self) -> None:
+        """See `HTTPConnection.connect`."""
+        if self._path is None:
+            return super().connect()
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        return self.sock.connect(self._path)
+
+
 class TorchServe:
     """A TorchServe with the shipped config.properties, but for `overrides`; one archive.
 
@@ -88,11 +155,13 @@ class TorchServe:
             overrides or on_free_ports()
         )
         self.settings["model_store"] = str(archive.resolve().parent)
-        for key in ("metrics_config", "vmargs"):  # it runs in its folder, not in ours
-            self.settings[key] = self.settings[key].replace("serving/", f"{ROOT / 'serving'}/")
         self.model = archive.stem
         self._own = tempfile.TemporaryDirectory(prefix="fmnist-") if folder is None else None
         self.folder = Path(self._own.name) if self._own else folder or ROOT
+        # It runs in its folder, not in ours. The copy of log4j2.xml there is for the operator: it
+        # is read again when it changes.
+        for key, home in {"metrics_config": ROOT / "serving", "vmargs": self.folder}.items():
+            self.settings[key] = self.settings[key].replace("serving/", f"{home}/")
         self.process = Process(
             [
                 *(str(Path(sys.executable).parent / "torchserve"), "--start", "--ncs"),
@@ -124,9 +193,15 @@ class TorchServe:
     def start(self) -> Self:
         """Start it; it does not answer yet. Raises StackError when it cannot."""
         check_archive(self.archive)
-        for key in PORTS:
-            check_free(int(self.settings[key].rsplit(":", 1)[-1]))
+        check_socket_path(str(self.folder / WORKER_SOCKET))
+        for address in map(self.settings.__getitem__, PORTS):
+            if address.startswith(UNIX):
+                check_socket_path(address.removeprefix(UNIX))
+            else:
+                check_free(int(address.rsplit(":", 1)[-1]))
         (self.folder / "tmp").mkdir(parents=True, exist_ok=True)
+        self.key_file.unlink(missing_ok=True)  # of another start
+        shutil.copyfile(ROOT / "serving" / "log4j2.xml", self.folder / "log4j2.xml")
         lines = [f"{key}={value}\n" for key, value in self.settings.items()]
         (self.folder / "config.properties").write_text("".join(lines))
         self.process.start()
@@ -160,6 +235,22 @@ class TorchServe:
         """Return the token of one kind: inference, management or API."""
         found: str = json.loads(self.key_file.read_text())[kind]["key"]
         return found
+
+    def renew_token(self, kind: str) -> None:
+        """Let it make a new token, inference or management; the old one is void at once.
+
+        Raises StackError when it does not.
+        """
+        address = self.settings["management_address"]
+        try:
+            with closing(ManagementConnection(address)) as connection:
+                headers = {"Authorization": f"Bearer {self.key('API')}"}
+                connection.request("GET", f"/token?type={kind}", headers=headers)
+                status = connection.getresponse().status
+        except (OSError, ValueError, HTTPException) as error:
+            raise StackError(f"the {kind} token could not be renewed: {error}") from error
+        if status != HTTPStatus.OK:
+            raise StackError(f"the {kind} token could not be renewed: {address} answers {status}")
 
     def __enter__(self) -> Self:
         """Start it and wait until it predicts."""

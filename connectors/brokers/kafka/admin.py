@@ -66,7 +66,8 @@ class EndOffsets:
         return [one for one in records if one.position.offset < self._end(one.position)]
 
     def _end(self, at: Untyped) -> int:
-        return int(self._ends[TopicPartition(at.topic, at.partition)])
+        """The end of a partition; all of one that was added since came later."""
+        return int(self._ends.get(TopicPartition(at.topic, at.partition), 0))
 
     def is_read(self) -> bool:
         """Say whether all of it was handed out; never, while partitions are somebody else's."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +257,12 @@ def stop_if_unreachable(settings: KafkaSettings) -> Iterator[None]:
     except KafkaError as error:
         raise_if_permanent(error, settings)
         servers = settings.bootstrap_servers
-        if any(map(_is_listening, servers.split(","))):
+        faults = [
+            fault for server in servers.split(",") if (fault := _find_fault(server, settings))
+        ]
+        if faults:
+            what = f"TLS with {faults[0]}: correct the certificates or the ssl_ flags"
+        elif any(map(_is_listening, servers.split(","))):
             what = f"who listens at {servers} does not let us in: correct the security flags"
         else:
             what = f"no Kafka broker listens at {servers}: start it, or correct --bootstrap-servers"
@@ -274,6 +280,35 @@ def _is_listening(server: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _find_fault(server: str, settings: KafkaSettings) -> str:
+    """Say why TLS with a server does not come about; nothing when it does, or is not asked for.
+
+    kafka-python keeps that to itself too.
+    """
+    options = {**_connection(settings), **settings.kafka}
+    if not options["security_protocol"].endswith("SSL"):
+        return ""
+    host, _, port = server.strip().rpartition(":")
+    name = host.strip("[]")
+    try:
+        context = ssl.create_default_context(cafile=options.get("ssl_cafile"))
+        context.check_hostname = options.get("ssl_check_hostname", True)
+        if certfile := options.get("ssl_certfile"):
+            password = options.get("ssl_password")
+            context.load_cert_chain(certfile, options.get("ssl_keyfile"), password)
+        with (
+            socket.create_connection((name, int(port)), timeout=3) as plain,
+            context.wrap_socket(plain, server_hostname=name) as secured,
+        ):
+            secured.settimeout(1)
+            secured.recv(1)  # a broker says here that it does not like our certificate
+    except ssl.SSLError as error:
+        return f"{server.strip()} fails ({error})"
+    except (OSError, ValueError):  # nobody is there, or nobody has refused
+        return ""
+    return ""
 
 
 def read_max_message_bytes(settings: KafkaSettings, topic: str) -> int | None:

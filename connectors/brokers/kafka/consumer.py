@@ -259,8 +259,8 @@ class GroupConsumer:
             self._stale = what, time.monotonic()
         if time.monotonic() - self._stale[1] > STALE_OFFSET_TIMEOUT:
             raise Stop(
-                f"{what}, and nothing is done twice: set it to {min_offset} to go on, or have the "
-                "records done again by another --group",
+                f"{what}, and nothing is done twice: find out who moved it, then start with "
+                "another --group and --from earliest, which does records again and loses none",
                 Exit.GIVEN_UP,
             )
         raise kafka_errors.CoordinatorLoadInProgressError(what)

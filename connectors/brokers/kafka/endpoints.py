@@ -113,6 +113,7 @@ class TopicReader:
 
     def __init__(self, settings: KafkaSettings, topic: str, bound: str) -> None:
         self._settings = settings
+        self._topic = topic
         partitions = [
             TopicPartition(topic, number)
             for number in range(partition_counts(settings, [topic])[topic])
@@ -129,12 +130,24 @@ class TopicReader:
     def read(self, timeout: float) -> Sequence[Record]:
         """See `Reader.read`."""
         with stop_if_unreachable(self._settings):
+            self._take_new_partitions()
             try:
                 fetched = self._consumer.poll(round(timeout * 1000))
             except CorruptRecordError as error:
                 self._step_over(error)
                 return []
         return [make_record(found) for records in fetched.values() for found in records]
+
+    def _take_new_partitions(self) -> None:
+        """Read partitions that were added meanwhile from their beginning, as soon as it is known.
+
+        The library asks for them every `metadata_max_age_ms`; what it knows costs nothing here. The
+        others go on where they are.
+        """
+        numbers = self._consumer.partitions_for_topic(self._topic) or ()
+        known = self._consumer.assignment()
+        if new := {TopicPartition(self._topic, number) for number in numbers} - known:
+            self._consumer.assign([*known, *new])
 
     def _step_over(self, error: CorruptRecordError) -> None:
         """Leave out a record that the library cannot take apart: the others can be shown."""

@@ -6,10 +6,11 @@ import os
 import re
 import socket
 from ipaddress import IPv6Address
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, FilePath, model_validator
 
+from ...tls import is_loopback, require_tls_files
 from ...verbs import (
     Check,
     Daemon,
@@ -26,7 +27,7 @@ from ...verbs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from typing import Self
 
     from ...settings import Settings
@@ -58,6 +59,11 @@ def _is_server(server: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def _host_of(server: str) -> str:
+    found = _SERVER.fullmatch(server.strip())
+    return found["host"] if found else server.strip()
 
 
 class KafkaSettings(Daemon):
@@ -126,10 +132,41 @@ class KafkaSettings(Daemon):
             raise ValueError(msg)
         return self
 
+    @model_validator(mode="after")
+    def _certificates_of_kafka_can_be_used(self) -> Self:
+        files = self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile
+        require_tls_files("ssl_", *files, password=self.kafka.get("ssl_password"))
+        return self
+
+    def list_exposures(self) -> Iterator[str]:
+        """See `Service.list_exposures`; the `kafka` table goes before the flags."""
+        yield from super().list_exposures()
+        protocol = self.kafka.get("security_protocol", self.security_protocol)
+        mechanism = self.kafka.get("sasl_mechanism", self.sasl_mechanism)
+        hosts = [_host_of(one) for one in self.bootstrap_servers.split(",")]
+        away = ", ".join(host for host in hosts if not is_loopback(host))
+        if protocol == "SASL_PLAINTEXT" and mechanism == "PLAIN":
+            yield "the password goes to Kafka in the clear: give --security-protocol SASL_SSL"
+        if not protocol.endswith("SSL") and away:
+            secure = "SASL_SSL" if protocol.startswith("SASL") else "SSL"
+            what = f"the records go to {away} in the clear"
+            yield f"{what}: give --security-protocol {secure}"
+        if protocol.endswith("SSL") and self.kafka.get("ssl_check_hostname") is False:
+            yield (
+                "any host with a certificate of the same authority could pass for Kafka: remove "
+                "ssl_check_hostname from the kafka table"
+            )
+
     def sasl_password(self) -> str | None:
         """The password, without the newline that editors put at the end of a file."""
         file = self.sasl_password_file
         return file.read_text(encoding="utf-8").rstrip("\r\n") if file else None
+
+
+GROUP_ONLY = frozenset(
+    ("group", "delivery", "start", "session_timeout", "heartbeat_interval", "transaction_timeout")
+)
+"""Settings of a member of a consumer group, and of its transactions."""
 
 
 class RunKafka(KafkaSettings):
@@ -153,6 +190,8 @@ class SendKafka(Send, KafkaSettings):
     Example: python -m connectors send kafka --input-topic images --test-set --limit 1000
     """
 
+    unused: ClassVar[frozenset[str]] = Send.unused | GROUP_ONLY
+
     input_topic: str = Field(description="images in", min_length=1)
 
 
@@ -162,11 +201,15 @@ class ListenKafka(Listen, KafkaSettings):
     Example: python -m connectors listen kafka --output-topic predictions
     """
 
+    unused: ClassVar[frozenset[str]] = Listen.unused | GROUP_ONLY
+
     output_topic: str = Field(description="predictions out", min_length=1)
 
 
 class DeadKafka(DeadLetters, KafkaSettings):
     """Dead letters of a Kafka topic."""
+
+    unused: ClassVar[frozenset[str]] = DeadLetters.unused | GROUP_ONLY
 
     input_topic: str = Field(description="where the dead letters came from", min_length=1)
 
@@ -198,6 +241,8 @@ class ReplayKafka(Replay, DeadKafka):
 
     Example: python -m connectors dlq replay kafka --input-topic images --name after-fix
     """
+
+    unused: ClassVar[frozenset[str]] = DeadLetters.unused - {"stuck_after"} | {"delivery", "start"}
 
 
 class CheckKafka(Check, RunKafka):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
@@ -135,6 +135,8 @@ class ListenPubSub(Listen, PubSubSettings):
 
     Example: python -m connectors listen pubsub --output-topic predictions
     """
+
+    unused: ClassVar[frozenset[str]] = Listen.unused - {"window", "window_bytes"}
 
     output_topic: Id = Field(description="predictions out")
 

@@ -63,6 +63,7 @@ SCENARIOS = {
         "4 minutes",
     ),
     "soak": Entry("the memory of a relay at full speed", ALL, "15 minutes"),
+    "token": Entry("tokens are renewed under load, for three of their lives", ALL, "5 minutes"),
 }
 
 

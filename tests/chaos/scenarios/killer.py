@@ -2,7 +2,7 @@
 
 Its pack of 64 and three others are in the topic before the relay starts; meanwhile a steady load
 comes in other partitions. A proxy before TorchServe sees each call. The image must be the one dead
-letter, after as many tries of its own as are configured, at most 24 calls may be made that the load
+letter, after as many tries of its own as are configured, at most 60 calls may be made that the load
 would not have needed, and the other records must go on.
 """
 
@@ -58,7 +58,8 @@ PARTITIONS = 3  # the killer's is the first
 # Of the others' records that are due while it is on trial; most of that time the worker is dead, so
 # the last of them are answered after it. A relay that held them back would have none answered.
 LEAST_SHARE = 0.25
-MOST_EXTRA_CALLS = 24
+# About fifteen trials, a canary before each, and canaries while the worker comes back eight times.
+MOST_EXTRA_CALLS = 60
 RUN_TIMEOUT_S = 400.0  # nine deaths of the worker, which needs up to 16 s to come back
 CHECK_INTERVAL_S = 0.05
 SERVICE_TIMEOUT_S = 20.0  # that the relay gives the service, and so a worker to come back

@@ -47,11 +47,15 @@ RESTART_TIMEOUT_S = 120.0
 
 @dataclass(frozen=True, kw_only=True)
 class KafkaCase(Case):
-    """What is run on Kafka. `proxied`: whether the relays ask the proxy, which can answer badly."""
+    """What is run on Kafka. `proxied`: whether the relays ask the proxy, which can answer badly.
+
+    `flags`: of each relay, beside those that all have.
+    """
 
     quiet: float = QUIET_S
     partitions: int = 9
     proxied: bool = True
+    flags: tuple[str, ...] = ()
 
 
 class KafkaTarget:
@@ -97,7 +101,7 @@ class KafkaTestbed(Testbed):
         url, exits = proxy.url if case.proxied else service.server.url, Counter[int]()
         argv = partial(relay_argv, case.program, servers, url)
         names = [f"relay-{one}" for one in range(case.relays)]
-        relays = [RelayProcess(name, argv(name), folder, exits) for name in names]
+        relays = [RelayProcess(one, [*argv(one), *case.flags], folder, exits) for one in names]
         extra_relay = ExtraRelay("relay-extra", argv("relay-extra"), folder, exits)
         for relay in (*relays, extra_relay):
             stack.callback(relay.kill)

@@ -1,0 +1,241 @@
+"""The benchmark on Kafka: relays of several kinds from one backlog, through the same servers.
+
+Each run has a group and topics of its own, and reads the same backlog from its beginning. CPU is
+counted from the first result to the end, so a start costs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+
+from connectors.images import encode_png
+from tests.bench.figures import compute_rate
+from tests.bench.latency import Arrivals, Latency, compute_latency, send_load
+from tests.bench.measured import Measured
+from tests.bench.usage import Usage, find_processes, measure
+from tests.chaos.brokers.kafka.observer import read_topic
+from tests.chaos.load import MAX_RATE
+from tools.exported import first_images
+from tools.servers.process import ROOT, Process, StackError, free_ports
+from tools.servers.torchserve import TorchServe, on_free_ports, read_properties
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from tools.servers.kafka import Kafka
+
+PARTITIONS = 4
+TEST_IMAGES = 10_000
+START_TIMEOUT_S = 60.0
+RUN_TIMEOUT_S = 600.0
+TICK_S = 0.1
+names = (f"bench-{number}" for number in count())
+"""Of groups, and of the topics that are called after them."""
+OUTPUTS = ("predictions", "dead")
+NOTHING = Usage(0.0, 0)
+
+
+class Contestant(NamedTuple):
+    """A relay: its program's arguments, whom it asks, and the tree that it runs from."""
+
+    module: Sequence[str]
+    flags: Sequence[str] = ()
+    service: str | None = "torchserve"
+    tree: Path = ROOT
+
+
+DAEMON = ("connectors", "kafka")
+CONTESTANTS: Mapping[str, Contestant] = {
+    "exactly once": Contestant(DAEMON),
+    "at least once": Contestant(DAEMON, ("--delivery", "at-least-once")),
+    "pack of 1": Contestant(DAEMON, ("--pack", "1")),
+    "plain relay": Contestant(("tests.bench.plain_kafka",)),
+    "instant service": Contestant(DAEMON, service="instant"),
+    "bare loop": Contestant(("tests.bench.bare_kafka",), service=None),
+}
+
+
+BASE = "base"
+
+
+def add_base(contestants: Mapping[str, Contestant], tree: Path | None) -> dict[str, Contestant]:
+    """Return the contestants, and the daemon of an older tree when there is one."""
+    return {**contestants, BASE: Contestant(DAEMON, tree=tree)} if tree else dict(contestants)
+
+
+class Snapshot(NamedTuple):
+    """What was used until a moment: seconds of the monotonic and of the wall clock."""
+
+    monotonic: float
+    wall: float
+    usage: Mapping[str, Usage]
+
+
+class KafkaBenchmark:
+    """A backlog in `kafka`, and an instant service; made ready by `with`.
+
+    `servers`: the TorchServe of each tree that contestants run from. The logs go to `folder`.
+    """
+
+    def __init__(
+        self, kafka: Kafka, servers: Mapping[Path, TorchServe], folder: Path, records: int
+    ) -> None:
+        self.records = records
+        self._kafka = kafka
+        self._bootstrap = kafka.plain_servers
+        self._servers = servers
+        self._folder = folder
+        self._backlog = f"{next(names)}-images"
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            port = free_ports(1)[0]
+            argv = [sys.executable, "-m", "tests.bench.instant_service", str(port)]
+            self._instant = Process(argv, self._folder / "instant.log", cwd=ROOT).start()
+            stack.callback(self._instant.stop)
+            self._instant_url = f"http://127.0.0.1:{port}/predictions/instant"
+            self._admin = KafkaAdminClient(bootstrap_servers=self._bootstrap)
+            stack.callback(self._admin.close)
+            self._consumer = KafkaConsumer(bootstrap_servers=self._bootstrap)
+            stack.callback(self._consumer.close)
+            self._produce_backlog()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, contestant: Contestant) -> Measured:
+        """Let one relay answer the whole backlog. Raises StackError when a result is missing."""
+        group = self._create_topics()
+        with self._started(contestant, group, self._backlog) as relay:
+            self._wait(relay, START_TIMEOUT_S, partial(self._has_results, f"{group}-predictions"))
+            first = self._take_snapshot(relay, contestant)
+            self._wait(relay, RUN_TIMEOUT_S, partial(self._is_done, group))
+            last = self._take_snapshot(relay, contestant)
+        return self._compute(f"{group}-predictions", first, last)
+
+    def measure_latency(self, contestant: Contestant, rate: float, seconds: float) -> Latency:
+        """Return how long records wait for their committed result; `rate`: records a second."""
+        group, count = self._create_topics(), round(rate * seconds)
+        images, predictions = f"{group}-images", f"{group}-predictions"
+        self._kafka.create_topic(images, PARTITIONS)
+        with self._started(contestant, group, images) as relay:
+            send_load(self._bootstrap, images, PARTITIONS, MAX_RATE)  # the first ones wait longer
+            self._wait(relay, START_TIMEOUT_S, partial(self._has_results, predictions))
+            with Arrivals(self._bootstrap, predictions) as arrivals:
+                send_load(self._bootstrap, images, count, rate)
+                self._wait(relay, RUN_TIMEOUT_S, partial(arrivals.have, count))
+        return compute_latency(arrivals.list_delays())
+
+    def _create_topics(self) -> str:
+        """Return the name of a new group, whose topics are called after it."""
+        group = next(names)
+        for name in OUTPUTS:
+            self._kafka.create_topic(f"{group}-{name}", PARTITIONS)
+        return group
+
+    @contextmanager
+    def _started(self, contestant: Contestant, group: str, images: str) -> Iterator[Process]:
+        environment = {**os.environ, "PYTHONPATH": str(contestant.tree)}
+        argv = self._build_argv(contestant, group, images)
+        relay = Process(argv, self._folder / f"{group}.log", environment, contestant.tree).start()
+        try:
+            yield relay
+        finally:
+            relay.stop()
+
+    def _build_argv(self, contestant: Contestant, group: str, images: str) -> list[str]:
+        argv = [sys.executable, "-m", *contestant.module, *contestant.flags]
+        argv += ["--bootstrap-servers", self._bootstrap, "--input-topic", images]
+        argv += ["--output-topic", f"{group}-predictions", "--group", group]
+        if contestant.module == DAEMON:
+            argv += ["--dead-letter-topic", f"{group}-dead", "--metrics-port", "0"]
+        match contestant.service:
+            case "torchserve":
+                argv += ["--url", self._servers[contestant.tree].url]
+            case "instant":
+                argv += ["--url", self._instant_url]
+        return argv
+
+    def _produce_backlog(self) -> None:
+        self._kafka.create_topic(self._backlog, PARTITIONS)
+        pictures = first_images(min(self.records, TEST_IMAGES))
+        files = [encode_png(28, 28, image.tobytes()) for image in pictures]
+        producer = KafkaProducer(bootstrap_servers=self._bootstrap, linger_ms=20)
+        for number in range(self.records):
+            value, key = files[number % len(files)], b"%d" % number
+            producer.send(self._backlog, value, key, partition=number % PARTITIONS)
+        producer.flush()
+        producer.close()
+
+    def _wait(self, relay: Process, timeout_s: float, condition: Callable[[], bool]) -> None:
+        until = time.monotonic() + timeout_s
+        while not condition():
+            if not relay.alive() or time.monotonic() > until:
+                raise StackError(f"the relay did not get on; its log ends:\n{relay.tail()}")
+            time.sleep(TICK_S)
+
+    def _has_results(self, topic: str) -> bool:
+        partitions = [TopicPartition(topic, one) for one in range(PARTITIONS)]
+        return any(self._consumer.end_offsets(partitions).values())
+
+    def _is_done(self, group: str) -> bool:
+        offsets = self._admin.list_group_offsets([group])[group]
+        return bool(sum(found.offset for found in offsets.values()) >= self.records)
+
+    def _take_snapshot(self, relay: Process, contestant: Contestant) -> Snapshot:
+        pids = {"relay": relay.child.pid, "kafka": self._kafka.process.child.pid}
+        match contestant.service:
+            case "torchserve":
+                pids |= find_torchserve(self._servers[contestant.tree])
+            case "instant":
+                pids["service"] = self._instant.child.pid
+        return Snapshot(time.monotonic(), time.time(), measure(pids))
+
+    def _compute(self, topic: str, first: Snapshot, last: Snapshot) -> Measured:
+        found = read_topic(self._bootstrap, topic)
+        if len(found) < self.records:
+            raise StackError(f"{len(found)} of {self.records} results came: see {self._folder}")
+        moments = [one.timestamp / 1000 for one in found]
+        counted = sum(moment > first.wall for moment in moments)
+        if not counted:
+            raise StackError("all results came before the first look: take more records")
+        used = {
+            name: usage.cpu_s - first.usage.get(name, NOTHING).cpu_s
+            for name, usage in last.usage.items()
+        }
+        return Measured(
+            records_s=compute_rate(moments),
+            cpu_us={name: 1e6 * seconds / counted for name, seconds in used.items()},
+            rss_mb={name: usage.rss_bytes / 1e6 for name, usage in last.usage.items()},
+            cores=sum(used.values()) / (last.monotonic - first.monotonic),
+        )
+
+
+def serve_base(tree: Path) -> TorchServe:
+    """Return a server of an older tree's archive and settings, not started yet."""
+    settings = read_properties(tree / "config.properties") | on_free_ports()
+    return TorchServe(tree / "model_store" / "fmnist.mar", overrides=settings)
+
+
+def find_torchserve(server: TorchServe) -> dict[str, int]:
+    """Return the process of the JVM and that of its worker."""
+    found = {}
+    for process in find_processes(server.process.child.pid):
+        command = process.cmdline()
+        if any("model_service_worker" in word for word in command):
+            found["worker"] = process.pid
+        elif process.name() == "java":
+            found["jvm"] = process.pid
+    return found

@@ -1,0 +1,91 @@
+"""How long records wait for a result that a reader of committed records sees."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import closing
+from random import Random
+from statistics import quantiles
+from threading import Event, Thread
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from kafka import KafkaConsumer
+
+from tests.chaos.brokers.kafka.producer import TopicProducer
+from tests.chaos.load import LoadGenerator, generate_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PARTITIONS = 4
+POLL_MS = 200
+TICK_S = 0.05
+
+
+class Latency(NamedTuple):
+    """Percentiles of the delays, in milliseconds."""
+
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+
+
+def compute_latency(delays_s: Sequence[float]) -> Latency:
+    """Return the percentiles of at least two delays."""
+    cuts = quantiles(delays_s, n=100)
+    return Latency(*(1000 * cuts[percent - 1] for percent in (50, 95, 99)))
+
+
+def send_load(servers: str, topic: str, count: int, rate: float) -> None:
+    """Send so many images at a steady rate (records a second); return when they are there."""
+    load = generate_inputs(count, PARTITIONS, 0.0, Random(0))
+    generator = LoadGenerator(TopicProducer(servers, topic), load, rate)
+    with closing(generator):
+        generator.start()
+        while generator.is_running():
+            time.sleep(TICK_S)
+
+
+class Arrivals:
+    """Notes when each result comes that is committed after `with`, from a thread of its own."""
+
+    def __init__(self, servers: str, topic: str) -> None:
+        self._consumer = KafkaConsumer(
+            topic,
+            bootstrap_servers=servers,
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+        )
+        self._over = Event()
+        self._delays_s: list[float] = []
+        self._thread = Thread(target=self._run, name="arrivals")
+
+    def __enter__(self) -> Self:
+        while not self._consumer.assignment():
+            self._consumer.poll(POLL_MS)
+        for partition in self._consumer.assignment():
+            self._consumer.position(partition)  # where the topic ends now
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+        self._consumer.close()
+
+    def have(self, count: int) -> bool:
+        """Say whether so many have come."""
+        return len(self._delays_s) >= count
+
+    def list_delays(self) -> Sequence[float]:
+        """Return seconds from a record's own timestamp to the arrival of its result."""
+        return tuple(self._delays_s)
+
+    def _run(self) -> None:
+        while not self._over.is_set():
+            found = self._consumer.poll(POLL_MS)
+            now = time.time()
+            for records in found.values():
+                # `time` of a result is the timestamp of its record
+                self._delays_s += [now - json.loads(one.value)["time"] / 1000 for one in records]

@@ -1,0 +1,103 @@
+"""The figures of relays that ran in turns: medians, spread, a table and JSON. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from math import inf
+from statistics import median
+from typing import TYPE_CHECKING, Any, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from tests.bench.latency import Latency
+
+PARTS = ("relay", "worker", "jvm", "kafka", "service")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One run: records a second; CPU µs a record and resident MB by process; cores in use."""
+
+    records_s: float
+    cpu_us: Mapping[str, float]
+    rss_mb: Mapping[str, float]
+    cores: float
+
+    @property
+    def total_cpu_us(self) -> float:
+        """CPU µs a record of all processes together."""
+        return sum(self.cpu_us.values())
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure and the bound that is wanted of it."""
+
+    what: str
+    value: float
+    least: float = -inf
+    most: float = inf
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure is within its bounds."""
+        return self.least <= self.value <= self.most
+
+    def render(self) -> str:
+        """Return a line, for people."""
+        bound = f"at least {self.least:g}" if self.least > -inf else f"at most {self.most:g}"
+        return f"{self.what:<40}{self.value:>10.2f}  {bound:<16}{'yes' if self.met else 'NO'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """All runs by contestant; the latency of ours at `rate` records a second."""
+
+    records: int
+    cores: int
+    runs: Mapping[str, Sequence[Measured]]
+    rate: float = 0.0
+    latency: Latency | None = None
+
+    def add_latency(self, rate: float, latency: Latency) -> Self:
+        """Return the same with a latency."""
+        return replace(self, rate=rate, latency=latency)
+
+    def find_median(self, name: str) -> Measured:
+        """Return the run of the median rate (the lower of two)."""
+        ordered = sorted(self.runs[name], key=lambda run: run.records_s)
+        return ordered[(len(ordered) - 1) // 2]
+
+    def compute_ratio(self, name: str, base: str) -> float:
+        """Return the median of the rounds' ratios."""
+        pairs = zip(self.runs[name], self.runs[base], strict=True)
+        return median(one.records_s / other.records_s for one, other in pairs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything, for JSON."""
+        return {
+            "records": self.records,
+            "cores": self.cores,
+            "runs": {name: [asdict(run) for run in found] for name, found in self.runs.items()},
+            "rate": self.rate,
+            "latency": self.latency and self.latency._asdict(),
+        }
+
+    def render(self) -> str:
+        """Return a line for each contestant, for people."""
+        head = f"{'records/s':>10}{'spread':>16}" + "".join(f"{part:>9}" for part in PARTS)
+        lines = [f"{'CPU µs a record of':>60}", f"{'':<16}{head}{'all':>9}{'cores':>7}"]
+        lines += [self._render_run(name) for name in self.runs]
+        if self.latency:
+            p50, p95, p99 = self.latency
+            lines.append(f"at {self.rate:,.0f}/s: p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f} ms")
+        return "\n".join(lines)
+
+    def _render_run(self, name: str) -> str:
+        middle = self.find_median(name)
+        rates = [run.records_s for run in self.runs[name]]
+        spread = f"{min(rates):,.0f}-{max(rates):,.0f}"
+        parts = "".join(f"{middle.cpu_us.get(part, 0):>9.0f}" for part in PARTS)
+        line = f"{name:<16}{middle.records_s:>10,.0f}{spread:>16}{parts}"
+        return f"{line}{middle.total_cpu_us:>9.0f}{middle.cores:>7.2f}"

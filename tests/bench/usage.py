@@ -1,0 +1,49 @@
+"""The CPU and the memory of processes and of all their children, as the kernel counts them."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
+
+import psutil
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+
+class Usage(NamedTuple):
+    """CPU seconds since the processes began; resident bytes now."""
+
+    cpu_s: float
+    rss_bytes: int
+
+
+def find_processes(pid: int) -> Iterator[psutil.Process]:
+    """Yield a process and its descendants; nothing when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        yield parent
+        yield from parent.children(recursive=True)
+
+
+def measure_process(process: psutil.Process) -> Usage:
+    """Return what one process has used, and its ended children with it."""
+    with suppress(psutil.NoSuchProcess):
+        times = process.cpu_times()
+        cpu = times.user + times.system + times.children_user + times.children_system
+        return Usage(cpu, process.memory_info().rss)
+    return Usage(0.0, 0)
+
+
+def measure(pids: Mapping[str, int]) -> dict[str, Usage]:
+    """Return the usage by name.
+
+    A name's process counts with its descendants, but for those that have a name of their own.
+    """
+    named = set(pids.values())
+    return {name: _sum(pid, named - {pid}) for name, pid in pids.items()}
+
+
+def _sum(pid: int, others: set[int]) -> Usage:
+    found = [measure_process(one) for one in find_processes(pid) if one.pid not in others]
+    return Usage(sum(one.cpu_s for one in found), sum(one.rss_bytes for one in found))
