@@ -7,7 +7,7 @@ import subprocess
 import sys
 import zipfile
 from dataclasses import asdict
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -25,6 +25,9 @@ from training.export import LOADERS, describe, export
 from training.recipe import Recipe
 
 from .conftest import stripes
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`torch\.jit\.load` is deprecated:FutureWarning")
 
