@@ -332,8 +332,8 @@ MUTANTS = (
     Mutant(
         "too-large-is-busy",
         INFERENCE,
-        'return Failed(_excerpt("413: too large", content), final=True, status=status)',
-        'return Busy(_excerpt("413: too large", content), after)',
+        'return Failed(detail, final=True, status=status, reason="too_large")',
+        "return Busy(detail, after)",
         "one image that is too large stops its lane for ever",
     ),
     Mutant(

@@ -17,6 +17,8 @@ import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tools.servers.torchserve import checksum_file
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
@@ -124,7 +126,7 @@ def publish(archive: Path, store: Path) -> Path:
 
     The old checksum goes first: between the steps an archive has none, never a wrong one.
     """
-    sums = store / f"{archive.name}.sha256"
+    sums = checksum_file(store / archive.name)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     written = archive.with_name(sums.name)
     written.write_text(f"{digest}  {archive.name}\n")

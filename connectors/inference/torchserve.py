@@ -86,9 +86,7 @@ def interpret_reply(status: int, content: bytes, count: int, after: float | None
     reply = _json_object(content)
     if status == HTTPStatus.OK:
         return _outcomes(reply, count) or Busy(_excerpt("not our handler's answer", content), after)
-    if (
-        status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE
-    ):  # bytes (the server, a proxy) or pixels (the handler)
+    if status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:  # of the server, a proxy or the handler
         detail = _excerpt("413: too large", content)
         return Failed(detail, final=True, status=status, reason="too_large")
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and reply.get("type") == _FAILURE:

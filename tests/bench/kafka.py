@@ -20,7 +20,7 @@ from connectors.images import encode_png
 from tests.bench.figures import compute_rate
 from tests.bench.latency import Arrivals, Latency, compute_latency, send_load
 from tests.bench.measured import Measured
-from tests.bench.usage import Usage, find_processes, measure
+from tests.bench.usage import Usage, find_torchserve, measure
 from tests.chaos.brokers.kafka.observer import read_topic
 from tests.chaos.load import MAX_RATE
 from tools.exported import first_images
@@ -198,7 +198,7 @@ class KafkaBenchmark:
         pids = {"relay": relay.child.pid, "kafka": self._kafka.process.child.pid}
         match contestant.service:
             case "torchserve":
-                pids |= find_torchserve(self._servers[contestant.tree])
+                pids |= find_torchserve(self._servers[contestant.tree].process.child.pid)
             case "instant":
                 pids["service"] = self._instant.child.pid
         return Snapshot(time.monotonic(), time.time(), measure(pids))
@@ -227,15 +227,3 @@ def serve_base(tree: Path) -> TorchServe:
     """Return a server of an older tree's archive and settings, not started yet."""
     settings = read_properties(tree / "config.properties") | on_free_ports()
     return TorchServe(tree / "model_store" / "fmnist.mar", overrides=settings)
-
-
-def find_torchserve(server: TorchServe) -> dict[str, int]:
-    """Return the process of the JVM and that of its worker."""
-    found = {}
-    for process in find_processes(server.process.child.pid):
-        command = process.cmdline()
-        if any("model_service_worker" in word for word in command):
-            found["worker"] = process.pid
-        elif process.name() == "java":
-            found["jvm"] = process.pid
-    return found

@@ -9,23 +9,21 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-import requests
-
 from connectors.images import encode_png
 from connectors.inference.torchserve import encode_multipart
 from connectors.records import Image
+from tests.bench.usage import find_torchserve
+from tests.bench.usage import measure as measure_usage
 from tools.exported import classes, first_images
 from tools.servers.process import StackError
 
@@ -37,7 +35,6 @@ if TYPE_CHECKING:
 PACK = 64
 """Images of one request, as the connectors send."""
 IN_FLIGHT = 4
-TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 ASKED = {
     "parameters": {"top": 3},
@@ -132,26 +129,12 @@ def measure(server: TorchServe, rounds: int, packs: int, say: Callable[[str], No
     return render_costs(found, {form: len(benchmark.make_pack(form).body) for form in FORMS})
 
 
-def read_cpu_s(pid: int) -> float:
-    """Return the seconds of CPU that a process has had, in all its threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:13])) / TICKS_PER_S
-
-
-def read_parent(pid: int) -> int:
-    """Return the process that started this one."""
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
 class PackedBenchmark:
     """The forms against one server."""
 
     def __init__(self, server: TorchServe) -> None:
         self._server = server
-        management = f"{server.settings['management_address']}/models/{server.model}"
-        (worker,) = requests.get(management, timeout=30).json()[0]["workers"]
-        self._worker = worker["pid"]
-        self._java = read_parent(self._worker)
+        self._pids = find_torchserve(server.process.child.pid)
         images = first_images(PACK)
         self._files = [encode_png(28, 28, image.tobytes()) for image in images]
         self._classes = classes(images, server.archive).tolist()
@@ -164,14 +147,16 @@ class PackedBenchmark:
     def run(self, form: str, packs: int) -> Cost:
         """Send a form so often. Raises StackError for a wrong answer."""
         pack = self.make_pack(form)
-        before = read_cpu_s(self._java), read_cpu_s(self._worker)
+        before = measure_usage(self._pids)
         started = time.monotonic()
         with ThreadPoolExecutor(IN_FLIGHT) as pool:
             list(pool.map(lambda _: self._send(pack, packs // IN_FLIGHT), range(IN_FLIGHT)))
         seconds = time.monotonic() - started
         images = packs // IN_FLIGHT * IN_FLIGHT * PACK
-        after = read_cpu_s(self._java), read_cpu_s(self._worker)
-        java, worker = ((b - a) * 1e6 / images for a, b in zip(before, after, strict=True))
+        after = measure_usage(self._pids)
+        java, worker = (
+            (after[name].cpu_s - before[name].cpu_s) * 1e6 / images for name in ("jvm", "worker")
+        )
         return Cost(java, worker, images / seconds)
 
     def _send(self, pack: Pack, times: int) -> None:

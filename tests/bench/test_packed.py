@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 from tests.bench import packed
-from tests.bench.packed import FORMS, Cost, compare_forms, read_cpu_s, read_parent, render_costs
+from tests.bench.packed import FORMS, Cost, compare_forms, render_costs
 from tests.handler.torchserve import Served, body, write_archive
 from tests.test_contract import as_java_reads_it, picture
 
@@ -40,13 +38,6 @@ def test_the_table_shows_medians_and_shares() -> None:
     table = render_costs(costs, {"multipart": 41_000, "v2, binary": 33_000}).splitlines()
     assert table[2].split() == ["multipart", "41,000", "40.0", "60.0", "100.0", "100..100", "100%"]
     assert table[3].split() == ["v2,", "binary", "33,000", "30.0", "20.0", "50.0", "50..50", "50%"]
-
-
-def test_the_cpu_of_a_process_is_read_from_the_system() -> None:
-    before = read_cpu_s(os.getpid())
-    while read_cpu_s(os.getpid()) < before + 0.02:
-        sum(range(100_000))
-    assert read_parent(os.getpid()) == os.getppid()
 
 
 @pytest.fixture(scope="module")

@@ -47,3 +47,14 @@ def measure(pids: Mapping[str, int]) -> dict[str, Usage]:
 def _sum(pid: int, others: set[int]) -> Usage:
     found = [measure_process(one) for one in find_processes(pid) if one.pid not in others]
     return Usage(sum(one.cpu_s for one in found), sum(one.rss_bytes for one in found))
+
+
+def find_torchserve(pid: int) -> dict[str, int]:
+    """Return the process of TorchServe's JVM and that of its worker; `pid`: of its launcher."""
+    found = {}
+    for process in find_processes(pid):
+        if any("model_service_worker" in word for word in process.cmdline()):
+            found["worker"] = process.pid
+        elif process.name() == "java":
+            found["jvm"] = process.pid
+    return found

@@ -283,7 +283,9 @@ def test_a_failure_names_its_status_and_what_was_said(status: int, message: str)
     ],
 )
 def test_a_request_that_is_too_large_never_succeeds(content: bytes, detail: str) -> None:
-    assert torchserve.interpret_reply(413, content, 3) == Failed(detail, final=True, status=413)
+    assert torchserve.interpret_reply(413, content, 3) == Failed(
+        detail, final=True, status=413, reason="too_large"
+    )
 
 
 def test_a_warning_quotes_the_first_200_bytes_on_one_line() -> None:

@@ -272,9 +272,10 @@ def test_variables_and_keys_of_other_commands_are_tolerated(
 ) -> None:
     value = {"delivery": "at-least-once", "dead_letter_topic": "dead"}.get(name, "7")
     file = toml(tmp_path, f"{name} = '{value}'")
-    load(ListenKafka, ["--output-topic=out", f"--config={file}"], "connectors")
+    listening = load(ListenKafka, ["--output-topic=out", f"--config={file}"], "connectors")
     monkeypatch.setenv(f"CONNECTOR_{name.upper()}", value)
-    load(SendKafka, ["--input-topic=in", "--test-set"], "connectors")
+    sending = load(SendKafka, ["--input-topic=in", "--test-set"], "connectors")
+    assert [str(getattr(one, name)) for one in (listening, sending)] == [value, value]
 
 
 def test_every_unused_setting_is_one() -> None:

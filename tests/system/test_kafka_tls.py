@@ -134,7 +134,7 @@ def refuse(flags: Sequence[str]) -> str:
     ("listener", "why"),
     [
         ("expired", "certificate has expired"),
-        ("foreign", "unable to get local issuer certificate"),
+        ("foreign", "self-signed certificate"),
         ("misnamed", "IP address mismatch"),
     ],
 )

@@ -144,7 +144,8 @@ def test_a_path_that_is_too_long_for_a_socket_is_one_sentence(
 
 
 def test_make_passes_archive_port_and_folder_on() -> None:
-    words = ["make", "--dry-run", "serve-production", "ARCHIVE=a.mar", "PORT=9", "FOLDER=/run/b"]
+    words = ["make", "--no-print-directory", "--dry-run", "serve-production"]  # also inside a make
+    words += ["ARCHIVE=a.mar", "PORT=9", "FOLDER=/run/b"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
     last = done.stdout.splitlines()[-1].replace("\\", "").split()
     assert last == [

@@ -152,7 +152,7 @@ def test_the_killer_is_in_a_full_pack_and_the_others_in_other_partitions() -> No
 
 
 GOOD_KILLER: dict[str, Any] = {
-    "extra_calls": 24,
+    "extra_calls": 60,
     "longest_call_seconds": 9.0,
     "images_in_its_first_pack": 64,
     "dead_letters": 1,
@@ -173,7 +173,7 @@ def test_a_killer_that_harmed_itself_only_passes() -> None:
 @pytest.mark.parametrize(
     "flaw",
     [
-        {"extra_calls": 25},
+        {"extra_calls": 61},
         {"longest_call_seconds": 20.0},
         {"images_in_its_first_pack": 32},
         {"dead_letters": 2},

@@ -99,12 +99,12 @@ def test_a_run_with_older_names_is_evaluated_exported_and_reported_on(
     note = {"mirrored": True, "source": "idx:data", "time": "then", "robustness": {}}
     capsys.readouterr()
 
-    assert main(["evaluate", "--json"]) == 0
+    assert main(["evaluate", "--json", "--run", "first"]) == 0
     note = json.loads(capsys.readouterr().out) | note
     del note["tta"]
     Run("first").note_evaluation(note)
-    assert main(["export"]) == 0
-    assert main(["report"]) == 0
+    assert main(["export", "--run", "first"]) == 0
+    assert main(["report", "first"]) == 0
 
     loaded = Run("first").classifier()
     assert Run("first").config() == config
