@@ -15,7 +15,8 @@ from connectors.brokers.pubsub.settings import RunPubSub
 from connectors.codec import encode
 from connectors.inference.torchserve import TorchServe
 from connectors.records import Prediction, Reason, Record, Rejection, Settled
-from tests.schemas import as_object, find_faults, load_schema
+from tests.schemas import as_object
+from tools.schemas import find_faults, load_schema
 
 if TYPE_CHECKING:
     from connectors.records import Headers

@@ -15,7 +15,7 @@ from torch import nn
 
 import connectors
 import training
-from tests.schemas import find_faults, load_schema
+from tools.schemas import find_faults, load_schema
 from tools.servers.process import ROOT
 from training import ImageClassifier
 from training.choices import FORMATS
