@@ -149,19 +149,21 @@ def check_contents(archive: Path) -> None:
 
     The manifest must give the version of model.json, too.
     """
-    with zipfile.ZipFile(archive) as opened:
-        manifest = json.loads(opened.read(MANIFEST))
-        card = json.loads(opened.read("model.json"))
-        config = yaml.safe_load(opened.read(CONFIG))
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            manifest = json.loads(opened.read(MANIFEST))
+            version = str(json.loads(opened.read("model.json"))["version"])
+            config = yaml.safe_load(opened.read(CONFIG))
+    except (KeyError, TypeError, ValueError, yaml.YAMLError) as error:
+        raise ArchiveError(f"{archive.name} is no archive of this project: {error}") from error
     for name, content, schema in (
         (MANIFEST, manifest, "manifest"),
         (CONFIG, config, "model-config"),
     ):
         if faults := find_faults(content, load_schema(schema)):
             raise ArchiveError(f"{name} is not as docs/schemas/{schema}.json says: {faults[0]}")
-    given, wanted = manifest["model"]["modelVersion"], str(card["version"])
-    if given != wanted:
-        raise ArchiveError(f"the manifest gives version {given}, and model.json {wanted}")
+    if (given := manifest["model"]["modelVersion"]) != version:
+        raise ArchiveError(f"the manifest gives version {given}, and model.json {version}")
 
 
 def publish(archive: Path, store: Path) -> Path:
