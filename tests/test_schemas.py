@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 import yaml
-from fmnist_wire import Settings
+from fmnist_images import Settings
 
 from connectors.brokers.kafka import messages as kafka
 from connectors.brokers.kafka.consumer import Position

@@ -48,7 +48,10 @@ def answer(service: Any, images: list[bytes]) -> list[Any]:  # noqa: ANN401 - To
 
 def main(archive: Path, images: Path, metrics: Path, answers: Path) -> None:
     """Answer all images; see above."""
-    service = load(archive, metrics)
+    try:
+        service = load(archive, metrics)
+    except ImportError as error:  # the loader goes on to look among its own handlers
+        sys.exit(f"{type(error).__name__}: {error.__context__ or error}")
     files = [file.read_bytes() for file in sorted(images.iterdir())]
     found = [
         each

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -87,18 +88,21 @@ def read_reference(run: str, count: int) -> Reference:
     return Reference(files, list(map(Answer, labels, scores.tolist())), classifier.data)
 
 
-def verify(archive: Path, reference: Reference, load: Loader) -> float:
+def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> float:
     """Return how far the scores are off at most; raises VerifyError, ArchiveError, StackError."""
     check_archive(archive)
     if read_checksum(archive) is None:
         raise VerifyError(f"{checksum_file(archive)} is not there: run `make archive`")
     check_contents(archive)
+    reference = refer()
     with tempfile.TemporaryDirectory(prefix="fmnist-verify-") as scratch:
         folder = Path(scratch) / "archive"
         with zipfile.ZipFile(archive) as opened:
             opened.extractall(folder)
         if json.loads((folder / "model.json").read_text("utf-8"))["data"] != reference.data:
-            raise VerifyError("it learned other data than the run: name its own one by --run")
+            raise VerifyError(
+                "the archive is not of this run, which learned other data: name its run by --run"
+            )
         return compare(reference.answers, load(folder, reference.images))
 
 
@@ -117,7 +121,9 @@ def compare(expected: Sequence[Answer], found: Sequence[Answer]) -> float:
     differences = [abs(a.score - b.score) for a, b in pairs]
     for off in differences:
         if not off <= TOLERANCE:  # NaN is not
-            raise VerifyError(f"a score is {off:.6f} off that of the run, more than {TOLERANCE}")
+            raise VerifyError(
+                f"a score is {off:.6f} off that of the run, and {TOLERANCE} is allowed"
+            )
     return max(differences)
 
 
@@ -175,7 +181,9 @@ def ask(python: Path, folder: Path, images: Sequence[bytes], scratch: Path) -> l
         timeout=LOAD_TIMEOUT_S,
     )
     if done.returncode:
-        raise VerifyError(f"TorchServe cannot load it: {done.stderr.strip().splitlines()[-1]}")
+        raise VerifyError(
+            f"TorchServe cannot load the archive: {done.stderr.strip().splitlines()[-1]}"
+        )
     return [read_answer(body) for body in json.loads(answers.read_text("utf-8"))]
 
 
@@ -200,15 +208,18 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--run", default="latest", help="that it was exported from, without --tta")
     parser.add_argument("--images", type=int, default=1000, help="to compare (default: 1000)")
     asked = parser.parse_args(argv)
+    if asked.images < 1:
+        parser.error("--images: one image at least is compared")
     if obstacle := find_obstacle(shutil.disk_usage(ROOT).free):
         print(f"verify: skipped: {obstacle}")
         return 1 if os.environ.get("CI") else 0
     from training.errors import TrainingError  # noqa: PLC0415 - see read_reference
 
     try:
-        off = verify(asked.archive, read_reference(asked.run, asked.images), load_apart)
+        refer = partial(read_reference, asked.run, asked.images)
+        off = verify(asked.archive, refer, load_apart)
     except (VerifyError, ArchiveError, StackError, TrainingError) as error:
-        print(f"verify: {asked.archive}: {error}", file=sys.stderr)
+        print(f"verify: {error}", file=sys.stderr)
         return 1
     except (UnavailableError, subprocess.TimeoutExpired, OSError) as error:
         print(f"verify: nothing was verified: {error}", file=sys.stderr)
