@@ -36,8 +36,8 @@ train: setup ## train a classifier on Fashion-MNIST; BUDGET=3m, 15m, …
 	$(BIN)/python -m training train --budget $(BUDGET)
 
 .PHONY: archive
-archive: setup ## model_store/fmnist.mar of the latest run; trains first when there is none
-	$(BIN)/python -m tools.archive
+archive: setup ## model_store/fmnist.mar of the latest run, trained first when there is none; FORMAT=pt2
+	$(BIN)/python -m tools.archive $(if $(FORMAT),--format $(FORMAT))
 
 model_store/fmnist.mar: | setup
 	$(BIN)/python -m tools.archive
@@ -70,6 +70,10 @@ sbom: setup audit-venv ## CycloneDX list of all pinned packages with their hashe
 .PHONY: audit
 audit: setup audit-venv ## known vulnerabilities of pinned packages, less those accepted in docs/audit.toml
 	@$(BIN)/python -m tools.audit --program $(AUDIT_VENV)/bin/pip-audit
+
+.PHONY: verify
+verify: setup model_store/fmnist.mar ## the archive, loaded where only what it declares is installed, against its run; RUN=…
+	$(BIN)/python -m tools.verify $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(RUN),--run $(RUN))
 
 .PHONY: demo
 demo: setup maven model_store/fmnist.mar ## 1,000 images through broker, TorchServe and back; BROKER=kafka, pubsub

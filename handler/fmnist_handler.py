@@ -10,6 +10,7 @@ import json
 import logging
 import time
 import warnings
+import zipfile
 from http import HTTPStatus
 from itertools import islice
 from pathlib import Path
@@ -20,11 +21,13 @@ import numpy as np
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Protocol
 
     from fmnist_gate import Refused
     from fmnist_images import Pixels
+
+    Network = Callable[[torch.Tensor], torch.Tensor]
 
     class Context(Protocol):
         """What is used of ts.context.Context; known to the type checker only."""
@@ -65,7 +68,7 @@ class FmnistHandler:
         names = json.loads((folder / "index_to_name.json").read_text(encoding="utf-8"))
         self.model = wire.read_model(self.card, names)
         self.device = choose_device(context.system_properties.get("gpu_id"))
-        self.network = load(folder / "model.pt", self.device)
+        self.network = load(folder, self.card, self.device)
         torch.set_num_threads(self.settings.threads)
         self.warm_up()
 
@@ -81,7 +84,7 @@ class FmnistHandler:
             self.pass_s = (time.process_time() - started) / size
         if rows.shape[1] != len(self.model.labels):
             raise ValueError(
-                f"model.pt knows {rows.shape[1]} classes, model.json {len(self.model.labels)}"
+                f"the network knows {rows.shape[1]} classes, model.json {len(self.model.labels)}"
             )
 
     def handle(self, data: Sequence[dict[str, Any]], context: Context) -> list[bytes]:
@@ -148,13 +151,48 @@ def choose_device(gpu: int | None) -> torch.device:
     return torch.device("cpu" if gpu is None else f"cuda:{gpu}")
 
 
-def load(path: Path, target: torch.device) -> torch.jit.ScriptModule:
+def load(folder: Path, card: Mapping[str, Any], target: torch.device) -> Network:
+    """Load the network in the format that model.json names; older ones name none.
+
+    Raises ValueError, OSError or RuntimeError.
+    """
+    named = card.get("format", "torchscript")
+    if named not in FORMATS:
+        raise ValueError(
+            f"model.json: format {named!r} is unknown; this handler serves {' and '.join(FORMATS)}"
+        )
+    name, load_file = FORMATS[named]
+    return load_file(folder / name, target)
+
+
+def load_torchscript(path: Path, target: torch.device) -> Network:
     """Load a TorchScript module for inference. Raises ValueError or RuntimeError."""
     with warnings.catch_warnings():
         # TorchScript is the format of the archive on purpose; Python ends before it does.
         warnings.filterwarnings("ignore", "`torch.jit.load` is deprecated", FutureWarning)
         network = torch.jit.load(path, map_location=target)  # type: ignore[no-untyped-call] # torch
-    return cast("torch.jit.ScriptModule", network)
+    return cast("Network", network)
+
+
+def load_program(path: Path, target: torch.device) -> Network:
+    """Load a program of torch.export for inference. Raises ValueError, OSError, RuntimeError.
+
+    A pickle in the file would run: it is to be trusted as the archive is, which holds this code.
+    """
+    from torch.export.passes import move_to_device_pass  # noqa: PLC0415 - seconds, for this alone
+
+    try:
+        program = torch.export.load(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path.name} is damaged: make the archive again") from error
+    return cast("Network", move_to_device_pass(program, target).module())
+
+
+FORMATS: Mapping[str, tuple[str, Callable[[Path, torch.device], Network]]] = {
+    "torchscript": ("model.pt", load_torchscript),
+    "pt2": ("model.pt2", load_program),
+}
+"""The file of each format, and what loads it."""
 
 
 def asks_description(data: Sequence[dict[str, Any]], context: Context) -> bool:

@@ -23,7 +23,7 @@ from connectors import command_line, registry
 from connectors.brokers.kafka.clients import client_arguments
 from connectors.brokers.kafka.settings import RunKafka
 from connectors.settings import PREFIX
-from tests.schemas import find_faults, load_schema
+from tools.schemas import find_faults, load_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 MAX_README_WORDS = 900

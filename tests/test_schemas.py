@@ -1,11 +1,15 @@
-"""The schemas describe what really comes out of the connectors."""
+"""The schemas describe what really comes out of the connectors, and what an archive holds."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
+import yaml
+from fmnist_images import Settings
 
 from connectors.brokers.kafka import messages as kafka
 from connectors.brokers.kafka.consumer import Position
@@ -15,7 +19,8 @@ from connectors.brokers.pubsub.settings import RunPubSub
 from connectors.codec import encode
 from connectors.inference.torchserve import TorchServe
 from connectors.records import Prediction, Reason, Record, Rejection, Settled
-from tests.schemas import as_object, find_faults, load_schema
+from tests.schemas import as_object
+from tools.schemas import find_faults, load_schema
 
 if TYPE_CHECKING:
     from connectors.records import Headers
@@ -23,6 +28,8 @@ if TYPE_CHECKING:
 RESULT = load_schema("result")
 DEAD = load_schema("dead-letter-headers")
 CLASSIFIED = {"id", "class", "label", "score", "top", "model", "time"}
+CONFIG = load_schema("model-config")
+SHIPPED = Path(__file__).resolve().parent.parent / "handler" / "model-config.yaml"
 HEADERS: Headers = (("content-type", b"image/png"), ("a", b"1"))
 REASONS: tuple[Reason, ...] = get_args(Reason)
 TOP = [{"class": 9, "label": "Ankle boot", "score": 0.998961}]
@@ -163,3 +170,29 @@ def test_wrong_headers_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_keyword_that_the_validator_does_not_know_is_an_error() -> None:
     with pytest.raises(ValueError, match="multipleOf"):
         find_faults(1, {"multipleOf": 2})
+
+
+def test_a_key_that_a_closed_object_does_not_have_is_a_fault_and_in_an_open_one_it_is_none() -> (
+    None
+):
+    closed = {"properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+    assert find_faults({"a": 1}, closed) == []
+    assert find_faults({"a": 1, "b": 2}, closed) == ["$.b: there is no such key"]
+    assert find_faults({"a": 1, "b": 2}, {"properties": closed["properties"]}) == []
+
+
+def test_the_configuration_of_the_archive_has_the_form_of_its_schema() -> None:
+    config = yaml.safe_load(SHIPPED.read_text())
+    assert find_faults(config, CONFIG) == []
+    assert config.keys() == set(CONFIG["properties"]) == set(CONFIG["required"])
+    handler = CONFIG["properties"]["handler"]
+    names = {field.name for field in fields(Settings)}
+    assert names == set(handler["properties"]) == set(handler["required"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"maxBatchDelay": 0}, {"batchSize": "32"}, {"minWorker": 1}, {"handler": {"threads": 1}}],
+)
+def test_a_wrong_configuration_is_noticed(change: dict[str, Any]) -> None:
+    assert find_faults(yaml.safe_load(SHIPPED.read_text()) | change, CONFIG)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tools.archive import find_network_file
 from tools.servers.process import ROOT
 from tools.servers.torchserve import ARCHIVE
 
@@ -32,14 +33,19 @@ def first_labels(count: int) -> Bytes:
 
 
 def classes(images: Bytes, archive: Path = ARCHIVE) -> NDArray[np.int64]:
-    """Return the likeliest class of each grey image, int64 [count]; by TorchScript alone."""
+    """Return the likeliest class of each grey image, int64 [count]; by the network alone."""
     import torch  # noqa: PLC0415 - takes seconds, and the images alone do not need it
 
     with zipfile.ZipFile(archive) as opened:
-        model = io.BytesIO(opened.read("model.pt"))
+        name = find_network_file(opened.read("model.json"))
+        network = io.BytesIO(opened.read(name))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # TorchScript is deprecated, and chosen
-        module: Any = torch.jit.load(model)  # type: ignore[no-untyped-call] # torch's own
+        module: Any = (
+            torch.export.load(network).module()
+            if name.endswith(".pt2")
+            else torch.jit.load(network)  # type: ignore[no-untyped-call] # torch's own
+        )
     batches = torch.split(torch.from_numpy(images)[:, None], 1000)
     with torch.inference_mode():
         found: NDArray[np.int64] = torch.cat([module(x).argmax(1) for x in batches]).numpy()

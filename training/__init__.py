@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["History", "ImageClassifier"]
 
+__version__ = "0.1.0"
+"""Of the project, as `connectors.__version__`: neither package may import the other."""
+
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whichever of the two it is
     """Import torch only when a class is asked for: `--help` needs none."""

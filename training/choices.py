@@ -46,6 +46,11 @@ OLD_RECIPE_KEYS: Mapping[str, str] = {
 PRECISIONS = ("float32", "bfloat16")
 """What layers may multiply in while they learn."""
 
+FORMATS: Mapping[str, str] = {"torchscript": "model.pt", "pt2": "model.pt2"}
+"""Forms of the exported module, and the file of each; the first one is the default."""
+
+TORCHSCRIPT, PT2 = FORMATS
+
 FASHION_MNIST = "fashion-mnist"
 """The source of images that is meant where none is named."""
 

@@ -11,13 +11,13 @@ from .card import compute_spread, format_percent, render_card
 from .choices import DEFAULT_NETWORK, FASHION_MNIST
 from .configure import choose_device
 from .data import ImageSet, relabel, split
-from .errors import RunError
-from .evaluation import evaluate, measure_robustness
+from .errors import DataError, RunError
+from .evaluation import Validation, evaluate, measure_robustness, measure_validation
 from .export import describe, export
 from .fashion_mnist import data_folder, download, verify
 from .files import atomic_write
 from .memory import tune_malloc
-from .output import print_result, say
+from .output import print_result, say, warn
 from .recipe import Recipe
 from .reports import (
     draw_confusion,
@@ -96,11 +96,18 @@ def export_run(options: argparse.Namespace) -> int:
         classifier, accuracy = _add_tta(run, classifier, options)
     folder = data_folder(options.data_dir)
     proof = load_any_images(run.config().source, folder, _make_spec(classifier))
-    description = describe(classifier, accuracy, name=options.name, version=options.version)
+    description = describe(
+        classifier,
+        accuracy,
+        name=options.name,
+        version=options.version,
+        file_format=options.format,
+        validation=_measure_validation(run, classifier, options),
+    )
     export(classifier, description, options.output, proof.images)
     print_result(
         options,
-        asdict(description) | {"output": str(options.output)},
+        description.to_dict() | {"output": str(options.output)},
         f"{options.output}: {description.name} {description.version} of {run.name}"
         f", the same labels as before the export on {len(proof):,} images",
     )
@@ -188,15 +195,44 @@ def _split_fashion_mnist(options: argparse.Namespace) -> tuple[ImageSet, ImageSe
 
 
 def _load_validation(run: Run, options: argparse.Namespace) -> tuple[ImageClassifier, ImageSet]:
-    """Return the validation images of a run, and the classifier to evaluate on them.
+    """Return the validation images of a run, and the classifier to evaluate on them."""
+    evaluated, _, validation = _load_parts(run, options)
+    return evaluated, validation
 
-    A final training has learned them: there, it is that of the run before.
+
+def _load_parts(
+    run: Run, options: argparse.Namespace
+) -> tuple[ImageClassifier, ImageSet, ImageSet]:
+    """Return the classifier to evaluate, the images that it learned, and those for validation.
+
+    A final training has learned both parts: there, it is the classifier of the run before.
     """
     config = run.config()
     folder = data_folder(options.data_dir)
     whole = load_training_images(config.source, folder, ImageSpec(config.size))
     evaluated = Run(config.final_of) if config.final_of else run
-    return evaluated.classifier(), split(whole)[1]
+    return evaluated.classifier(), *split(whole)
+
+
+def _measure_validation(
+    run: Run, classifier: ImageClassifier, options: argparse.Namespace
+) -> Validation | None:
+    """Return how a run answers on its validation images; None, and a warning, if that is lost."""
+    try:
+        evaluated, learned, validation = _load_parts(run, options)
+    except (DataError, RunError) as error:
+        warn(f"model.json says nothing of the validation images: {error}")
+        return None
+    if learned.digest() != evaluated.data:
+        warn(
+            "model.json says nothing of the validation images: the run learned from other images "
+            f"than {run.config().source} holds now"
+        )
+        return None
+    if options.tta:
+        evaluated = evaluated.with_tta()
+    evaluated.model.temperature.copy_(classifier.model.temperature)
+    return measure_validation(evaluated, validation)
 
 
 def _draw_pictures(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from .calibration import Quality, measure_quality
+from .calibration import BINS, Quality, measure_quality
 from .corruptions import CORRUPTIONS, corrupt
 
 if TYPE_CHECKING:
@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 
 NORMAL_95 = 1.959964
 """The two-sided 95 % quantile of the normal distribution."""
+
+NEAR_TIE = 0.1
+"""Two probabilities that are less than this apart are nearly tied."""
+
+DECIMALS = 6
+"""Of figures in model.json: other threads sum in another order, and the file stays the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,58 @@ class Evaluation:
     uncalibrated: Quality
     calibrated: Quality
     confusion: list[list[int]]
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How far the served probabilities can be believed, as `Quality` says.
+
+    `ece` is of `ece_bins` bins of equally many images; the logits were divided by `temperature`.
+    """
+
+    temperature: float
+    ece: float
+    ece_bins: int
+    nll: float
+    brier: float
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """Answers on images that were not learned: the baseline that later answers are held against.
+
+    `class_mix` is the share of the images that each class was the answer for, in the order of the
+    labels; `mean_confidence` the mean of the probability of the answer; `near_ties` the share of
+    the images whose two likeliest classes are less than `near_tie_margin` apart. All from 0 to 1.
+    """
+
+    images: int
+    calibration: Calibration
+    class_mix: tuple[float, ...]
+    mean_confidence: float
+    near_ties: float
+    near_tie_margin: float = NEAR_TIE
+
+
+def measure_validation(classifier: ImageClassifier, images: ImageSet) -> Validation:
+    """Return what model.json says of images with labels that the classifier did not learn."""
+    probabilities = classifier.predict(images.images)
+    quality = measure_quality(probabilities, images.labels)
+    best = probabilities.double().topk(2, dim=1).values
+    counts = torch.bincount(probabilities.argmax(1), minlength=classifier.classes)
+    return Validation(
+        images=len(images),
+        calibration=Calibration(
+            temperature=round(classifier.model.temperature.item(), DECIMALS),
+            ece=round(quality.ece, DECIMALS),
+            ece_bins=BINS,
+            nll=round(quality.nll, DECIMALS),
+            brier=round(quality.brier, DECIMALS),
+        ),
+        class_mix=tuple(round(count / len(images), DECIMALS) for count in counts.tolist()),
+        mean_confidence=round(best[:, 0].mean().item(), DECIMALS),
+        near_ties=round((best[:, 0] - best[:, 1] < NEAR_TIE).double().mean().item(), DECIMALS),
+    )
 
 
 def evaluate(classifier: ImageClassifier, images: ImageSet) -> Evaluation:

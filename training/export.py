@@ -1,8 +1,9 @@
-"""Export of a trained classifier: model.pt, model.json, index_to_name.json.
+"""Export of a trained classifier: the module, model.json, index_to_name.json.
 
-model.pt is a frozen TorchScript module: uint8 [N, C, H, W] in, probabilities float32 [N, classes]
-out. Normalisation, temperature and softmax are inside, so whoever serves it knows no mean and no
-deviation.
+The module takes uint8 [N, C, H, W] and returns probabilities float32 [N, classes]. Normalisation,
+temperature and softmax are inside, so whoever serves it knows no mean and no deviation. It is
+model.pt, a frozen TorchScript module, or model.pt2, a program of torch.export (docs/decisions/030).
+Equal weights give equal bytes, in whatever folder of whatever machine they are exported.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import platform
 import warnings
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from . import __version__
+from .choices import FORMATS, PT2, TORCHSCRIPT
 from .classifier import BATCH, ImageClassifier
 from .errors import ExportError
 from .files import atomic_write
@@ -25,6 +29,8 @@ from .files import atomic_write
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+    from .evaluation import Validation
 
 TOLERANCE = 1e-4
 """How far a probability may move between the trained and the exported module."""
@@ -57,11 +63,21 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Versions:
+    """Of what wrote the files."""
+
+    project: str
+    python: str
+    torch: str
+
+
+@dataclass(frozen=True, slots=True)
 class Description:
-    """The content of model.json.
+    """The content of model.json; docs/schemas/model.json defines each key.
 
     `accuracy` is a share from 0 to 1, measured on the validation images of the run: the test
     images are for `evaluate` alone. `data` is the SHA-256 of the training images and labels.
+    `format` is one of `choices.FORMATS`. Without `validation` the file has no such key.
     """
 
     name: str
@@ -70,12 +86,28 @@ class Description:
     classes: int
     accuracy: float
     data: str
+    format: str
+    versions: Versions
+    validation: Validation | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what is written; a second export of the same run writes the same."""
+        content = asdict(self)
+        if self.validation is None:
+            del content["validation"]
+        return content
 
 
 def describe(
-    classifier: ImageClassifier, accuracy: float, *, name: str = "fmnist", version: str = "1.0"
+    classifier: ImageClassifier,
+    accuracy: float,
+    *,
+    name: str = "fmnist",
+    version: str = "1.0",
+    file_format: str = TORCHSCRIPT,
+    validation: Validation | None = None,
 ) -> Description:
-    """Return what a server must know of the classifier."""
+    """Return what a server must know of the classifier, and what its answers should look like."""
     height, width = classifier.size
     return Description(
         name=name,
@@ -84,25 +116,29 @@ def describe(
         classes=classifier.classes,
         accuracy=accuracy,
         data=classifier.data,
+        format=file_format,
+        versions=Versions(__version__, platform.python_version(), torch.__version__),
+        validation=validation,
     )
 
 
 def export(
     classifier: ImageClassifier, description: Description, folder: Path, proof: Tensor
 ) -> None:
-    """Write the three files to `folder`, all of them or none.
+    """Write the three files to `folder`, all of them or none, the module in the described format.
 
+    A module in another format that lies there stays: model.json says which one it belongs to.
     Raises ExportError, and writes nothing, unless the module answers every image of `proof`,
     uint8 [N, C, H, W], as the classifier does: same label, probabilities within TOLERANCE.
     """
-    module = freeze(classifier)
-    prove(classifier, module, proof)
+    module = SERIALISERS[description.format](classifier)
+    prove(classifier, LOADERS[description.format](module), proof)
     names = {str(label): name for label, name in enumerate(classifier.names)}
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as files:
         contents = {
-            "model.pt": module,
-            "model.json": _json(asdict(description)),
+            FORMATS[description.format]: module,
+            "model.json": _json(description.to_dict()),
             "index_to_name.json": _json(names),
         }
         for name, content in contents.items():
@@ -114,7 +150,7 @@ def freeze(classifier: ImageClassifier) -> bytes:
     content = io.BytesIO()
     with _ignore_deprecation():
         try:
-            scripted = torch.jit.script(Serving(copy.deepcopy(classifier.model).cpu()).eval())
+            scripted = torch.jit.script(_make_serving(classifier))
         except (RuntimeError, ValueError, torch.jit.frontend.FrontendError) as error:
             raise ExportError(
                 f"TorchScript cannot express the network: write its forward more plainly ({error})"
@@ -122,6 +158,29 @@ def freeze(classifier: ImageClassifier) -> bytes:
         # Not optimize_for_inference: what it saves cannot be loaded (pytorch #69608).
         torch.jit.save(torch.jit.freeze(scripted), content)
     return strip_sources(content.getvalue())
+
+
+def trace(classifier: ImageClassifier) -> bytes:
+    """Return the serving module as a file of torch.export, for any number of images at once."""
+    serving = _make_serving(classifier)
+    sample = torch.zeros(2, classifier.channels, *classifier.size, dtype=torch.uint8)
+    try:
+        batch = torch.export.Dim("batch", min=1)
+        program = torch.export.export(serving, (sample,), dynamic_shapes=({0: batch},))
+    except Exception as error:  # the network is anybody's
+        raise ExportError(
+            "torch.export cannot express the network: write its forward more plainly, or export "
+            f"--format {TORCHSCRIPT} ({error})"
+        ) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # it names the folder of this machine
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # Weights whose channels lie last are not "complete" to it. They share no storage, so it
+        # writes each of them whole; in the other order the module is half as fast.
+        warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
+        torch.export.save(program, content)
+    return content.getvalue()
 
 
 def strip_sources(module: bytes) -> bytes:
@@ -142,15 +201,27 @@ def strip_sources(module: bytes) -> bytes:
     return content.getvalue()
 
 
+def load_program(program: bytes) -> Any:  # noqa: ANN401 - torch's module has no types
+    """Return the module of a file that `trace` made.
+
+    For files of our own alone: torch.export.load runs what a pickle in the file says.
+    """
+    return torch.export.load(io.BytesIO(program)).module()
+
+
 def load_module(module: bytes) -> Any:  # noqa: ANN401 - torch's module has no types
     """Return the module of such a file, as a server loads it."""
     with _ignore_deprecation():
         return torch.jit.load(io.BytesIO(module), map_location="cpu")  # type: ignore[no-untyped-call] # torch's
 
 
-def prove(classifier: ImageClassifier, module: bytes, images: Tensor) -> None:
+SERIALISERS = {TORCHSCRIPT: freeze, PT2: trace}
+LOADERS = {TORCHSCRIPT: load_module, PT2: load_program}
+"""By the format, one of `choices.FORMATS`."""
+
+
+def prove(classifier: ImageClassifier, served: nn.Module, images: Tensor) -> None:
     """Raise ExportError unless the module, loaded from its bytes, answers as the classifier."""
-    served = load_module(module)
     for size in (*PROOF_BATCHES, BATCH):
         # All of the images once, in the size that is quickest; a few in every other one.
         part = images if size == BATCH else images[: 2 * size + 1]
@@ -169,6 +240,10 @@ def _compare(expected: Tensor, found: Tensor, size: int) -> None:
             f"(at most {TOLERANCE:.0e} is allowed) and changes {changed} labels: nothing was "
             "written; a layer that behaves at random or by batch is the usual cause"
         )
+
+
+def _make_serving(classifier: ImageClassifier) -> Serving:
+    return Serving(copy.deepcopy(classifier.model).cpu()).eval()
 
 
 def _json(content: dict[str, Any]) -> bytes:

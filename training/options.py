@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from .choices import (
     DEFAULT_NETWORK,
     FASHION_MNIST,
+    FORMATS,
     LATEST,
     NETWORKS,
     OLD_NETWORKS,
     PRECISIONS,
+    TORCHSCRIPT,
     modernise_network,
 )
 
@@ -31,6 +33,7 @@ examples:
   python -m training train --final patient        the same on all 60,000 images, for release
   python -m training report seed0 seed1 seed2     the card of seed0; mean and deviation of all
   python -m training export                       write what goes into the archive to build/archive
+  python -m training export --format pt2          the same as a program of torch.export
 
 data: fashion-mnist, folder:PATH (a sub-folder for each class), idx:PATH (a folder of idx files) or
 MODULE:ATTRIBUTE (a map-style data set, or a callable that returns one). Only a run of fashion-mnist
@@ -215,6 +218,12 @@ def _add_export_flags(flags: argparse.ArgumentParser) -> None:
         default=Path("build/archive"),
         metavar="DIR",
         help="where to write (default: build/archive)",
+    )
+    flags.add_argument(
+        "--format",
+        choices=FORMATS,
+        default=TORCHSCRIPT,
+        help=f"of the module: TorchScript, or what torch.export saves (default: {TORCHSCRIPT})",
     )
     flags.add_argument("--name", default="fmnist", help="of the model (default: fmnist)")
     flags.add_argument("--version", default="1.0", help="of the model (default: 1.0)")

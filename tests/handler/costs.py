@@ -206,8 +206,9 @@ def answer_or_fork(mode: str, step: Callable[[], None]) -> None:
 def extract_archive(folder: Path) -> None:
     """Unpack the model of the shipped archive; the handler is the tree's."""
     with zipfile.ZipFile(ROOT / "model_store" / "fmnist.mar") as opened:
-        for name in ("model.pt", "model.json", "index_to_name.json"):
-            opened.extract(name, folder)
+        for name in opened.namelist():
+            if name.endswith((".json", ".pt", ".pt2")):
+                opened.extract(name, folder)
 
 
 # What looks at it

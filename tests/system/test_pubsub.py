@@ -24,9 +24,9 @@ from tests.chaos.brokers.pubsub.testbed import PubSubCase as Case
 from tests.chaos.brokers.pubsub.testbed import PubSubTestbed
 from tests.chaos.runner import run_case
 from tests.chaos.testbed import Service, ask_classes
-from tests.schemas import find_faults, load_schema
 from tests.system.daemons import BOOT, Daemons, drain, png, wait_for_exit
 from tools.exported import classes, first_images, first_labels
+from tools.schemas import find_faults, load_schema
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -16,9 +16,10 @@ import pytest
 import requests
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
-from tests.schemas import as_object, find_faults, load_schema
+from tests.schemas import as_object
 from tests.system.daemons import BOOT, Daemons, drain, names, png, wait_for_exit, wait_until
 from tools.exported import classes, first_images, first_labels
+from tools.schemas import find_faults, load_schema
 from tools.servers.process import free_ports
 from tools.servers.torchserve import TorchServe, on_free_ports
 

@@ -6,12 +6,16 @@ import hashlib
 import json
 import os
 import subprocess
+import sys
 import zipfile
 from typing import TYPE_CHECKING
 
 import pytest
 
-from tools.archive import FIXED_TIME, MANIFEST, pack
+from tests.test_rooms import imported
+from tools.archive import DECLARED, FIXED_TIME, FORMATS, MANIFEST, REQUIREMENTS, pack
+from tools.schemas import find_faults, load_schema
+from tools.servers.process import ROOT
 from tools.servers.torchserve import check_archive, checksum_file
 
 if TYPE_CHECKING:
@@ -79,3 +83,27 @@ def test_another_model_gives_another_checksum(archives: tuple[Path, Path], tmp_p
     other = pack(model, tmp_path / "store")
     assert hashlib.sha256(other.read_bytes()).hexdigest() in checksum_file(other).read_text()
     assert checksum_file(other).read_text() != checksum_file(archives[0]).read_text()
+
+
+def test_the_manifest_has_the_form_of_its_schema(archives: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(archives[0]) as opened:
+        manifest = json.loads(opened.read(MANIFEST))
+    schema = load_schema("manifest")
+    assert find_faults(manifest, schema) == []
+    model = schema["properties"]["model"]["properties"]
+    assert manifest["model"].keys() == set(model)
+    assert set(model["serializedFile"]["enum"]) == set(FORMATS.values())
+
+
+def test_an_archive_declares_what_its_handler_imports_as_the_lock_file_pins_it(
+    archives: tuple[Path, Path],
+) -> None:
+    with zipfile.ZipFile(archives[0]) as opened:
+        lines = opened.read(REQUIREMENTS).decode().splitlines()
+        sources = [opened.read(name).decode() for name in opened.namelist() if name[-3:] == ".py"]
+    lock = (ROOT / "requirements.txt").read_text().splitlines()
+    assert all(f"{line} \\" in lock for line in lines)
+    names = {name.partition(".")[0] for source in sources for name in imported(source, "a.py")}
+    libraries = {name for name in names - sys.stdlib_module_names if name[:7] != "fmnist_"}
+    declared = {line.partition("==")[0] for line in lines}
+    assert {name.replace("PIL", "pillow") for name in libraries} == declared == set(DECLARED)

@@ -7,8 +7,9 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +22,9 @@ from training.__main__ import main
 from training.card import compute_spread
 from training.choices import FASHION_MNIST, NETWORKS, PRECISIONS
 from training.corruptions import CORRUPTIONS
-from training.data import split
+from training.data import ImageSet, split
 from training.errors import RunError
-from training.evaluation import count_confusion, wilson
+from training.evaluation import count_confusion, measure_validation, wilson
 from training.export import load_module
 from training.fashion_mnist import data_folder
 from training.options import duration, make_parser, percentage, size
@@ -517,6 +518,9 @@ def test_mirror_images_are_looked_at_too_if_asked(
     assert sentence.startswith(f"{run} with mirror images: ")
     described = json.loads(Path("build/archive/model.json").read_text())
     assert described["accuracy"] == judged.evaluate(held)
+    assert described["validation"] == json.loads(
+        json.dumps(asdict(measure_validation(judged, held)))
+    )
     assert main(["report", run]) == 0
     assert Path(f"runs/{run}/MODEL_CARD.md").read_text().count(", with mirror images |") == 2
 
@@ -640,7 +644,83 @@ def test_export_writes_what_the_archive_needs(workplace: Path) -> None:
     assert description["input"] == {"channels": 1, "height": 12, "width": 12, "background": 0}
     assert description["accuracy"] == summary["accuracy"]
     assert description["data"] == summary["data"]
+    found = description["validation"]
+    assert found["images"] == 20
+    assert found["calibration"]["temperature"] == pytest.approx(summary["temperature"], abs=1e-6)
+    for key, value in summary["calibrated"].items():
+        assert found["calibration"][key] == pytest.approx(value, abs=1e-5)
     assert json.loads((folder / "index_to_name.json").read_text())["9"] == "Ankle boot"
+
+
+def export_to_bytes(*arguments: str) -> dict[str, bytes]:
+    assert main(["export", *arguments]) == 0
+    return {path.name: path.read_bytes() for path in Path("build/archive").iterdir()}
+
+
+@pytest.mark.usefixtures("workplace")
+def test_a_second_export_of_a_run_writes_the_same_model_json() -> None:
+    train()
+    first = export_to_bytes()["model.json"]
+
+    assert export_to_bytes()["model.json"] == first
+    torch.set_num_threads(2)
+    assert export_to_bytes()["model.json"] == first
+
+
+@pytest.mark.usefixtures("workplace")
+def test_export_writes_a_program_of_torch_export_if_asked() -> None:
+    train()
+
+    files = export_to_bytes("--format", "pt2")
+
+    assert sorted(files) == ["index_to_name.json", "model.json", "model.pt2"]
+    assert json.loads(files["model.json"])["format"] == "pt2"
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_baseline_of_a_final_run_is_of_the_run_before_which_did_not_learn_the_images() -> None:
+    train()
+    before = json.loads(export_to_bytes()["model.json"])
+    assert main(["train", "--final", "first"]) == 0
+
+    final = json.loads(export_to_bytes("--run", "first-final")["model.json"])
+
+    assert final["data"] != before["data"]
+    assert final["validation"] == before["validation"]
+
+
+@pytest.mark.usefixtures("workplace")
+def test_without_the_images_of_a_run_the_export_has_no_baseline_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train()
+    others = stripes(240, classes=10)
+    others = ImageSet(255 - others.images, others.labels, others.names)
+    monkeypatch.setattr(commands, "load_training_images", lambda *_: others)
+    capsys.readouterr()
+
+    files = export_to_bytes()
+
+    assert "validation" not in json.loads(files["model.json"])
+    warning = "warning: model.json says nothing of the validation images: the run learned from"
+    assert warning in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
+def test_without_the_run_before_a_final_one_the_export_has_no_baseline_and_says_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train()
+    assert main(["train", "--final", "first"]) == 0
+    shutil.rmtree("runs/first")
+    capsys.readouterr()
+
+    files = export_to_bytes("--run", "first-final")
+
+    assert "validation" not in json.loads(files["model.json"])
+    assert "says nothing of the validation images: runs/first/checkpoint.pt is missing" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.usefixtures("workplace")

@@ -1,0 +1,137 @@
+"""What training exports, in each format, as the handler serves it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.handler.torchserve import Request, Served, body, encode, pack
+from tests.training.conftest import stripes
+from training import ImageClassifier
+from training.choices import FORMATS
+from training.evaluation import measure_validation
+from training.export import describe, export
+from training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+STRIPES = stripes(40, size=28, classes=10)
+IMAGES = STRIPES.images
+FILES = [encode(Image.fromarray(np.asarray(image[0]))) for image in IMAGES]
+
+
+@pytest.fixture(scope="module")
+def classifier() -> ImageClassifier:
+    made = ImageClassifier(1, 10, size=28)
+    made.train(STRIPES, None, recipe=Recipe(epochs=5, batch=20))
+    made.model.temperature.fill_(1.5)
+    return made
+
+
+@pytest.fixture(scope="module")
+def folders(
+    classifier: ImageClassifier, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    """A folder for each format, with what was exported."""
+    made = {}
+    validation = measure_validation(classifier, STRIPES)
+    for name in FORMATS:
+        made[name] = tmp_path_factory.mktemp(name)
+        description = describe(classifier, 0.9, file_format=name, validation=validation)
+        export(classifier, description, made[name], IMAGES)
+    return made
+
+
+@pytest.fixture(scope="module")
+def served(folders: dict[str, Path]) -> dict[str, Served]:
+    return {name: Served(folder) for name, folder in folders.items()}
+
+
+def ask(handler: Served) -> list[dict[str, Any]]:
+    """Ask for all images: of one pack, and of requests of their own in one batch."""
+    answer = handler.one(pack(*FILES))
+    alone = handler.ask(*map(body, FILES))
+    assert [one.status for one in [answer, *alone]] == [200] * 41
+    predictions: list[dict[str, Any]] = answer.body["predictions"]
+    assert [one["class"] for one in predictions] == [one.body["class"] for one in alone]
+    return predictions
+
+
+def test_every_format_answers_as_the_classifier(
+    classifier: ImageClassifier, served: dict[str, Served]
+) -> None:
+    expected = classifier.predict(IMAGES)
+    assert len(set(expected.argmax(1).tolist())) > 1
+    for handler in served.values():
+        found = ask(handler)
+        assert [one["class"] for one in found] == expected.argmax(1).tolist()
+        assert [one["score"] for one in found] == pytest.approx(expected.amax(1), abs=1e-5)
+
+
+def test_the_description_shows_the_format_the_versions_and_the_baseline(
+    served: dict[str, Served],
+) -> None:
+    for name, handler in served.items():
+        model = handler.one(Request([], {"describe": "True"})).body["model"]
+        assert model["format"] == name
+        assert model["data"] == STRIPES.digest()
+        assert model["versions"]["torch"] == torch.__version__
+        assert len(model["validation"]["class_mix"]) == 10
+        assert model["validation"]["calibration"]["temperature"] == 1.5
+
+
+def test_an_older_archive_whose_model_json_names_no_format_holds_torchscript(
+    folders: dict[str, Path], served: dict[str, Served], tmp_path: Path
+) -> None:
+    older = shutil.copytree(folders["torchscript"], tmp_path / "older")
+    card = json.loads((older / "model.json").read_text())
+    for key in ("format", "versions", "validation"):
+        del card[key]
+    (older / "model.json").write_text(json.dumps(card))
+
+    handler = Served(older)
+
+    assert ask(handler) == ask(served["torchscript"])
+    assert handler.one(Request([], {"describe": "True"})).body["model"] == card
+
+
+def test_a_format_that_the_handler_does_not_know_stops_the_worker(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    newer = shutil.copytree(folders["torchscript"], tmp_path / "newer")
+    card = json.loads((newer / "model.json").read_text())
+    (newer / "model.json").write_text(json.dumps({**card, "format": "onnx"}))
+
+    with pytest.raises(ValueError, match=r"format 'onnx' is unknown; .* torchscript and pt2"):
+        Served(newer)
+
+
+@pytest.mark.parametrize("kept", [0, 1000, -10])
+def test_a_program_that_is_not_whole_stops_the_worker(
+    folders: dict[str, Path], tmp_path: Path, kept: int
+) -> None:
+    broken = shutil.copytree(folders["pt2"], tmp_path / "broken")
+    content = (broken / "model.pt2").read_bytes()
+    (broken / "model.pt2").write_bytes(content[:kept])
+
+    with pytest.raises(ValueError, match=r"model\.pt2 is damaged: make the archive again"):
+        Served(broken)
+
+
+def test_a_program_for_images_of_another_size_stops_the_worker(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    other = shutil.copytree(folders["pt2"], tmp_path / "other")
+    card = json.loads((other / "model.json").read_text())
+    card["input"]["height"] = 32
+    (other / "model.json").write_text(json.dumps(card))
+
+    with pytest.raises(AssertionError, match="Guard failed"):
+        Served(other)
