@@ -211,6 +211,8 @@ def _judge_missing(inspector: Inspector, status: int) -> Advice:
 def check_v1_model(inspector: Inspector) -> Ok | Advice:
     """Ask for the model's state, as TensorFlow Serving and KServe tell it."""
     status, model = inspector.ask(inspector.path)
+    if status == HTTPStatus.NOT_FOUND and _is_torchserve(model):
+        return Advice("TorchServe does not tell about models in this protocol: an image will")
     if status == HTTPStatus.NOT_FOUND:
         raise Stop(
             f"the server has no model at {inspector.path} (404): load it, or correct --url",
@@ -234,6 +236,14 @@ def check_v1_model(inspector: Inspector) -> Ok | Advice:
             Exit.UNAVAILABLE,
         )
     return Ok(f"{inspector.address.model} is ready")
+
+
+def _is_torchserve(answer: object) -> bool:
+    """Say whether an error has the form of TorchServe's, which knows only how to predict in v1."""
+    match answer:
+        case {"code": int(), "type": str(), "message": str()}:
+            return True
+    return False
 
 
 def _shorten(error: Exception) -> str:

@@ -168,6 +168,12 @@ V1: list[tuple[int, object, str, str]] = [
     (503, {"name": "a", "ready": False}, "failed", "not ready"),
     (503, None, "failed", "not ready"),
     (404, {"error": "x"}, "failed", "no model at /v1/models/a (404)"),
+    (
+        404,
+        {"code": 404, "type": "ResourceNotFoundException", "message": "no such resource"},
+        "advice",
+        "TorchServe does not tell",
+    ),
     (405, None, "advice", "does not tell"),
 ]
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectors.brokers.kafka.settings import RunKafka
+from connectors.commands.doctor import run_all
 from connectors.inference import open_client
 from connectors.records import Image, Prediction, Rejection, Request
 from tests.conftest import missing
@@ -53,6 +54,24 @@ def test_torchserve_answers_v1_as_the_archives_own_form(server: TorchServe) -> N
     assert own == v1
     assert isinstance(own, list)
     assert [type(one) for one in own] == [Prediction, Rejection]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"protocol": "v1", "url": "/v1/models/{}:predict"},
+        {"protocol": "v2", "url": "/v2/models/{}/infer", "tensor_input": "images"},
+    ],
+    ids=["v1", "v2"],
+)
+def test_check_finds_no_fault_in_the_archive_behind_another_protocol(
+    server: TorchServe, flags: dict[str, str]
+) -> None:
+    url = server.address + flags["url"].format(server.model)
+    settings = RunKafka(input_topic="a", output_topic="b", **{**flags, "url": url})  # type: ignore[arg-type]
+    found = {finding.text: finding.result for finding in run_all(settings, (), thorough=False)}
+    assert found
+    assert {text for text, result in found.items() if result not in {"ok", "advice"}} == set()
 
 
 def test_a_run_with_other_dead_letters_than_the_poison_fails() -> None:
