@@ -88,8 +88,11 @@ def read_reference(run: str, count: int) -> Reference:
     return Reference(files, list(map(Answer, labels, scores.tolist())), classifier.data)
 
 
-def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> float:
-    """Return how far the scores are off at most; raises VerifyError, ArchiveError, StackError."""
+def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> tuple[int, float]:
+    """Return how many images were compared, and how far the scores are off at most.
+
+    Raises VerifyError, ArchiveError or StackError for an archive that is not right.
+    """
     check_archive(archive)
     if read_checksum(archive) is None:
         raise VerifyError(f"{checksum_file(archive)} is not there: run `make archive`")
@@ -103,7 +106,8 @@ def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> float
             raise VerifyError(
                 "the archive is not of this run, which learned other data: name its run by --run"
             )
-        return compare(reference.answers, load(folder, reference.images))
+        found = load(folder, reference.images)
+    return len(found), compare(reference.answers, found)
 
 
 def compare(expected: Sequence[Answer], found: Sequence[Answer]) -> float:
@@ -217,15 +221,18 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         refer = partial(read_reference, asked.run, asked.images)
-        off = verify(asked.archive, refer, load_apart)
+        number, off = verify(asked.archive, refer, load_apart)
     except (VerifyError, ArchiveError, StackError, TrainingError) as error:
         print(f"verify: {error}", file=sys.stderr)
         return 1
     except (UnavailableError, subprocess.TimeoutExpired, OSError) as error:
         print(f"verify: nothing was verified: {error}", file=sys.stderr)
         return UNAVAILABLE
+    except KeyboardInterrupt:
+        print("verify: interrupted: nothing was verified", file=sys.stderr)
+        return 130
     print(
-        f"verify: {asked.archive}: {asked.images:,} images have the labels of run {asked.run}, the "
+        f"verify: {asked.archive}: {number:,} images have the labels of run {asked.run}, the "
         f"scores within {off:.6f}"
     )
     return 0
