@@ -135,9 +135,8 @@ def load_apart(folder: Path, images: Sequence[bytes]) -> list[Answer]:
     """Answer by TorchServe's loader in an environment of what the archive declares."""
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix="verify-", dir=build
-    ) as scratch:  # uv links within one file system
+    # Not in /tmp: uv links within one file system only.
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=build) as scratch:
         python = make_environment(Path(scratch) / "venv", folder / REQUIREMENTS)
         return ask(python, folder, images, Path(scratch))
 
@@ -185,9 +184,8 @@ def ask(python: Path, folder: Path, images: Sequence[bytes], scratch: Path) -> l
         timeout=LOAD_TIMEOUT_S,
     )
     if done.returncode:
-        raise VerifyError(
-            f"TorchServe cannot load the archive: {done.stderr.strip().splitlines()[-1]}"
-        )
+        last = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+        raise VerifyError(f"TorchServe cannot load the archive: {last}")
     return [read_answer(body) for body in json.loads(answers.read_text("utf-8"))]
 
 
@@ -222,7 +220,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         refer = partial(read_reference, asked.run, asked.images)
         number, off = verify(asked.archive, refer, load_apart)
-    except (VerifyError, ArchiveError, StackError, TrainingError) as error:
+    except ArchiveError as error:
+        print(f"verify: {error}: run `make archive`", file=sys.stderr)
+        return 1
+    except (VerifyError, StackError, TrainingError) as error:
         print(f"verify: {error}", file=sys.stderr)
         return 1
     except (UnavailableError, subprocess.TimeoutExpired, OSError) as error:
