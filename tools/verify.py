@@ -88,8 +88,11 @@ def read_reference(run: str, count: int) -> Reference:
     return Reference(files, list(map(Answer, labels, scores.tolist())), classifier.data)
 
 
-def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> float:
-    """Return how far the scores are off at most; raises VerifyError, ArchiveError, StackError."""
+def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> tuple[int, float]:
+    """Return how many images were compared, and how far the scores are off at most.
+
+    Raises VerifyError, ArchiveError or StackError for an archive that is not right.
+    """
     check_archive(archive)
     if read_checksum(archive) is None:
         raise VerifyError(f"{checksum_file(archive)} is not there: run `make archive`")
@@ -103,7 +106,8 @@ def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> float
             raise VerifyError(
                 "the archive is not of this run, which learned other data: name its run by --run"
             )
-        return compare(reference.answers, load(folder, reference.images))
+        found = load(folder, reference.images)
+    return len(found), compare(reference.answers, found)
 
 
 def compare(expected: Sequence[Answer], found: Sequence[Answer]) -> float:
@@ -131,9 +135,8 @@ def load_apart(folder: Path, images: Sequence[bytes]) -> list[Answer]:
     """Answer by TorchServe's loader in an environment of what the archive declares."""
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(
-        prefix="verify-", dir=build
-    ) as scratch:  # uv links within one file system
+    # Not in /tmp: uv links within one file system only.
+    with tempfile.TemporaryDirectory(prefix="verify-", dir=build) as scratch:
         python = make_environment(Path(scratch) / "venv", folder / REQUIREMENTS)
         return ask(python, folder, images, Path(scratch))
 
@@ -181,9 +184,8 @@ def ask(python: Path, folder: Path, images: Sequence[bytes], scratch: Path) -> l
         timeout=LOAD_TIMEOUT_S,
     )
     if done.returncode:
-        raise VerifyError(
-            f"TorchServe cannot load the archive: {done.stderr.strip().splitlines()[-1]}"
-        )
+        last = [f"exit code {done.returncode}", *done.stderr.strip().splitlines()][-1]
+        raise VerifyError(f"TorchServe cannot load the archive: {last}")
     return [read_answer(body) for body in json.loads(answers.read_text("utf-8"))]
 
 
@@ -217,15 +219,21 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         refer = partial(read_reference, asked.run, asked.images)
-        off = verify(asked.archive, refer, load_apart)
-    except (VerifyError, ArchiveError, StackError, TrainingError) as error:
+        number, off = verify(asked.archive, refer, load_apart)
+    except ArchiveError as error:
+        print(f"verify: {error}: run `make archive`", file=sys.stderr)
+        return 1
+    except (VerifyError, StackError, TrainingError) as error:
         print(f"verify: {error}", file=sys.stderr)
         return 1
     except (UnavailableError, subprocess.TimeoutExpired, OSError) as error:
         print(f"verify: nothing was verified: {error}", file=sys.stderr)
         return UNAVAILABLE
+    except KeyboardInterrupt:
+        print("verify: interrupted: nothing was verified", file=sys.stderr)
+        return 130
     print(
-        f"verify: {asked.archive}: {asked.images:,} images have the labels of run {asked.run}, the "
+        f"verify: {asked.archive}: {number:,} images have the labels of run {asked.run}, the "
         f"scores within {off:.6f}"
     )
     return 0

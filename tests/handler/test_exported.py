@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.handler.torchserve import Request, Served, body, encode, pack
+from tests.handler.torchserve import CONFIG, METRICS, Request, Served, body, encode, pack
 from tests.training.conftest import stripes
+from tools import load_archive
 from training import ImageClassifier
 from training.choices import FORMATS
 from training.evaluation import measure_validation
@@ -85,6 +86,27 @@ def test_the_description_shows_the_format_the_versions_and_the_baseline(
         assert model["versions"]["torch"] == torch.__version__
         assert len(model["validation"]["class_mix"]) == 10
         assert model["validation"]["calibration"]["temperature"] == 1.5
+
+
+# torchserve leaves the file of its metrics open.
+@pytest.mark.filterwarnings("ignore:.*metrics.yaml:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:.*metrics.yaml:pytest.PytestUnraisableExceptionWarning")
+def test_torchserves_loader_as_verify_calls_it_answers_each_image(
+    folders: dict[str, Path], served: dict[str, Served], tmp_path: Path
+) -> None:
+    archive = shutil.copytree(folders["torchscript"], tmp_path / "archive")
+    shutil.copy(CONFIG, archive)
+    manifest = {"handler": "fmnist_handler.py", "modelName": "tiny", "configFile": CONFIG.name}
+    (archive / "MAR-INF").mkdir()
+    (archive / "MAR-INF" / "MANIFEST.json").write_text(json.dumps({"model": manifest}))
+    (tmp_path / "images").mkdir()
+    for index, file in enumerate(FILES):
+        (tmp_path / "images" / f"{index:06}.png").write_bytes(file)
+
+    load_archive.main(archive, tmp_path / "images", METRICS, tmp_path / "answers.json")
+
+    found = json.loads((tmp_path / "answers.json").read_text())
+    assert [one["class"] for one in found] == [one["class"] for one in ask(served["torchscript"])]
 
 
 def test_an_older_archive_whose_model_json_names_no_format_holds_torchscript(

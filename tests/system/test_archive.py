@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import subprocess
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from http.client import HTTPConnection
@@ -16,7 +17,9 @@ import requests
 from PIL import Image
 
 from tools.exported import classes, first_images
+from tools.schemas import find_faults, load_schema
 from tools.servers.process import ROOT
+from tools.servers.torchserve import ARCHIVE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +87,13 @@ def test_a_thousand_images_by_curl_get_the_labels_of_the_exported_model(
     subprocess.run(command, check=True, timeout=300)
     served = [json.loads((tmp_path / f"{i}.json").read_text())["class"] for i in range(1000)]
     assert served == classes(images).tolist()
+
+
+def test_the_description_shows_all_of_model_json(server: TorchServe) -> None:
+    with zipfile.ZipFile(ARCHIVE) as opened:
+        card = json.loads(opened.read("model.json"))
+    assert description(server)["customizedMetadata"]["model"] == card
+    assert find_faults(card, load_schema("model")) == []
 
 
 def at_once(server: TorchServe, bodies: list[bytes]) -> list[dict[str, Any]]:

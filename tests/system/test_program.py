@@ -13,6 +13,7 @@ from tests.conftest import missing
 from tests.system.test_archive import description, png
 from tools import archive
 from tools.exported import classes, first_images
+from tools.schemas import find_faults, load_schema
 from tools.servers.process import ROOT
 from tools.servers.torchserve import ARCHIVE, TorchServe
 
@@ -40,12 +41,16 @@ def test_torchserve_serves_a_program_with_the_labels_of_the_torchscript_module(
         manifest = json.loads(opened.read("MAR-INF/MANIFEST.json"))
         assert manifest["model"]["serializedFile"] == "model.pt2"
         assert "model.pt" not in opened.namelist()
+        card = json.loads(opened.read("model.json"))
     images = first_images(200)
     files = {f"{i:03}": png(image) for i, image in enumerate(images)}
     with TorchServe(packed) as server:
         answer = requests.post(server.url, files=files, timeout=30)
-        described = json.dumps(description(server))
+        described = description(server)["customizedMetadata"]
 
     served = [one["class"] for one in answer.json()["predictions"]]
     assert served == classes(images, ARCHIVE).tolist() == classes(images, packed).tolist()
-    assert all(word in described for word in ("pt2", "class_mix", "mean_confidence", "ece"))
+    assert described["model"] == card
+    assert find_faults(card, load_schema("model")) == []
+    assert card["format"] == "pt2"
+    assert len(card["validation"]["class_mix"]) == card["classes"]

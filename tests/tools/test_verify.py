@@ -70,7 +70,7 @@ def replace(archive: Path, entry: str, change: Callable[[str], str | None]) -> N
 
 
 def test_the_archive_that_was_built_is_right(archive: Path) -> None:
-    assert verify(archive, refer, load) == 0.0
+    assert verify(archive, refer, load) == (3, 0.0)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.9, 1.0])
@@ -166,6 +166,12 @@ def test_the_last_line_of_a_worker_that_cannot_start_is_told(tmp_path: Path) -> 
         ask(python, tmp_path, [b"an image"], tmp_path)
 
 
+def test_a_worker_that_dies_without_a_word_is_told_by_its_exit_code(tmp_path: Path) -> None:
+    python = interpreter(tmp_path, "kill -KILL $$")
+    with pytest.raises(VerifyError, match="cannot load the archive: exit code -9"):
+        ask(python, tmp_path, [b"an image"], tmp_path)
+
+
 def test_the_answers_are_read_in_the_order_of_the_images(tmp_path: Path) -> None:
     answers = '[{"label": "bag", "score": 0.75}, {"label": "boot", "score": 0.75}]'
     python = interpreter(tmp_path, f"""ls "$4" >seen; echo '{answers}' >"$6" """)
@@ -206,8 +212,9 @@ def test_too_little_room_skips_with_the_reason_but_not_in_ci(
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
     [
-        (None, 0, "1,000 images have the labels of run latest, the scores within 0.000000"),
+        (None, 0, "3 images have the labels of run latest, the scores within 0.000000"),
         (VerifyError("it is wrong"), 1, "it is wrong"),
+        (ArchiveError("it has no manifest"), 1, "it has no manifest: run `make archive`"),
         (UnavailableError("uv pip failed"), 69, "nothing was verified: uv pip failed"),
     ],
 )
