@@ -1231,6 +1231,22 @@ def test_what_the_publisher_sends_the_reader_finds(kafka: KafkaHarness) -> None:
     assert read(kafka, fresh, 1) == [b"after"]
 
 
+@pytest.mark.parametrize("bound", ["beginning_offsets", "end_offsets"])
+@pytest.mark.parametrize("partitions", [2, 5])
+def test_a_reader_sees_partitions_that_are_added_while_it_reads(
+    kafka: KafkaHarness, bound: str, partitions: int
+) -> None:
+    topics = kafka.topics(partitions=1)
+    settings = kafka.settings(topics, kafka={"metadata_max_age_ms": 300})
+    reader = kafka.closing(TopicReader(settings, topics.input, bound))
+    kafka.produce(topics.input, b"first")
+    assert read(kafka, reader, 1) == [b"first"]
+    kafka.admin.create_partitions({topics.input: NewPartitions(partitions)})
+    for number in range(partitions):
+        kafka.produce(topics.input, b"%d" % number, partition=number)
+    assert sorted(read(kafka, reader, partitions)) == [b"%d" % n for n in range(partitions)]
+
+
 @pytest.mark.parametrize("largest", [2_000, 100_000, 1_048_588])
 def test_the_publisher_knows_what_its_topic_takes(kafka: KafkaHarness, largest: int) -> None:
     wide = kafka.topics(partitions=1)
