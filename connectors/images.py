@@ -27,3 +27,16 @@ CANARY = Image(encode_png(28, 28, bytes(28 * 28)), "image/png")
 
 The relay replaces it with the last image that was predicted (see `connectors.relay`).
 """
+
+
+def pad_canary(size: int) -> Image:
+    """The canary in a PNG file of `size` bytes, more than its own.
+
+    What fills it is a private chunk, which every reader steps over (PNG specification, 5.4): such
+    a file costs a server no more than its bytes.
+    """
+    end = CANARY.data.index(b"IEND") - 4
+    chunk = _encode_chunk(
+        b"fiLl", bytes(size - len(CANARY.data) - len(_encode_chunk(b"fiLl", b"")))
+    )
+    return Image(CANARY.data[:end] + chunk + CANARY.data[end:], CANARY.content_type)

@@ -9,8 +9,9 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ..codec import MAX_IMAGE_BYTES
 from ..errors import Exit, Stop
-from ..images import CANARY
+from ..images import CANARY, pad_canary
 from ..inference import open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
 from ..settings import HIDDEN
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ..command_line import Setting
-    from ..records import Check
+    from ..records import Answer, Check, Image
     from ..verbs import Service
+
+REQUEST_BYTES = 6_553_500
+"""Bytes of a request that a server should take: TorchServe's own limit."""
 
 
 class Finding(NamedTuple):
@@ -41,7 +45,10 @@ def run_all(settings: Service, broker: Sequence[Check], *, thorough: bool) -> It
     for exposure in settings.list_exposures():
         yield Finding("privacy", "advice", exposure)
     yield from run_checks(broker)
-    yield run_check(("service", partial(ask_service, settings, settings.timeout)))
+    service: list[Check] = [("service", partial(ask_service, settings, settings.timeout))]
+    if thorough:
+        service.append(("request size", partial(ask_about_size, settings, settings.timeout)))
+    yield from run_checks(service)
 
 
 def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
@@ -90,14 +97,11 @@ def _describe_machine() -> Ok:
 def ask_service(settings: Service, timeout: float) -> Ok:
     """Send the blank image; raises Stop(69) when it is not predicted within `timeout` seconds."""
     began = time.monotonic()
-    with closing(open_client(settings, timeout=timeout, in_flight=1)) as client:
-        client.send(Request((CANARY,)))
-        answered = client.collect(timeout)
-    match answered:
-        case [(_, [Prediction(body)])]:
+    match _ask(settings, CANARY, timeout):
+        case [Prediction(body)]:
             model, seconds = body["model"], time.monotonic() - began
             return Ok(f"{model['name']} {model['version']} answers in {seconds * 1000:.0f} ms")
-        case [(_, Busy(detail) | Failed(detail))] | [(_, [Rejection(_, detail)])]:
+        case Busy(detail) | Failed(detail) | [Rejection(_, detail)]:
             why = detail
         case _:
             why = f"silent for {timeout:g} s"
@@ -105,6 +109,34 @@ def ask_service(settings: Service, timeout: float) -> Ok:
         f"{settings.shown_url} does not predict a blank image ({why}): start it, or correct --url",
         Exit.UNAVAILABLE,
     )
+
+
+def ask_about_size(settings: Service, timeout: float) -> Ok | Advice:
+    """Send the blank image in the largest file that a daemon sends; no server tells its limit."""
+    what = f"{settings.shown_url} takes an image of {MAX_IMAGE_BYTES} bytes, the largest sent"
+    match _ask(settings, pad_canary(MAX_IMAGE_BYTES), timeout):
+        case [Prediction()]:
+            return Ok(what)
+        case Failed(detail, reason="too_large") | [Rejection("too_large", detail)]:
+            return Advice(
+                f"raise the limit of the server or of a proxy before it (max_request_size of "
+                f"TorchServe, client_max_body_size of nginx) to {REQUEST_BYTES}, or large images "
+                f"become dead letters: {settings.shown_url} does not take one of "
+                f"{MAX_IMAGE_BYTES} bytes ({detail})"
+            )
+        case Busy(detail) | Failed(detail) | [Rejection(_, detail)]:
+            why = detail
+        case _:
+            why = f"silent for {timeout:g} s"
+    return Advice(f"look into the server's log: it is not known whether {what} ({why})")
+
+
+def _ask(settings: Service, image: Image, timeout: float) -> Answer | None:
+    """What the service answers to one image; None when that takes more than `timeout` seconds."""
+    with closing(open_client(settings, timeout=timeout, in_flight=1)) as client:
+        client.send(Request((image,)))
+        answered = client.collect(timeout)
+    return answered[0][1] if answered else None
 
 
 def render_settings(settings: Iterable[Setting], *, as_json: bool) -> Iterator[str]:
