@@ -81,7 +81,7 @@ def draw_confusion(counts: list[list[int]], names: Sequence[str], path: Path) ->
 def _is_dark(red: float, green: float, blue: float) -> bool:
     """Say whether white is read better than black on a colour (WCAG 2.2, relative luminance)."""
     luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
-    return luminance < EQUAL_CONTRAST
+    return bool(luminance < EQUAL_CONTRAST)
 
 
 def draw_reliability(probabilities: Tensor, labels: Tensor, path: Path) -> None:
