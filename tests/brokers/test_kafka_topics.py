@@ -146,13 +146,16 @@ def test_an_input_topic_that_is_gone_is_noticed_though_nothing_comes_and_nothing
     verb: str, partitions: set[int] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(["images"])
-    broker = broker_of(Consumer(partitions), cluster.watch(monkeypatch))
+    consumer = Consumer(partitions)
+    broker = broker_of(consumer, cluster.watch(monkeypatch))
     cluster.now += TOPIC_WATCH_INTERVAL
     with pytest.raises(Rewound, match="UnknownTopicOrPartitionError: images"):
         broker.poll(1, 0) if verb == "poll" else broker.commit(())
     cluster.now += TOPIC_WATCH_INTERVAL
+    polled = consumer.polled
     with pytest.raises(Stop, match="images is not there any more"):
         broker.poll(1, 0)
+    assert consumer.polled > polled  # or the library would never learn that it is there again
 
 
 @pytest.mark.parametrize(("joined", "asked"), [(False, 1), (True, 0)])

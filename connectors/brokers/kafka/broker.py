@@ -94,8 +94,8 @@ class KafkaBroker:
         if not self._ensure_ready():
             return ()
         try:
-            self._source.require_topic()
             records = [make_record(found) for found in self._source.poll(limit, timeout)]
+            self._source.require_topic()  # behind the poll, in which the library learns of it
         except KafkaError as error:
             raise self._begin_again(error) from error
         except Rewound:
