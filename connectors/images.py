@@ -58,3 +58,16 @@ def load_canary(path: Path | None) -> Image:
             Exit.USAGE,
         )
     return Image(data)
+
+
+def pad_canary(size: int) -> Image:
+    """The canary in a PNG file of `size` bytes, more than its own.
+
+    What fills it is a private chunk, which every reader steps over (PNG specification, 5.4): such
+    a file costs a server no more than its bytes.
+    """
+    end = CANARY.data.index(b"IEND") - 4
+    chunk = _encode_chunk(
+        b"fiLl", bytes(size - len(CANARY.data) - len(_encode_chunk(b"fiLl", b"")))
+    )
+    return Image(CANARY.data[:end] + chunk + CANARY.data[end:], CANARY.content_type)

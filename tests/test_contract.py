@@ -11,7 +11,7 @@ import pytest
 from PIL import Image as Pillow
 
 from connectors import codec
-from connectors.images import CANARY
+from connectors.images import CANARY, pad_canary
 from connectors.inference import torchserve
 from connectors.inference.answers import Model
 from connectors.inference.v1 import KServeV1
@@ -146,6 +146,12 @@ def test_a_pack_that_unfolds_too_far_is_cut_and_its_images_alone_are_served(
 
 def test_the_built_in_witness_is_an_image_to_the_handler(served: Served) -> None:
     (outcome,) = understood(served.one(as_java_reads_it([CANARY])), 1)  # type: ignore[misc]
+    assert isinstance(outcome, Prediction)
+
+
+def test_the_largest_image_that_is_sent_is_a_blank_one_to_the_handler(served: Served) -> None:
+    image = pad_canary(codec.MAX_IMAGE_BYTES)
+    (outcome,) = understood(served.one(as_java_reads_it([image])), 1)  # type: ignore[misc]
     assert isinstance(outcome, Prediction)
 
 

@@ -175,6 +175,7 @@ LAWS = [
     Law(
         "connectors/commands/doctor.py",
         {
+            "connectors.codec",  # how large an image may be
             "connectors.records",
             "connectors.errors",
             "connectors.images",

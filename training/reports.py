@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ROWS, COLUMNS = 4, 6
 """Of the grid of mistakes."""
 
+EQUAL_CONTRAST = 0.179
+"""The relative luminance that has the same contrast with black as with white."""
+
 
 def render_evaluation(found: Evaluation, robustness: Mapping[str, float]) -> str:
     """Return an evaluation for people."""
@@ -62,14 +65,23 @@ def draw_confusion(counts: list[list[int]], names: Sequence[str], path: Path) ->
     matrix = torch.tensor(counts)
     figure = Figure(figsize=(7, 6), layout="constrained")
     axes = figure.subplots()
-    axes.imshow((matrix - matrix.diag().diag()).numpy(), cmap="Reds")
+    mistakes = (matrix - matrix.diag().diag()).numpy()
+    drawn = axes.imshow(mistakes, cmap="Reds")
+    cells = drawn.to_rgba(mistakes)
     axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="predicted", ylabel="label")
     for row, line in enumerate(counts):
         for column, number in enumerate(line):
-            axes.text(column, row, str(number), ha="center", va="center", fontsize=8)
+            ink = "white" if _is_dark(*cells[row, column, :3]) else "black"
+            axes.text(column, row, str(number), ha="center", va="center", fontsize=8, color=ink)
     _save(figure, path)
+
+
+def _is_dark(red: float, green: float, blue: float) -> bool:
+    """Say whether white is read better than black on a colour (WCAG 2.2, relative luminance)."""
+    luminance = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
+    return bool(luminance < EQUAL_CONTRAST)
 
 
 def draw_reliability(probabilities: Tensor, labels: Tensor, path: Path) -> None:
@@ -95,6 +107,8 @@ def draw_mistakes(
     grid = figure.subplots(ROWS, COLUMNS).flatten()
     for axes in grid:
         axes.set_axis_off()
+    if not len(worst):
+        figure.text(0.5, 0.5, f"no mistake in {len(found):,} images", ha="center", fontsize=20)
     for axes, at in zip(grid, worst.tolist(), strict=False):
         pixels = images.images[at].permute(1, 2, 0).squeeze(2)
         axes.imshow(pixels.numpy(), cmap="gray", vmin=0, vmax=255)

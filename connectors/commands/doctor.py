@@ -9,8 +9,9 @@ from contextlib import closing
 from functools import partial
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
+from ..codec import MAX_IMAGE_BYTES
 from ..errors import Exit, Stop
-from ..images import load_canary
+from ..images import load_canary, pad_canary
 from ..inference import list_checks, open_client
 from ..records import Advice, Busy, Failed, Ok, Prediction, Rejection, Request
 from ..settings import HIDDEN
@@ -21,9 +22,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from ..command_line import Setting
-    from ..records import Check
+    from ..records import Answer, Check, Image
     from ..verbs import Check as CheckSettings
     from ..verbs import Daemon, Server
+
+REQUEST_BYTES = 6_553_500
+"""Bytes of a request that a server should take: TorchServe's own limit."""
 
 
 class Finding(NamedTuple):
@@ -45,9 +49,12 @@ def run_all(
     for exposure in settings.list_exposures():
         yield Finding("privacy", "advice", exposure)
     yield from run_checks(broker)
-    image = ("service", partial(ask_service, settings, settings.timeout))
     pack = min(settings.pack, settings.max_batch or settings.pack)
-    yield from run_checks([*list_checks(settings, pack), image])
+    service = list_checks(settings, pack)
+    service.append(("service", partial(ask_service, settings, settings.timeout)))
+    if thorough and settings.canary is None:  # nobody knows how to pad an operator's image
+        service.append(("request size", partial(ask_about_size, settings, settings.timeout)))
+    yield from run_checks(service)
 
 
 def run_checks(checks: Sequence[Check]) -> Iterator[Finding]:
@@ -96,15 +103,12 @@ def _describe_machine() -> Ok:
 def ask_service(settings: Server, timeout: float) -> Ok:
     """Send the blank image; raises Stop(69) when it is not predicted within `timeout` seconds."""
     began = time.monotonic()
-    with closing(open_client(settings, timeout=timeout, in_flight=1)) as client:
-        client.send(Request((load_canary(settings.canary),)))
-        answered = client.collect(timeout)
-    match answered:
-        case [(_, [Prediction(body)])]:
+    match _ask(settings, load_canary(settings.canary), timeout):
+        case [Prediction(body)]:
             model, seconds = body["model"], time.monotonic() - began
             name = f"{model['name']} {model['version']}".strip()
             return Ok(f"{name} answers in {seconds * 1000:.0f} ms")
-        case [(_, Busy(detail) | Failed(detail))] | [(_, [Rejection(_, detail)])]:
+        case Busy(detail) | Failed(detail) | [Rejection(_, detail)]:
             why = detail
         case _:
             why = f"silent for {timeout:g} s"
@@ -117,6 +121,34 @@ def ask_service(settings: Server, timeout: float) -> Ok:
     image = "a blank image" if settings.canary is None else f"the image {settings.canary}"
     what = f"{settings.shown_url} does not predict {image}"
     raise Stop(f"{what} ({why}): {fix}", Exit.UNAVAILABLE)
+
+
+def ask_about_size(settings: Server, timeout: float) -> Ok | Advice:
+    """Send the blank image in the largest file that a daemon sends; no server tells its limit."""
+    what = f"{settings.shown_url} takes an image of {MAX_IMAGE_BYTES} bytes, the largest sent"
+    match _ask(settings, pad_canary(MAX_IMAGE_BYTES), timeout):
+        case [Prediction()]:
+            return Ok(what)
+        case Failed(detail, reason="too_large") | [Rejection("too_large", detail)]:
+            return Advice(
+                f"raise the limit of the server or of a proxy before it (max_request_size of "
+                f"TorchServe, client_max_body_size of nginx) to {REQUEST_BYTES}, or large images "
+                f"become dead letters: {settings.shown_url} does not take one of "
+                f"{MAX_IMAGE_BYTES} bytes ({detail})"
+            )
+        case Busy(detail) | Failed(detail) | [Rejection(_, detail)]:
+            why = detail
+        case _:
+            why = f"silent for {timeout:g} s"
+    return Advice(f"look into the server's log: it is not known whether {what} ({why})")
+
+
+def _ask(settings: Server, image: Image, timeout: float) -> Answer | None:
+    """What the service answers to one image; None when that takes more than `timeout` seconds."""
+    with closing(open_client(settings, timeout=timeout, in_flight=1)) as client:
+        client.send(Request((image,)))
+        answered = client.collect(timeout)
+    return answered[0][1] if answered else None
 
 
 def render_settings(settings: Iterable[Setting], *, as_json: bool) -> Iterator[str]:

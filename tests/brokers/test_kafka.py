@@ -31,6 +31,7 @@ from kafka.protocol.consumer import SyncGroupRequest
 from kafka.protocol.producer import EndTxnRequest, ProduceRequest
 from kafka.record.memory_records import MemoryRecordsBuilder
 
+from connectors.brokers.kafka import clients, published_offsets
 from connectors.brokers.kafka.broker import KafkaBroker
 from connectors.brokers.kafka.endpoints import TopicPublisher, TopicReader
 from connectors.brokers.kafka.published_offsets import SOURCE, PublishedOffsets, SourceRecord
@@ -1180,6 +1181,52 @@ def test_records_of_partitions_added_while_it_runs_have_their_outcomes(
         assert dead_letter.partition == records[1].position.partition
 
 
+@pytest.mark.parametrize(
+    ("which", "delivery"),
+    [
+        ("output", "exactly-once"),
+        ("dead", "exactly-once"),
+        ("output", "at-least-once"),
+        ("input", "exactly-once"),
+    ],
+)
+def test_a_topic_that_is_deleted_while_it_runs_stops_the_daemon_and_is_named(
+    kafka: KafkaHarness,
+    which: str,
+    delivery: Literal["exactly-once", "at-least-once"],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing is lost: what was not committed is not, and comes again once the topic is there."""
+    monkeypatch.setattr(clients, "TOPIC_WATCH_INTERVAL", 1.0)
+    monkeypatch.setattr(published_offsets, "CALL_TIMEOUT", 2.0)
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"1")
+    settings = kafka.settings(
+        topics, group=kafka.group("group"), delivery=delivery, transaction_timeout=2.0
+    )
+    broker = kafka.closing(KafkaBroker(settings, conformance.encode))
+    broker.commit(predicted(take(kafka, broker, 1)))
+    gone = getattr(topics, which)
+    kafka.admin.delete_topics([gone])
+    if which != "input":
+        kafka.produce(topics.input, b"2")
+    settle = (lambda records: [*map(rejected, records)]) if which == "dead" else predicted
+    with pytest.raises(Stop, match=f"{gone} is not there any more .*: create it") as stop:
+        relay_for_long(kafka, broker, settle)
+    assert stop.value.code is Exit.UNAVAILABLE
+    if which != "input":
+        assert kafka.committed(topics) == {0: 1}
+
+
+def relay_for_long(
+    kafka: KafkaHarness, broker: Broker, settle: Callable[[Sequence[Record]], Sequence[Settled]]
+) -> None:
+    for _ in kafka.patience():
+        with suppress(Rewound):
+            if records := broker.poll(10, 0.1):
+                broker.commit(settle(records))
+
+
 def test_topics_that_differ_are_counted_again_after_a_while(kafka: KafkaHarness) -> None:
     topics = kafka.topics(partitions=2, output_partitions=1)
     settings = kafka.settings(topics, group=kafka.group("group"))
@@ -1229,6 +1276,22 @@ def test_what_the_publisher_sends_the_reader_finds(kafka: KafkaHarness) -> None:
     publisher.flush()
     assert sorted(read(kafka, whole, 2)) == [b"after", b"before"]
     assert read(kafka, fresh, 1) == [b"after"]
+
+
+@pytest.mark.parametrize("bound", ["beginning_offsets", "end_offsets"])
+@pytest.mark.parametrize("partitions", [2, 5])
+def test_a_reader_sees_partitions_that_are_added_while_it_reads(
+    kafka: KafkaHarness, bound: str, partitions: int
+) -> None:
+    topics = kafka.topics(partitions=1)
+    settings = kafka.settings(topics, kafka={"metadata_max_age_ms": 300})
+    reader = kafka.closing(TopicReader(settings, topics.input, bound))
+    kafka.produce(topics.input, b"first")
+    assert read(kafka, reader, 1) == [b"first"]
+    kafka.admin.create_partitions({topics.input: NewPartitions(partitions)})
+    for number in range(partitions):
+        kafka.produce(topics.input, b"%d" % number, partition=number)
+    assert sorted(read(kafka, reader, partitions)) == [b"%d" % n for n in range(partitions)]
 
 
 @pytest.mark.parametrize("largest", [2_000, 100_000, 1_048_588])

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 from kafka import codec as kafka_codec
+from kafka.admin import NewPartitions
 
 from connectors import codec as connectors_codec
 from connectors.brokers.kafka.admin import (
+    DeadLetterReader,
     list_all_checks,
     list_checks,
     open_dead_letters,
@@ -241,6 +243,25 @@ def test_letters_that_come_meanwhile_are_left_for_the_next_time(
     kafka.produce(topics.dead, b"later", key=b"later")
     assert dlq.send_back(settings, broker)["sent"] == 1
     assert sent(kafka, topics) == 1
+
+
+@pytest.mark.parametrize("command", ["list", "replay", "dry run"])
+def test_a_topic_of_dead_letters_that_grows_meanwhile_ends_no_command(
+    kafka: KafkaHarness, topics: Topics, command: str
+) -> None:
+    bury(kafka, topics, ["failed"])
+    age = {"metadata_max_age_ms": 300}
+    settings = ReplayKafka(
+        **asked(kafka, topics, name="one", dry_run=command == "dry run", kafka=age)
+    )
+    reader = kafka.closing(DeadLetterReader(settings)) if command == "list" else None
+    replay = None if reader else opened(kafka, settings)
+    kafka.admin.create_partitions({topics.dead: NewPartitions(4)})
+    kafka.produce(topics.dead, b"later", partition=3)
+    if reader:
+        assert [one.value for _ in range(20) for one in reader.read(0.1)] == [b"image 0"]
+    if replay:
+        assert dlq.send_back(settings, replay)["sent"] == 1
 
 
 def test_a_younger_replay_of_the_same_name_fences_the_elder(

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image as Pillow
 
 from connectors.brokers.kafka.settings import PrintConfigKafka, RunKafka
+from connectors.codec import MAX_IMAGE_BYTES
 from connectors.command_line import Setting, explain, load
 from connectors.commands import doctor
 from connectors.commands.doctor import (
@@ -17,12 +20,15 @@ from connectors.commands.doctor import (
     run_checks,
 )
 from connectors.errors import Exit, Stop
+from connectors.images import pad_canary
 from connectors.records import Advice, Ok
 from tests.connectors.test_client import Script, Service, predictions, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from tests.connectors.test_client import Asked
 
 TOPICS = ["--input-topic", "images", "--output-topic", "predictions"]
 
@@ -154,6 +160,89 @@ def test_a_silent_service_is_not_waited_for() -> None:
     service.gate.clear()
     with service.serving() as url, pytest.raises(Stop, match="does not predict"):
         ask_service(settings(url=url), 0.05)
+
+
+class Narrow(Service):
+    """A service that takes requests of at most `most` bytes and answers others with `refusal`."""
+
+    def __init__(self, most: int, refusal: Script) -> None:
+        super().__init__(Script(body=predictions(1)))
+        self.most, self.refusal = most, refusal
+
+    def next(self, peer: tuple[str, int], asked: Asked) -> Script:
+        script = super().next(peer, asked)
+        return script if len(asked.body) <= self.most else self.refusal
+
+
+def asked_about_size(service: Service) -> Finding:
+    with service.serving() as url:
+        return list(doctor.run_all(settings(url=url), [], thorough=True))[-1]
+
+
+TOO_LARGE = {"predictions": [{"error": {"code": "too_large", "message": "too many bytes"}}]}
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        Script(status=413),
+        Script(status=413, body=b"<html>Request Entity Too Large</html>"),
+        Script(body=json.dumps(TOO_LARGE | {"model": {"name": "a", "version": "1"}}).encode()),
+    ],
+)
+@pytest.mark.parametrize("most", [1 << 20, MAX_IMAGE_BYTES])
+def test_a_service_that_takes_less_than_the_largest_image_is_told_with_the_fix(
+    most: int, refusal: Script
+) -> None:
+    found = asked_about_size(Narrow(most, refusal))
+    assert (found.check, found.result, found.code) == ("request size", "advice", Exit.OK)
+    for word in ("max_request_size", "client_max_body_size", str(doctor.REQUEST_BYTES), "5000000"):
+        assert word in found.text
+    assert "\n" not in found.text
+
+
+@pytest.mark.parametrize("most", [MAX_IMAGE_BYTES + 1000, doctor.REQUEST_BYTES])
+def test_a_service_that_takes_the_largest_image_is_well(most: int) -> None:
+    service = Narrow(most, Script(status=413))
+    found = asked_about_size(service)
+    assert (found.check, found.result) == ("request size", "ok")
+    assert max(len(one.body) for one in service.asked) > MAX_IMAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("refusal", "why"),
+    [
+        (Script(status=503, body=b"come again"), "503: come again"),
+        (Script(status=500, body=b'{"type": "InternalServerException"}'), "500"),
+        (Script(body=json.dumps(ERROR | {"model": {"name": "a", "version": "1"}}).encode()), "no"),
+    ],
+)
+def test_what_a_service_says_to_the_largest_image_is_told_when_it_decides_nothing(
+    refusal: Script, why: str
+) -> None:
+    found = asked_about_size(Narrow(1 << 20, refusal))
+    assert found.result == "advice"
+    assert "not known" in found.text
+    assert f"({why}" in found.text
+
+
+@pytest.mark.parametrize("thorough", [False, True])
+def test_who_does_not_predict_or_is_only_checked_is_not_sent_the_largest_image(
+    thorough: bool,  # noqa: FBT001 - a parameter of the test
+) -> None:
+    service = Service(Script(status=503) if thorough else Script(body=predictions(1)))
+    with service.serving() as url:
+        found = list(doctor.run_all(settings(url=url), [], thorough=thorough))
+    assert len(service.asked) == 1
+    assert found[-1].result == ("skipped" if thorough else "ok")
+
+
+@pytest.mark.parametrize("size", [1_000, 70_000, MAX_IMAGE_BYTES])
+def test_the_padded_canary_is_the_blank_image_in_a_file_of_that_size(size: int) -> None:
+    image = pad_canary(size)
+    assert len(image.data) == size
+    with Pillow.open(BytesIO(image.data)) as opened:
+        assert opened.tobytes() == bytes(28 * 28)
 
 
 # what is set

@@ -251,7 +251,7 @@ def test_a_check_that_fails_ends_with_the_exit_code_of_the_daemon(
     assert checked("doctor", f"http://127.0.0.1:{unused_port()}/", monkeypatch) == 69
     shown = capsys.readouterr()
     words = [line.split()[:2] for line in shown.out.splitlines()]
-    assert words[2:] == [["advice", "group"], ["failed", "service"]]
+    assert words[2:] == [["advice", "group"], ["failed", "service"], ["skipped", "request"]]
     assert shown.err == "connectors: not all is well: service\n"
 
 

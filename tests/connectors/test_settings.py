@@ -539,6 +539,7 @@ def test_a_port_for_metrics_from_the_environment_still_counts(
 NO_SERVERS = [
     *("localhost:abc", "localhost:0", "localhost:70000", "localhost:", ":9092", "", ","),
     *("localhost:-1", "localhost:9092,", "a:1,,b:2", "a:1 b:2", "[::1]:x", "[::1", "[]:9092"),
+    *("localhost:\N{ARABIC-INDIC DIGIT THREE}", "localhost:\N{FULLWIDTH DIGIT NINE}092", "a:1e3"),
     *("me:hunter2@host:9092", "a:1:2", "kafka://", "localhost:9092/path", "[::1]9092"),
 ]
 

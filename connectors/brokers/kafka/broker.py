@@ -17,6 +17,7 @@ Which errors mean what:
     one whose codec is missing      Stop 69, likewise
     a message that is refused       its next form, a dead letter at last
     a topic that refuses every one  Stop 69
+    a topic that is gone            begin again, and Stop 69 when it is still gone 10 s later
     anything else of kafka-python   begin again, then Rewound
 """
 
@@ -31,7 +32,7 @@ from kafka.errors import KafkaError
 
 from ...errors import Rewound
 from ..publishing import PendingMessage, RetryDelay
-from .clients import raise_if_permanent, stop_if_unreachable
+from .clients import TopicWatch, raise_if_permanent, stop_if_unreachable
 from .consumer import GroupConsumer, make_record
 from .messages import MessageBuilder
 from .producer import AtLeastOnce, Delivery, ExactlyOnce
@@ -76,6 +77,8 @@ class KafkaBroker:
         self._clock = clock
         self._retry_delay = RetryDelay(clock, sleep)
         self._builder = MessageBuilder(settings, encode)
+        topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
+        self._topic_watch = TopicWatch(settings, topics)
         exactly_once = settings.delivery == "exactly-once"
         self._delivery: Delivery = (ExactlyOnce if exactly_once else AtLeastOnce)(settings)
         with stop_if_unreachable(settings), ExitStack() as undo:
@@ -91,18 +94,23 @@ class KafkaBroker:
         if not self._ensure_ready():
             return ()
         try:
-            return [make_record(found) for found in self._source.poll(limit, timeout)]
+            records = [make_record(found) for found in self._source.poll(limit, timeout)]
+            self._source.require_topic()  # behind the poll, in which the library learns of it
         except KafkaError as error:
             raise self._begin_again(error) from error
         except Rewound:
             self._retry_delay.wait()
             raise
+        if not self.joined():  # as for ever, when what is published cannot be read back
+            self._topic_watch.verify()
+        return records
 
     def commit(self, settled: Sequence[Settled]) -> None:
         """See `Broker.commit`; what does not fit its topic becomes a dead letter instead."""
         if self._source.group_metadata is None:
             raise Rewound("nothing that was handed out is ours any more")
         try:
+            self._source.require_topic()  # or the library would send the offsets for ever
             if self._builder.recount(settled, self._clock()):
                 self._delivery.close()  # a producer may not know the new partitions yet
             pending_messages = [
@@ -121,7 +129,8 @@ class KafkaBroker:
         raise_if_permanent(error, self._settings)
         _log.warning("beginning again: %s", error)
         self._source.group_metadata = None
-        self._ensure_ready()
+        if self._ensure_ready():
+            self._topic_watch.verify()
         self._retry_delay.wait()
         return Rewound(str(error))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from kafka.protocol.producer import (
 from ...errors import Exit, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from .. import Untyped
     from .settings import KafkaSettings
@@ -58,6 +59,9 @@ CLIENT_TIMEOUTS = {
 
 CALL_TIMEOUT = 10.0
 """Seconds for one question to the broker."""
+
+TOPIC_WATCH_INTERVAL = 10.0
+"""Seconds between two questions whether the topics are still there, while something is wrong."""
 
 CLOSE_TIMEOUT = 3.0
 """Seconds for closing one client."""
@@ -182,6 +186,14 @@ def position_of(consumer: Untyped, partition: TopicPartition) -> int:
     """Where reading goes on, -1 when that is not known; asks nobody, as `position` would."""
     state = consumer._subscription.assignment.get(partition)  # noqa: SLF001 - there is no public way; tested
     return state.position.offset if state and state.position else -1
+
+
+def is_topic_known(consumer: Untyped, topic: str) -> bool:
+    """Say whether the broker knew a topic when it was last asked about it.
+
+    Asks nobody, as `partitions_for_topic` would, and without a deadline.
+    """
+    return bool(consumer._cluster.partitions_for_topic(topic))  # noqa: SLF001 - there is no public way; tested
 
 
 def find_unreadable(consumer: Untyped, error: Exception) -> TopicPartition | None:
@@ -364,6 +376,53 @@ def recount_partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[s
         if code := found[topic]["error_code"]:
             raise kafka_errors.for_code(code)(topic)
     return {topic: len(found[topic]["partitions"]) for topic in topics}
+
+
+class TopicWatch:
+    """Finds out whether a topic of a running daemon is gone, when something is wrong anyway.
+
+    A broker that has just started may not know a topic for a moment, so one answer is no evidence:
+    two in a row are, TOPIC_WATCH_INTERVAL apart.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        topics: Sequence[str],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._topics = topics
+        self._clock = clock
+        self._asked_at = clock()  # a daemon asks for all when it starts
+        self._gone: set[str] = set()
+
+    def verify(self) -> None:
+        """Ask, unless that was just done; raises Stop when a topic was not there last time either.
+
+        What cannot be asked says nothing.
+        """
+        if self._clock() - self._asked_at < TOPIC_WATCH_INTERVAL:
+            return
+        gone = self._find_gone()
+        self._asked_at = self._clock()
+        if lasting := gone & self._gone:
+            raise Stop(
+                f"{' and '.join(sorted(lasting))} is not there any more "
+                "(UnknownTopicOrPartitionError): create it, with as many partitions as the others, "
+                "then start",
+                Exit.UNAVAILABLE,
+            )
+        self._gone = gone
+
+    def _find_gone(self) -> set[str]:
+        try:
+            found = _describe_topics(self._settings, self._topics)
+        except KafkaError as error:
+            raise_if_permanent(error, self._settings)
+            return set()
+        unknown = kafka_errors.UnknownTopicOrPartitionError.errno
+        return {topic for topic in self._topics if found[topic]["error_code"] == unknown}
 
 
 def _describe_topics(settings: KafkaSettings, topics: Sequence[str]) -> dict[str, Untyped]:

@@ -19,6 +19,7 @@ from .clients import (
     advise_library,
     find_unreadable,
     forget_fetches,
+    is_topic_known,
     open_client,
     position_of,
     raise_if_permanent,
@@ -128,6 +129,15 @@ class GroupConsumer:
     def consumer(self) -> Untyped:
         """The client, for questions that change nothing."""
         return self._consumer
+
+    def require_topic(self) -> None:
+        """Raise UnknownTopicOrPartitionError when the broker no longer knows the input topic.
+
+        The library says nothing of that, and hands out nothing.
+        """
+        topic = self._settings.input_topic
+        if not is_topic_known(self._consumer, topic):
+            raise kafka_errors.UnknownTopicOrPartitionError(topic)
 
     def poll(self, limit: int, timeout: float) -> list[Untyped]:
         """As `Broker.poll`, but in ConsumerRecords."""

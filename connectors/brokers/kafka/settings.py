@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 _HOST = r"(?P<host>\[[0-9A-Fa-f:.]+(%\w+)?\]|[^\s\[\]:/@,]+)"
-_SERVER = re.compile(rf"([A-Z_]+://)?{_HOST}(:(?P<port>\d{{1,5}}))?")
+_SERVER = re.compile(rf"([A-Z_]+://)?{_HOST}(:(?P<port>[0-9]{{1,5}}))?")
 MAX_PORT = 65_535
 
 
