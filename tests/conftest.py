@@ -6,6 +6,10 @@ import os
 from typing import NoReturn
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("without deadline", settings(deadline=None))  # no timing is a test
+settings.load_profile("without deadline")
 
 
 def missing(reason: str) -> NoReturn:
