@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from functools import partial
 from threading import Event, Thread, current_thread
 
 import pytest
@@ -11,6 +12,10 @@ from connectors.committer import CommitThread
 from connectors.errors import Rewound
 
 TIMEOUT_S = 30.0
+
+
+def wait_for(event: Event) -> None:
+    event.wait(TIMEOUT_S)
 
 
 def test_a_commit_runs_in_another_thread_and_has_ended_once_it_is_waited_for() -> None:
@@ -26,7 +31,7 @@ def test_a_commit_runs_in_another_thread_and_has_ended_once_it_is_waited_for() -
 def test_a_commit_that_goes_on_has_not_ended() -> None:
     may_end = Event()
     with closing(CommitThread()) as committer:
-        committer.start(lambda: may_end.wait(TIMEOUT_S))
+        committer.start(partial(wait_for, may_end))
         assert not committer.wait(0.0)
         may_end.set()
         assert committer.wait(TIMEOUT_S)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,12 @@ def decode(one: Record) -> Image | Rejection | Skipped:
 
 def predict(request: Request) -> Answer:
     return [Prediction({"image": image.data}) for image in request.images]
+
+
+def drain_and_predict(relay: Relay, deadline: float, request: Request) -> Answer:
+    """The signal comes right before the answer."""
+    relay.drain(deadline)
+    return predict(request)
 
 
 @dataclass
@@ -340,7 +347,7 @@ def test_a_stop_of_a_commit_ends_the_loop_when_it_has_ended() -> None:
 def test_a_drain_asked_for_during_a_commit_waits_for_it_and_commits_what_was_answered() -> None:
     relay = relay_of()
     world = World([(0.0, record(n)) for n in range(3)], latency=0.2, commit_s=1.0)
-    world.answer = lambda request: (relay.drain(20.0), predict(request))[1]
+    world.answer = partial(drain_and_predict, relay, 20.0)
     loop.run(relay, world, world, world, decode, world.clock, world.begin_iteration)
     assert world.ids() == [f"images/0/{n}" for n in range(3)]
     assert relay.stats.commits == 2
@@ -351,7 +358,7 @@ def test_a_commit_that_outlasts_the_drain_limit_is_waited_for(
 ) -> None:
     relay = relay_of()
     world = World([(0.0, record(n)) for n in range(2)], latency=0.2, commit_s=5.0)
-    world.answer = lambda request: (relay.drain(1.0), predict(request))[1]
+    world.answer = partial(drain_and_predict, relay, 1.0)
     loop.run(relay, world, world, world, decode, world.clock, world.begin_iteration)
     assert world.ids() == ["images/0/0"]
     assert caplog.messages == ["Left 1 records without a commit; they will be delivered again."]
