@@ -56,9 +56,6 @@ CLIENT_TIMEOUTS = {
 }
 """What bounds each wait of the library, but for the end of a transaction, which has no bound."""
 
-BATCHING = {"linger_ms": 20}
-"""A producer's batches fill while a commit is sent; its end, which flushes, sends the rest."""
-
 CALL_TIMEOUT = 10.0
 """Seconds for one question to the broker."""
 
@@ -131,7 +128,7 @@ def client_arguments(
     if settings.kafka.get("compression_type") in missing_codecs():
         advice = advise_library(settings.kafka["compression_type"])
         raise Stop(f"the kafka table cannot have its compression_type: {advice}", Exit.USAGE)
-    arguments = {**CLIENT_TIMEOUTS, **BATCHING, **_connection(settings), **settings.kafka, **ours}
+    arguments = {**CLIENT_TIMEOUTS, **_connection(settings), **settings.kafka, **ours}
     return {name: arguments[name] for name in arguments if name in kind.DEFAULT_CONFIG}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
@@ -74,23 +73,12 @@ def publish_all(
             else:
                 future.add_errback(lambda pending, _: noted.append(pending), pending)
                 sent.append((pending, future))
-    failed |= _await_futures(producer, sent, time.monotonic() + timeout)
+    failed |= _await_futures(sent, time.monotonic() + timeout)
     return sorted(failed.items(), key=lambda failure: failure[0] not in noted[:1])
 
 
-def _await_futures(
-    producer: Untyped, sent: Iterable[tuple[Pending, Untyped]], deadline: float
-) -> Iterator[Failure]:
-    """Give what failed; what lingers is sent at once, and waited for together.
-
-    To ask each future for its result costs more than to look whether it has one. What has failed
-    its own future says: the library's `flush` fails too where it has cut a batch that is too large.
-    """
-    with suppress(KafkaError):
-        producer.flush(timeout=max(0.0, deadline - time.monotonic()))
+def _await_futures(sent: Iterable[tuple[Pending, Untyped]], deadline: float) -> Iterator[Failure]:
     for pending, future in sent:
-        if future.succeeded():
-            continue
         try:
             future.get(timeout=max(0.0, deadline - time.monotonic()))
         except KafkaError as error:
