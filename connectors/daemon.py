@@ -1,6 +1,7 @@
 """The daemon: broker, relay and service put together, run until a signal, and closed.
 
-Threads: the main one runs the loop and owns broker and relay; `watchdog` watches it and reports;
+Threads: the main one runs the loop and owns broker and relay; `committer` has the broker while it
+commits, and the main one waits for its end before the next poll; `watchdog` watches and reports;
 `metrics` answers probes; the transport of `inference` and the broker's library have their own.
 Whoever is not the main thread reads only what the main one replaces as a whole (`Relay.stats`).
 """
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from . import codec, loop, metrics, page_server
 from .commands import doctor
+from .committer import CommitThread
 from .errors import Stop
 from .images import load_canary
 from .inference import open_client
@@ -73,7 +75,8 @@ def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
             report.lag = broker.lag()  # here, since a broker belongs to the loop's thread
             note_iteration(report.lag)
 
-        loop.run(relay, broker, client, decode, time.monotonic, begin_iteration)
+        committer = stack.enter_context(closing(CommitThread()))
+        loop.run(relay, broker, client, committer, decode, time.monotonic, begin_iteration)
     _log.info("Stopped as asked.")
 
 

@@ -145,8 +145,9 @@ Answer = Sequence[Prediction | Rejection] | Busy | Failed | Reopened
 class Broker(Protocol):
     """A source and a sink in one, because publish-and-acknowledge is one act.
 
-    All methods are called by the thread of the loop, which opened it and closes it: a broker needs
-    no lock against its caller. Two errors cross this border (`connectors.errors`):
+    It has one caller at a time, so it needs no lock against its callers: the thread of the loop,
+    which opened it and closes it, and for `commit` another one (`Committer`), until whose end the
+    loop calls nothing. Two errors cross this border (`connectors.errors`):
 
         Rewound   All that was handed out and not acknowledged is void and will be handed out again
                   by later polls, with the same ids. The loop empties the relay and goes on. It is
@@ -197,6 +198,18 @@ class Broker(Protocol):
 
         Called once, also after Stop. Raises nothing on purpose.
         """
+        ...
+
+
+class Committer(Protocol):
+    """Runs one commit at a time beside the loop; all methods are called by the loop's thread."""
+
+    def start(self, commit: Callable[[], None]) -> None:
+        """Begin; the one before has ended."""
+        ...
+
+    def wait(self, timeout: float) -> bool:
+        """Say whether it has ended, after at most `timeout` seconds; raises what it raised."""
         ...
 
 

@@ -290,9 +290,26 @@ MUTANTS = (
     Mutant(
         "committed-before-the-commit",
         LOOP,
-        "                broker.commit(settled)\n                relay.committed(clock())\n",
-        "                relay.committed(clock())\n                broker.commit(settled)\n",
+        "                exchange_until_committed(relay, client, committer, clock)\n"
+        "                relay.committed(clock())\n",
+        "                relay.committed(clock())\n"
+        "                exchange_until_committed(relay, client, committer, clock)\n",
         "the history and the counts tell of commits that were aborted",
+    ),
+    Mutant(
+        "a-commit-is-not-waited-for",
+        LOOP,
+        "    while not committer.wait(0.0 if relay.stats.out else POLL_INTERVAL):\n",
+        "    if not committer.wait(0.0 if relay.stats.out else POLL_INTERVAL):\n",
+        "the broker is polled while it commits, and what is not committed is forgotten",
+    ),
+    Mutant(
+        "nothing-goes-out-beside-a-commit",
+        LOOP,
+        "        take_answers(relay, client, clock, POLL_INTERVAL if relay.stats.out else 0.0)\n"
+        "        send_due(relay, client, clock)\n",
+        "        take_answers(relay, client, clock, POLL_INTERVAL if relay.stats.out else 0.0)\n",
+        "the service is idle for as long as a commit takes",
     ),
     Mutant(
         "poll-without-regard-to-capacity",

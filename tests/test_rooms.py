@@ -220,6 +220,7 @@ LAWS = [
         set(),
         CLOCKS - {"logging"},
     ),
+    Law("connectors/committer.py", set(), set(), CLOCKS),  # the executor has the thread
     Law("connectors/watchdog.py", {"connectors.errors", "connectors.status"}, set()),
     Law(
         "connectors/settings.py",
@@ -253,6 +254,7 @@ LAWS = [
         {
             *CORE,
             "connectors.commands.doctor",
+            "connectors.committer",
             "connectors.images",
             "connectors.inference",
             "connectors.logs",

@@ -10,14 +10,16 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from typing import ClassVar, Literal, Protocol
 
 import pytest
 
 from connectors.commands.dlq import find_source
+from connectors.committer import CommitThread
 from connectors.errors import Exit, Rewound, Stop
 from connectors.metrics import InstrumentedBroker
 from connectors.records import (
@@ -390,6 +392,23 @@ class Conformance:
         younger = harness.open(topics, encode, instance="two")
         assert [record.id for record in relay(harness, younger, 1)] == [last.id]
         assert not any(younger.poll(10, 0.1) for _ in islice(harness.patience(), 10))
+
+    @pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+    def test_another_thread_may_commit_between_two_polls(
+        self, harness: Harness, delivery: Literal["exactly-once", "at-least-once"]
+    ) -> None:
+        topics = harness.topics()
+        broker = harness.open(topics, encode, delivery=delivery)
+        done: list[Record] = []
+        with closing(CommitThread()) as committer:
+            for value in (b"1", b"2"):
+                harness.produce(topics.input, value)
+                records = take(harness, broker, 1)
+                committer.start(partial(broker.commit, predicted(records)))
+                assert any(committer.wait(0.1) for _ in harness.patience())
+                done += records
+        assert values(done) == [b"1", b"2"]
+        assert sources(harness.read_committed(topics.output)) == [one.id for one in done]
 
     def test_nothing_of_a_commit_that_cannot_publish_is_lost(self, harness: Harness) -> None:
         topics = harness.topics()
@@ -849,6 +868,27 @@ class Groups:
         with pytest.raises(Rewound):
             stale.commit(predicted(held))
         assert sources(harness.read_committed(topics.output)) == [record.id for record in held]
+
+    def test_a_member_that_is_put_out_inside_its_commit_has_done_all_of_it_or_nothing(
+        self, harness: LogHarness
+    ) -> None:
+        topics = harness.topics(partitions=1)
+        for value in (b"1", b"2"):
+            harness.produce(topics.input, value)
+        broker = harness.open(topics, encode, instance="one")
+        held = take(harness, broker, 2)
+        harness.watch_commit(broker, lambda: harness.expel(broker))
+        with suppress(Rewound):
+            broker.commit(predicted(held))
+        names = [*(one.id for one in held), harness.produce(topics.input, b"3")]
+        heir = harness.open(topics, encode, instance="two")
+        for _ in harness.patience():
+            with suppress(Rewound):
+                if records := heir.poll(10, 0.1):
+                    heir.commit(predicted(records))
+            if harness.committed(topics) == {0: 3}:
+                break
+        assert sources(harness.read_committed(topics.output)) == names
 
     def test_a_member_that_was_put_out_joins_again(self, harness: LogHarness) -> None:
         topics = harness.topics(partitions=1)

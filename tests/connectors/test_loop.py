@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,12 @@ def predict(request: Request) -> Answer:
     return [Prediction({"image": image.data}) for image in request.images]
 
 
+def drain_and_predict(relay: Relay, deadline: float, request: Request) -> Answer:
+    """The signal comes right before the answer."""
+    relay.drain(deadline)
+    return predict(request)
+
+
 @dataclass
 class World:
     """A broker with one partition, a service and a clock, in one: everything the loop touches."""
@@ -48,6 +55,7 @@ class World:
     arrivals: list[tuple[float, Record]]
     answer: Callable[[Request], Answer] = predict
     latency: float = 0.01
+    commit_s: float = 0.0
     now: float = 0.0
     position: int = 0
     committed: list[Settled] = field(default_factory=list)
@@ -57,12 +65,14 @@ class World:
     polls: list[tuple[float, int, float]] = field(default_factory=list)
     commits: list[float] = field(default_factory=list)
     failing: dict[str, list[Exception]] = field(default_factory=dict)
+    committing: tuple[float, Callable[[], None]] | None = None
     on_iteration: Callable[[], None] = lambda: None
 
     def clock(self) -> float:
         return self.now
 
     def begin_iteration(self) -> None:
+        assert self.committing is None
         self._called("iteration")
         self.on_iteration()
 
@@ -72,7 +82,23 @@ class World:
     def joined(self) -> bool:
         return True
 
+    def start(self, commit: Callable[[], None]) -> None:
+        assert self.committing is None
+        self._called("start")
+        self.committing = self.now + self.commit_s, commit
+
+    def wait(self, timeout: float) -> bool:
+        assert self.committing
+        end, commit = self.committing
+        self._sleep(timeout, end)
+        if self.now < end:
+            return False
+        self.committing = None
+        commit()
+        return True
+
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
+        assert self.committing is None
         self._called("poll")
         self.polls.append((self.now, limit, timeout))
         rest = self.arrivals[self.position :]
@@ -129,7 +155,7 @@ def run(world: World, relay: Relay | None = None, *, until: float = 10.0) -> Rel
             relay.drain(world.now)
 
     world.on_iteration = drain_at_the_end
-    loop.run(relay, world, world, decode, world.clock, world.begin_iteration)
+    loop.run(relay, world, world, world, decode, world.clock, world.begin_iteration)
     return relay
 
 
@@ -145,14 +171,14 @@ def test_records_in_predictions_out() -> None:
 def test_the_stages_come_in_their_order() -> None:
     world = World([(0.0, record(0))])
     run(world)
-    assert world.calls[:5] == ["iteration", "poll", "send", "collect", "commit"]
+    assert world.calls[:6] == ["iteration", "poll", "send", "collect", "start", "commit"]
 
 
 def test_the_watchdog_is_optional() -> None:
     relay = Relay(make_policy(), lambda upper: upper, Image(b"blank"))
     world = World([])
     relay.drain(0.0)
-    loop.run(relay, world, world, decode, world.clock)
+    loop.run(relay, world, world, world, decode, world.clock)
     assert world.calls == []
 
 
@@ -235,7 +261,7 @@ def test_a_drain_answers_and_commits_what_is_held_and_takes_nothing_more(
     relay = Relay(make_policy(), lambda upper: upper, Image(b"blank"))
     world = World([(0.0, record(0)), (1.0, record(1))], latency=3.0)
     world.on_iteration = lambda: relay.drain(20.0) if world.sent else None
-    loop.run(relay, world, world, decode, world.clock, world.begin_iteration)
+    loop.run(relay, world, world, world, decode, world.clock, world.begin_iteration)
     assert world.ids() == ["images/0/0"]
     assert world.now == pytest.approx(3.0)
     assert caplog.messages == []
@@ -247,7 +273,7 @@ def test_the_drain_limit_binds_and_a_warning_counts_what_is_left(
     relay = Relay(make_policy(), lambda upper: upper, Image(b"blank"))
     world = World([(0.0, record(0)), (0.0, record(1))], latency=60.0)
     world.on_iteration = lambda: relay.drain(4.5) if world.sent else None
-    loop.run(relay, world, world, decode, world.clock, world.begin_iteration)
+    loop.run(relay, world, world, world, decode, world.clock, world.begin_iteration)
     assert world.now == pytest.approx(4.5)
     assert world.committed == []
     assert caplog.messages == ["Left 2 records without a commit; they will be delivered again."]
@@ -258,3 +284,97 @@ def test_a_commit_that_was_aborted_does_not_count() -> None:
     world.failing["commit"] = [Rewound("aborted")]
     stats = run(world).stats
     assert (stats.received, stats.predicted, stats.commits) == (2, 1, 1)
+
+
+def calls_of_first_commit(world: World) -> list[str]:
+    """What was called from its start to its end."""
+    return world.calls[world.calls.index("start") : world.calls.index("commit") + 1]
+
+
+def relay_of() -> Relay:
+    """One record in a request, one request at a time, and commits that follow one another."""
+    policy = make_policy(pack=1, in_flight=1, commit_rest=0.0, commit_interval=0.0)
+    return Relay(policy, lambda upper: upper, Image(b"blank"))
+
+
+def test_requests_go_out_and_answers_come_in_while_a_commit_takes_its_time() -> None:
+    world = World([(0.0, record(n)) for n in range(4)], latency=0.2, commit_s=0.7)
+    run(world, relay_of())
+    assert world.commits == pytest.approx([0.9, 1.6])
+    assert [time for time, _ in world.sent] == pytest.approx([0.0, 0.2, 0.4, 0.6])
+    assert world.ids() == [f"images/0/{n}" for n in range(4)]
+
+
+def test_what_is_settled_during_a_commit_waits_for_the_next_one() -> None:
+    world = World([(0.0, record(n)) for n in range(3)], latency=0.1, commit_s=1.0)
+    relay = run(world, relay_of())
+    assert (relay.stats.commits, relay.stats.predicted, relay.stats.held) == (2, 3, 0)
+    assert world.calls.count("start") == 2
+
+
+def test_nothing_touches_the_broker_and_no_iteration_begins_before_a_commit_has_ended() -> None:
+    world = World([(0.0, record(n)) for n in range(4)], latency=0.2, commit_s=0.7)
+    run(world, relay_of())
+    assert set(calls_of_first_commit(world)) == {"start", "send", "collect", "commit"}
+
+
+def test_a_loop_with_nothing_out_sleeps_until_the_commit_has_ended() -> None:
+    world = World([(0.0, record(0)), (0.5, record(1))], latency=0.1, commit_s=3.0)
+    run(world)
+    assert world.commits[0] == pytest.approx(3.1)
+    assert len(calls_of_first_commit(world)) < 3.0 / loop.POLL_INTERVAL + 3
+    assert [time for time, _ in world.sent] == pytest.approx([0.0, 3.1])
+
+
+def test_a_rewound_commit_voids_what_was_answered_and_what_is_out_beside_it() -> None:
+    world = World([(0.0, record(n)) for n in range(4)], latency=0.3, commit_s=0.7)
+    world.failing["commit"] = [Rewound("a rebalance")]
+    relay = run(world, relay_of())
+    assert world.ids() == [f"images/0/{n}" for n in range(4)]
+    assert [request.images[0].data for _, request in world.sent[:4]] == [b"0", b"1", b"2", b"3"]
+    assert (relay.stats.rewound, relay.stats.stale, relay.stats.received) == (1, 1, 8)
+
+
+def test_a_stop_of_a_commit_ends_the_loop_when_it_has_ended() -> None:
+    world = World([(0.0, record(n)) for n in range(2)], latency=0.2, commit_s=0.7)
+    world.failing["commit"] = [Stop("fenced", Exit.FENCED)]
+    with pytest.raises(Stop, match="fenced"):
+        run(world, relay_of())
+    assert world.committed == []
+    assert len(world.sent) == 2
+
+
+def test_a_drain_asked_for_during_a_commit_waits_for_it_and_commits_what_was_answered() -> None:
+    relay = relay_of()
+    world = World([(0.0, record(n)) for n in range(3)], latency=0.2, commit_s=1.0)
+    world.answer = partial(drain_and_predict, relay, 20.0)
+    loop.run(relay, world, world, world, decode, world.clock, world.begin_iteration)
+    assert world.ids() == [f"images/0/{n}" for n in range(3)]
+    assert relay.stats.commits == 2
+
+
+def test_a_commit_that_outlasts_the_drain_limit_is_waited_for(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    relay = relay_of()
+    world = World([(0.0, record(n)) for n in range(2)], latency=0.2, commit_s=5.0)
+    world.answer = partial(drain_and_predict, relay, 1.0)
+    loop.run(relay, world, world, world, decode, world.clock, world.begin_iteration)
+    assert world.ids() == ["images/0/0"]
+    assert caplog.messages == ["Left 1 records without a commit; they will be delivered again."]
+
+
+def test_a_pack_that_fails_during_a_commit_is_tried_beside_it() -> None:
+    world = World([(0.0, record(n)) for n in range(3)], latency=0.2, commit_s=30.0)
+    world.answer = lambda request: (
+        Failed("500") if request.images[0].data == b"1" else predict(request)
+    )
+    run(world, relay_of(), until=120.0)
+    assert world.commits[0] == pytest.approx(30.2)
+    assert [one.outcome for one in world.committed] == [
+        Prediction({"image": b"0"}),
+        Rejection("failed", "500", None, 3),
+        Prediction({"image": b"2"}),
+    ]
+    beside = [request.images[0].data for time, request in world.sent if time < 30.0]
+    assert beside.count(b"1") == 4

@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from dataclasses import replace
 from functools import partial
+from math import inf
 from random import Random
 from typing import TYPE_CHECKING, Literal
 from unittest.mock import patch
@@ -36,6 +37,7 @@ from tests.connectors.service import (
     Balancer,
     Killed,
     Machine,
+    Process,
     Service,
     ServiceClient,
     StandardServer,
@@ -185,6 +187,7 @@ class Daemon:
         self.relay = Relay(world.policy, partial(Random(world.random.random()).uniform, 0), CANARY)
         self.broker = SlowBroker(world, instance)
         self._world = world
+        self._committer = CommitProcess(world.timeline, self.kill)
         self._iterated_at = -1.0
         self._iterations = 0
         self._process = world.timeline.start(self._run)
@@ -200,16 +203,24 @@ class Daemon:
     def kill(self) -> None:
         """End at once: nothing is closed, nothing given back."""
         self._world.timeline.kill(self._process)
+        self._committer.kill()
 
     def _run(self) -> None:
         timeline = self._world.timeline
         try:
             loop.run(
-                self.relay, self.broker, self.client, codec.decode, timeline, self._begin_iteration
+                self.relay,
+                self.broker,
+                self.client,
+                self._committer,
+                codec.decode,
+                timeline,
+                self._begin_iteration,
             )
             self.exit = Exit.OK
         except Stop as stop:
             self.exit = stop.code
+        self._committer.kill()
         self.broker.close()
         self.client.close()
 
@@ -220,6 +231,54 @@ class Daemon:
         self._iterations = self._iterations + 1 if now == self._iterated_at else 0
         self._iterated_at = now
         assert self._iterations < 100, "the loop spins"
+
+
+class CommitProcess:
+    """A `Committer` whose thread lives in virtual time, and dies with its daemon."""
+
+    def __init__(self, timeline: Timeline, die: Callable[[], None]) -> None:
+        self._timeline = timeline
+        self._die = die
+        self._commit: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        self._waiting: Process | None = None
+        self._process = timeline.start(self._run)
+
+    def start(self, commit: Callable[[], None]) -> None:
+        assert self._commit is None, "one commit at a time"
+        self._commit, self._error = commit, None
+        self._timeline.wake(self._process)
+
+    def wait(self, timeout: float) -> bool:
+        if self._commit and timeout > 0:
+            self._waiting = self._timeline.current
+            self._timeline.sleep(timeout)
+            self._waiting = None
+        if self._error:
+            raise self._error
+        return self._commit is None
+
+    def kill(self) -> None:
+        self._timeline.kill(self._process)
+
+    def _run(self) -> None:
+        while True:
+            if self._commit:
+                self._try(self._commit)
+                self._commit = None
+                if self._waiting:
+                    self._timeline.wake(self._waiting)
+            else:
+                self._timeline.sleep(inf)
+
+    def _try(self, commit: Callable[[], None]) -> None:
+        try:
+            commit()
+        except Killed:
+            self._die()
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again where it is waited for
+            self._error = error
 
 
 class SlowBroker(MemoryBroker):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import struct
 import warnings
+import zlib
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import fmnist_images
 import numpy as np
 import pytest
-from fmnist_gate import Refused
+from fmnist_gate import Refused, inspect
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
@@ -32,7 +35,7 @@ from tests.handler.unpacking import (
 )
 
 if TYPE_CHECKING:
-    from fmnist_images import Model
+    from fmnist_images import Model, Pixels
 
 # Lists of pixels
 
@@ -507,3 +510,96 @@ def test_a_message_never_repeats_more_than_a_line_of_a_parser(
     refused = one(PNG)
     assert isinstance(refused, Refused)
     assert len(str(refused)) <= 200
+
+
+# Plain PNGs: what `read_plain_png` reads is what Pillow reads; all else is left to Pillow
+
+
+def filtered(pixels: Pixels, kind: int) -> bytes:
+    """The rows of [H, W, C] behind their filter: none, Sub or Up (PNG, 9.2)."""
+    before = np.zeros_like(pixels)
+    if kind == 1:
+        before[:, 1:] = pixels[:, :-1]
+    elif kind == 2:
+        before[1:] = pixels[:-1]
+    rows = (pixels - before).reshape(len(pixels), -1)
+    return b"".join(bytes([kind]) + row.tobytes() for row in rows)
+
+
+def png_of(flat: bytes, pixels: Pixels, *, interlace: int = 0, parts: int = 1) -> bytes:
+    """A PNG with these unpacked bytes, in so many chunks."""
+    height, width, channels = pixels.shape
+    head = struct.pack(">2I5B", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, interlace)
+    packed = zlib.compress(flat)
+    cuts = [len(packed) * part // parts for part in range(parts + 1)]
+    data = [(b"IDAT", packed[start:end]) for start, end in pairwise(cuts)]
+    return PNG[:8] + b"".join(map(chunk, [(b"IHDR", head), *data, (b"IEND", b"")]))
+
+
+def chunk(named: tuple[bytes, bytes]) -> bytes:
+    name, body = named
+    checksum = zlib.crc32(name + body).to_bytes(4, "big")
+    return len(body).to_bytes(4, "big") + name + body + checksum
+
+
+def plain(data: bytes, model: Model) -> Pixels | None:
+    return fmnist_images.read_plain_png(inspect(data, SETTINGS.limits), model)
+
+
+@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("pixels", "model"), [(PIXELS[..., None], GREY), (COLOURS, RGB)], ids=["grey", "colours"]
+)
+def test_a_plain_png_is_read_as_pillow_reads_it(kind: int, pixels: Pixels, model: Model) -> None:
+    data = png_of(filtered(pixels, kind), pixels)
+    found = plain(data, model)
+    assert found is not None
+    assert np.array_equal(found, pixels.transpose(2, 0, 1))
+    decoded = fmnist_images.decode(inspect(data, SETTINGS.limits), model)
+    assert np.array_equal(found, fmnist_images.to_form(decoded, model))
+
+
+OWN = PIXELS[..., None]
+FLAT = filtered(OWN, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "model"),
+    [
+        (encode(Image.fromarray(PIXELS), "BMP"), GREY),
+        (png_of(FLAT, OWN), RGB),
+        (png_of(FLAT, OWN), replace(GREY, mode="RGB", background=(0, 0, 0))),
+        (png_of(FLAT, OWN, parts=2), GREY),
+        (png_of(FLAT, OWN, interlace=1), GREY),
+        (png_of(filtered(OWN, 1)[:29] + FLAT[29:], OWN), GREY),
+        (png_of(b"".join(b"\3" + row.tobytes() for row in PIXELS), OWN), GREY),
+        (png_of(FLAT[:-1], OWN), GREY),
+        (png_of(FLAT + b"\0", OWN), GREY),
+        (png_of(FLAT, OWN)[:-1], GREY),
+        (png_of(FLAT, OWN)[:33], GREY),
+        (png_of(FLAT, OWN)[:29] + bytes(4) + png_of(FLAT, OWN)[33:], GREY),
+        (png_of(FLAT, OWN)[:60] + bytes(9) + png_of(FLAT, OWN)[69:], GREY),
+        (PNG[:33] + chunk((b"IDAT", b"no stream")) + chunk((b"IEND", b"")), GREY),
+        (PNG[:33] + chunk((b"IDAT", zlib.compress(FLAT) + b"x")) + chunk((b"IEND", b"")), GREY),
+        (PNG[:33] + chunk((b"IDAT", zlib.compress(FLAT)[:-4])) + chunk((b"IEND", b"")), GREY),
+    ],
+    ids=[
+        *("another format", "another size", "another mode", "two chunks", "interlaced"),
+        *("two filters", "another filter", "a byte less", "a byte more", "a cut end"),
+        *("only a head", "a wrong sum of the head", "a wrong sum of the data", "no stream"),
+        *("more than the stream", "no sum of the stream"),
+    ],
+)
+def test_what_is_no_plain_png_of_the_models_form_is_left_to_pillow(
+    data: bytes, model: Model
+) -> None:
+    try:
+        found = plain(data, model)
+    except Refused:
+        return  # the gate has refused it already
+    assert found is None
+
+
+def test_a_plain_png_that_lies_turned_is_left_to_pillow() -> None:
+    file = inspect(png_of(FLAT, OWN), SETTINGS.limits)
+    assert fmnist_images.read_plain_png(file._replace(orientation=6), GREY) is None

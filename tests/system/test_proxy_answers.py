@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from connectors import loop
+from connectors.committer import CommitThread
 from connectors.inference.http import Certificates, HttpClient
 from connectors.inference.torchserve import KeyFile, TorchServe
 from connectors.records import Busy, Failed, Image, Prediction, Record, Rejection, Request
@@ -250,8 +251,11 @@ def test_a_pack_that_it_refuses_is_split_and_the_one_large_image_is_the_only_dea
     def begin_iteration() -> None:
         assert time.monotonic() < deadline
 
-    with closing(connect(f"{nginx}/html", client_files)) as client:
-        loop.run(relay, broker, client, decode, time.monotonic, begin_iteration)
+    with (
+        closing(connect(f"{nginx}/html", client_files)) as client,
+        closing(CommitThread()) as committer,
+    ):
+        loop.run(relay, broker, client, committer, decode, time.monotonic, begin_iteration)
     first, second, third = (one.outcome for one in broker.settled)
     assert isinstance(first, Prediction)
     assert isinstance(third, Prediction)
