@@ -149,6 +149,11 @@ class Pace(Settings):
     stuck_after: Seconds = Field(
         default=120.0, description="seconds without progress of the main loop before giving up (70)"
     )
+    when_given_up: Literal["exit", "park"] = Field(
+        default="exit",
+        description="what to do where only a person can help: end (78), or leave the group and "
+        "wait for SIGTERM with /readyz red, under a supervisor that would start it again",
+    )
 
 
 class Log(Settings):
