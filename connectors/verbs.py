@@ -91,6 +91,11 @@ class Service(Settings):
         default=20.0,
         description="seconds to wait for a whole answer; above the server's responseTimeout",
     )
+    connection_age: Seconds = Field(
+        default=60.0,
+        description="seconds after which a connection to the service is replaced, at random from "
+        "half of them on, so that new servers behind one address get work",
+    )
 
     @model_validator(mode="after")
     def _certificates_of_the_url_can_be_used(self) -> Self:

@@ -21,5 +21,6 @@ def open_client(settings: Service, *, timeout: float, in_flight: int) -> HttpCli
         partial(KeyFile, settings.token_file),
         timeout=timeout,
         in_flight=in_flight,
+        connection_age=settings.connection_age,
         certificates=Certificates(settings.url_cafile, settings.url_certfile, settings.url_keyfile),
     )
