@@ -15,7 +15,7 @@ RUN /opt/fmnist/bin/pip install --no-cache-dir --no-deps . && /opt/fmnist/bin/pi
 
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends ca-certificates python3 \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
 COPY --from=build /opt/fmnist /opt/fmnist
 USER 10001:10001
 ENV PYTHONDONTWRITEBYTECODE=1

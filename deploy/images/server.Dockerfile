@@ -9,7 +9,7 @@ ARG ARCHIVE=model_store/fmnist.mar
 RUN apt-get update && apt-get install -y --no-install-recommends \
         ca-certificates openjdk-21-jre-headless python3-numpy python3-pil python3-venv python3-yaml tini \
         $([ -n "$TORCH_INDEX" ] || echo python3-torch) \
-    && rm -rf /var/lib/apt/lists/*
+    && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /opt/fmnist
 COPY requirements.txt ./
 # What TorchServe needs of the lock file, with its hashes; torch itself is not among it.
