@@ -18,7 +18,8 @@ RUN python3 -m venv --system-site-packages .venv \
         awk -v name="$name==" 'index($0, name) == 1 {on = 1} on {print} on && !/\\$/ {exit}' requirements.txt; \
     done >locked.txt \
     && .venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r locked.txt \
-    && if [ -n "$TORCH_INDEX" ]; then .venv/bin/pip install --no-cache-dir torch --index-url "$TORCH_INDEX"; fi
+    && if [ -n "$TORCH_INDEX" ]; then .venv/bin/pip install --no-cache-dir torch --index-url "$TORCH_INDEX"; fi \
+    && .venv/bin/pip uninstall -y pip && rm locked.txt requirements.txt
 COPY config.properties ./
 COPY serving serving
 COPY tools tools
