@@ -245,7 +245,8 @@ def test_the_command_of_the_probes_is_red_for_all_but_a_prediction(
 ) -> None:
     with Service(answer).serving() as url:
         assert ready.main([url]) == code
-    assert capsys.readouterr().err.count("\n") == code
+    lines = capsys.readouterr().err.splitlines()  # the server may complain of a closed connection
+    assert [line[:7] for line in lines if line.startswith("ready:")] == ["ready: "] * code
 
 
 def test_the_command_of_the_probes_runs_and_is_red_where_nobody_listens(
