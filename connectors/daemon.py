@@ -15,12 +15,12 @@ import signal
 import time
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from . import codec, loop, metrics, page_server
 from .commands import doctor
 from .committer import CommitThread
-from .errors import Stop
+from .errors import Exit, Stop
 from .images import load_canary
 from .inference import open_client
 from .logs import configure_logging, set_library_log_level
@@ -43,6 +43,9 @@ MARGIN = 5.0
 READINESS_TIMEOUT = 2.0
 """Seconds that /readyz waits for the service."""
 
+PARK_INTERVAL = 0.25
+"""Seconds between two looks at whether a parked daemon has been asked to stop."""
+
 _log = logging.getLogger("connectors")
 
 
@@ -61,35 +64,64 @@ def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
     with ExitStack() as stack:
         stack.enter_context(handle_signals(drain))
         stack.enter_context(run_watchdog(watchdog, report))
+        connections = stack.enter_context(ExitStack())
         client = open_client(settings, timeout=settings.timeout, in_flight=settings.in_flight)
-        stack.enter_context(closing(client))
-        broker = stack.enter_context(closing(open_broker()))
+        connections.enter_context(closing(client))
+        broker = connections.enter_context(closing(open_broker()))
         set_library_log_level(logging.ERROR)
         report.relaying = True
         _log.info("Relaying by way of %s.", settings.shown_url)
         decode = partial(codec.decode, tombstones=settings.tombstones)
-        broker, note_iteration = stack.enter_context(serve_metrics(settings, relay, broker))
+        monitor = stack.enter_context(serve_metrics(settings, relay, broker))
 
         def begin_iteration() -> None:
             watchdog.note_iteration()
-            report.lag = broker.lag()  # here, since a broker belongs to the loop's thread
-            note_iteration(report.lag)
+            report.lag = monitor.broker.lag()  # here, since a broker belongs to the loop's thread
+            monitor.note_iteration(report.lag)
 
-        committer = stack.enter_context(closing(CommitThread()))
-        loop.run(relay, broker, client, committer, decode, time.monotonic, begin_iteration)
+        def begin_wait(why: str) -> None:
+            watchdog.note_iteration()
+            monitor.note_parked(why)
+
+        committer = connections.enter_context(closing(CommitThread()))
+        relay_all = partial(loop.run, relay, monitor.broker, client, committer, decode)
+        try:
+            relay_all(time.monotonic, begin_iteration)
+        except Stop as stop:
+            if stop.code != Exit.GIVEN_UP or settings.when_given_up != "park":
+                raise
+            connections.close()  # leaves the group: others have its partitions now
+            relay.reset()
+            park(str(stop), report, begin_wait)
     _log.info("Stopped as asked.")
 
 
-@contextmanager
-def serve_metrics(
-    settings: Daemon, relay: Relay, broker: Broker
-) -> Iterator[tuple[Broker, Callable[[Mapping[Hashable, int] | None], None]]]:
-    """Serve `--metrics-port`, if there is one.
+def park(why: str, report: Report, begin_wait: Callable[[str], None]) -> None:
+    """Wait until a signal asks to stop; `begin_wait` at each look whether one has.
 
-    Gives the broker to use, and what to call with the lag at each iteration of the loop.
+    A supervisor that started the daemon again would let it commit more dead letters each time.
     """
+    report.relaying = False
+    _log.error("%s", why)
+    _log.error("Parked, out of its group, until SIGTERM: mend that, then start it again.")
+    while not report.draining:
+        begin_wait(why)
+        time.sleep(PARK_INTERVAL)
+
+
+class Monitor(NamedTuple):
+    """The broker to use, and what to tell of each iteration of the loop, or while it is parked."""
+
+    broker: Broker
+    note_iteration: Callable[[Mapping[Hashable, int] | None], None]
+    note_parked: Callable[[str], None]
+
+
+@contextmanager
+def serve_metrics(settings: Daemon, relay: Relay, broker: Broker) -> Iterator[Monitor]:
+    """Serve `--metrics-port`, if there is one."""
     if settings.metrics_port is None:
-        yield broker, lambda _: None
+        yield Monitor(broker, lambda _: None, lambda _: None)
         return
     clock, wall = time.monotonic, time.time
     health = metrics.Health(
@@ -109,7 +141,7 @@ def serve_metrics(
     address = settings.metrics_address
     with page_server.serve_pages(address, settings.metrics_port, pages) as port:
         _log.info("Serving metrics at http://%s:%d/metrics.", address, port)
-        yield instrumented, note_iteration
+        yield Monitor(instrumented, note_iteration, health.note_parked)
 
 
 def describe_trouble(settings: Daemon) -> str | None:

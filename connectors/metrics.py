@@ -164,6 +164,7 @@ class Health:
         self._settled = 0
         self._answered = -inf
         self._trouble: str | None = None
+        self._parked: str | None = None
 
     def note_iteration(
         self,
@@ -181,6 +182,16 @@ class Health:
         }
         self.lag, self._joined, self._ran_at = lag, joined, now
 
+    @property
+    def parked(self) -> bool:
+        """Whether the daemon has given up and waits for a person."""
+        return self._parked is not None
+
+    def note_parked(self, why: str) -> None:
+        """The daemon has given up and left its group, and its main thread is well. Nothing lags."""
+        self.note_iteration(None, (), joined=False)
+        self._parked = why
+
     def describe_stall(self) -> str | None:
         """Say why the daemon must be started anew, if it must."""
         now = self._clock()
@@ -192,6 +203,8 @@ class Health:
     def describe_unreadiness(self) -> str | None:
         """Say why no record would get its result now, if none would."""
         stats = self._relay.stats
+        if self._parked is not None:
+            return f"given up, it waits for a person and then a restart: {self._parked}"
         if not self._joined:
             return "the group has not given out its partitions"
         if stats.busy_since is not None:
@@ -270,6 +283,11 @@ class RelayCollector(Collector):
             "service_busy_seconds",
             "Since the service serves nobody.",
             _age(stats.busy_since, now),
+        )
+        yield _gauge(
+            "given_up",
+            "1 while it is parked: it has left the group and waits for a person.",
+            int(self._health.parked),
         )
 
 

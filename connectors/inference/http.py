@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import ssl
 import time
 from contextlib import contextmanager, suppress
 from functools import partial
 from http.cookiejar import DefaultCookiePolicy
+from math import inf
 from queue import Empty, Queue
 from threading import Event, Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +31,8 @@ CONNECT_TIMEOUT = 5.0
 CLOSE_TIMEOUT = 1.0
 MAX_WATCH_INTERVAL = 0.25
 """Seconds between two looks at the deadlines of the answers that are awaited."""
+LEAST_SHARE_OF_AGE = 0.5
+"""Of `connection_age`, at which a connection may be old: a random time from there on."""
 MAX_RESPONSE_BYTES = 8 << 20
 """Bytes; TorchServe's own limit for a response is 6,553,500."""
 
@@ -54,15 +58,18 @@ class Exchange:
     The library bounds each wait for a byte, so a service that sends one now and then would hold
     its worker for ever. At the deadline another thread ends the connection under the worker.
     `carried`: the last request; `continued`: the one out goes over the connection of that one.
+    `connection_age`: see `HttpClient`.
     """
 
-    def __init__(self, timeout: float, certificates: Certificates) -> None:
+    def __init__(self, timeout: float, certificates: Certificates, connection_age: float) -> None:
         self.session = _make_session(self, certificates)
         self.carried: Request | None = None
         self.continued = False
         self.late = False
         self.cut_off = False
         self._timeout = timeout
+        self._connection_age = connection_age
+        self._old_at = inf
         self._lock = Lock()
         self._deadline: float | None = None
         self._socket: socket.socket | None = None
@@ -93,7 +100,15 @@ class Exchange:
     def note_connection(self, connection: socket.socket) -> None:
         """Take a new connection, on which the request goes out now."""
         self._socket = connection
+        share = random.uniform(LEAST_SHARE_OF_AGE, 1.0)  # noqa: S311 - or all would be old at once
+        self._old_at = time.monotonic() + share * self._connection_age
         self._set_deadline()
+
+    def end_if_old(self) -> None:
+        """End a connection that has had its time; called between two requests."""
+        if time.monotonic() >= self._old_at:
+            self._old_at = inf
+            self.session.close()
 
     def _set_deadline(self) -> None:
         with self._lock:
@@ -153,6 +168,11 @@ class HttpClient:
 
     What `follows` another request goes over its connection if that is still open; such two have
     the client to themselves, so the session of the first is idle.
+
+    `connection_age`: seconds after which a connection is ended, between two requests and never
+    before one that follows; some are ended from half of them on, at random. A balancer by
+    connection, such as a Service of Kubernetes, gives the next one to any server, also to one that
+    is new.
     """
 
     def __init__(
@@ -164,12 +184,15 @@ class HttpClient:
         timeout: float,
         in_flight: int,
         certificates: Certificates = NO_CERTIFICATES,
+        connection_age: float = inf,
     ) -> None:
         self._url = url
         self._dialect = dialect
         self._authorize = authorize
         self._timeouts = (min(CONNECT_TIMEOUT, timeout), timeout)
-        self._exchanges = [Exchange(timeout, certificates) for _ in range(in_flight)]
+        self._exchanges = [
+            Exchange(timeout, certificates, connection_age) for _ in range(in_flight)
+        ]
         self._closed = Event()
         self._waiting: Queue[Request | None] = Queue(in_flight)
         self._answered: Queue[tuple[Request, Answer | Exception]] = Queue(in_flight)
@@ -227,6 +250,8 @@ class HttpClient:
         return next(carriers, None)
 
     def _ask(self, exchange: Exchange, authorization: Authorization, request: Request) -> Answer:
+        if not request.follows:
+            exchange.end_if_old()
         with exchange.limited():
             answer = self._try(exchange, authorization, request)
         if exchange.late:
@@ -283,7 +308,7 @@ def fetch(
 
     Raises OSError when there is no whole answer within `timeout` seconds, or a too large one.
     """
-    exchange, over = Exchange(timeout, certificates), Event()
+    exchange, over = Exchange(timeout, certificates, connection_age=inf), Event()
     watch = partial(_watch, [exchange], timeout, over)
     Thread(target=watch, name="fetch-deadline", daemon=True).start()
     try:

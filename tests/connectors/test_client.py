@@ -6,10 +6,11 @@ import socket
 import struct
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from contextlib import closing, contextmanager, suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from math import inf
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
@@ -126,7 +127,11 @@ def raw_server(treat: Callable[[socket.socket], None]) -> Iterator[str]:
 
 @contextmanager
 def connected(
-    url: str, timeout: float = PATIENCE, in_flight: int = 1, token_file: Path | None = None
+    url: str,
+    timeout: float = PATIENCE,
+    in_flight: int = 1,
+    token_file: Path | None = None,
+    connection_age: float = inf,
 ) -> Iterator[HttpClient]:
     with closing(
         HttpClient(
@@ -135,6 +140,7 @@ def connected(
             partial(KeyFile, token_file),
             timeout=timeout,
             in_flight=in_flight,
+            connection_age=connection_age,
         )
     ) as client:
         yield client
@@ -171,6 +177,103 @@ def test_what_follows_a_request_goes_over_its_connection(refusal: Script, in_fli
         answer = ask(client, Request((Image(b"png"),), probe))
     assert isinstance(answer, Busy | Failed)
     assert len(service.peers) == before
+
+
+class FakeTime:
+    """Seconds that pass when a test says so; the module `time` of the client."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def fake_time(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    made = FakeTime()
+    monkeypatch.setattr(client_module, "time", made)
+    return made
+
+
+def test_a_connection_is_replaced_at_a_random_age_from_half_of_the_one_given(
+    fake_time: FakeTime,
+) -> None:
+    service, ages = Service(Script()), set()
+    with service.serving() as url, connected(url, connection_age=60.0) as client:
+        ask(client)
+        for _ in range(5):
+            known, age = len(service.peers), 0
+            while len(service.peers) == known:
+                fake_time.now += 1.0
+                age += 1
+                ask(client)
+            ages.add(age)
+    assert all(30 <= age <= 60 for age in ages)
+    assert len(ages) > 1
+
+
+def test_an_old_connection_is_kept_between_a_canary_and_its_trial(fake_time: FakeTime) -> None:
+    service = Service(Script())
+    with service.serving() as url, connected(url, connection_age=60.0) as client:
+        canary = request()
+        ask(client, canary)
+        fake_time.now += 1000.0
+        ask(client, Request((Image(b"png"),), canary))
+        assert len(service.peers) == 1
+        ask(client)
+        assert len(service.peers) == 2
+
+
+def test_a_canary_whose_connection_is_old_takes_its_trial_along_to_another(
+    fake_time: FakeTime,
+) -> None:
+    service = Service(Script(), Script(), Script(503, b"busy"))
+    with service.serving() as url, connected(url, connection_age=60.0) as client:
+        ask(client)
+        fake_time.now += 1000.0
+        canary = request()
+        ask(client, canary)
+        assert isinstance(ask(client, Request((Image(b"png"),), canary)), Busy)
+    assert len(service.peers) == 2
+
+
+class Replicas(Service):
+    """Several servers behind an address that gives each new connection to the next of them."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(Script())
+        self.count = count
+        self.requests: Counter[int] = Counter()
+        self._of_peer: dict[tuple[str, int], int] = {}
+
+    def next(self, peer: tuple[str, int], asked: Asked) -> Script:
+        with self._lock:
+            replica = self._of_peer.setdefault(peer, len(self._of_peer) % self.count)
+            self.requests[replica] += 1
+        return super().next(peer, asked)
+
+
+@pytest.mark.parametrize(("age", "least", "most"), [(60.0, 0.1, 0.4), (inf, 0.0, 0.0)])
+def test_a_server_that_is_added_behind_the_address_gets_work_by_the_age_of_connections(
+    age: float, least: float, most: float, fake_time: FakeTime
+) -> None:
+    service = Replicas(3)
+    with service.serving() as url, connected(url, in_flight=16, connection_age=age) as client:
+        for _ in range(40):  # ten ages
+            service.gate.clear()  # until each connection has its request
+            asked = len(service.asked)
+            for _ in range(16):
+                client.send(request())
+            while len(service.asked) < asked + 16:
+                time.sleep(0.001)
+            service.gate.set()
+            left = 16
+            while left:
+                left -= len(client.collect(PATIENCE))
+            service.count = 4
+            fake_time.now += 15.0
+    assert least <= service.requests[3] / service.requests.total() <= most
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 4])

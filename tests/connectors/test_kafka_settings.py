@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
+from connectors.brokers.kafka import settings as settings_module
 from connectors.brokers.kafka.clients import client_arguments
 from connectors.brokers.kafka.published_offsets import SOURCE, source_of
 from connectors.brokers.kafka.settings import KafkaSettings
@@ -95,3 +96,31 @@ def test_the_source_of_an_outcome_is_ours_or_none(value: bytes, offset: int | No
     source = source_of([("own", b"1"), (SOURCE, value)])
     assert (source.offset if source else None) == offset
     assert source is None or source.encoded() == value
+
+
+def test_two_containers_on_the_network_of_one_machine_have_two_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "node")
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    names = []
+    for number in range(2):
+        namespace = tmp_path / str(number)
+        namespace.touch()
+        monkeypatch.setattr(settings_module, "PROCESS_NAMESPACE", namespace)
+        names.append(KafkaSettings().instance)
+    assert len({*names}) == 2
+    assert all(name.startswith("node-") and name.endswith("-1") for name in names)
+
+
+def test_outside_a_container_a_name_is_host_and_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "host")
+    monkeypatch.setattr("os.getpid", lambda: 42)
+    own = tmp_path / "namespace"
+    own.touch()
+    monkeypatch.setattr(settings_module, "MACHINES_OWN_NAMESPACE", own.stat().st_ino)
+    for namespace in (own, tmp_path / "none"):
+        monkeypatch.setattr(settings_module, "PROCESS_NAMESPACE", namespace)
+        assert KafkaSettings().instance == "host-42"

@@ -9,12 +9,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 import pytest
 import requests
 
-from connectors import codec, daemon, logs, registry
+from connectors import codec, daemon, logs, metrics, registry
 from connectors import watchdog as watchdog_module
 from connectors.__main__ import main, parse_command
 from connectors.brokers.kafka.settings import ListenKafka, RunKafka, SendKafka
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from connectors.records import Settled
+    from connectors.records import Record, Settled
 
 RUN = ["kafka", "--input-topic", "images", "--output-topic", "predictions"]
 
@@ -450,6 +450,129 @@ def test_a_running_daemon_can_be_asked_how_it_is() -> None:
     assert 'connector_lag_records{lane="images/0"}' in told["metrics"].text
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/livez", timeout=5)
+
+
+class Unusable(LastCommit):
+    """Finds in a call that only a person can help, or that a restart can."""
+
+    at = "poll"
+    code = Exit.GIVEN_UP
+
+    def poll(self, limit: int, timeout: float) -> Sequence[Record]:
+        self.fail_at("poll")
+        return super().poll(limit, timeout)
+
+    def commit(self, settled: Sequence[Settled]) -> None:
+        self.fail_at("commit")
+        super().commit(settled)
+
+    def fail_at(self, call: str) -> None:
+        if self.at == call:
+            raise Stop("mend it by hand", self.code)
+
+
+class Look(NamedTuple):
+    """What a parked daemon shows: its pages, and what is going on meanwhile."""
+
+    pages: dict[str, tuple[int, str]]
+    members: int
+    iterations: int
+
+
+class Parking:
+    """Runs daemons with a port, looks at each three times while it is parked, and asks it to stop.
+
+    Its first record is a tombstone.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.memory = Memory(time.monotonic, time.sleep)
+        self.looks: list[Look] = []
+        self._port = unused_port()
+        self._iterations = 0
+        note_iteration, note_parked = Watchdog.note_iteration, metrics.Health.note_parked
+
+        def count_iteration(watchdog: Watchdog) -> None:
+            self._iterations += 1
+            note_iteration(watchdog)
+
+        def look(health: metrics.Health, why: str) -> None:
+            note_parked(health, why)
+            self._look()
+
+        monkeypatch.setattr(Watchdog, "note_iteration", count_iteration)
+        monkeypatch.setattr(metrics.Health, "note_parked", look)
+        monkeypatch.setattr(daemon, "PARK_INTERVAL", 0.0)
+
+    def run(self, at: str, code: Exit = Exit.GIVEN_UP, **given: Any) -> None:  # noqa: ANN401 - any field
+        """Let a daemon give up at the limit of dead letters, or in a call of its broker."""
+        broker = broker_with(self.memory, 1, Unusable)
+        assert isinstance(broker, Unusable)
+        broker.at, broker.code = at, code
+        limit = 1 if at == "limit" else 100
+        given |= {"metrics_port": self._port, "max_consecutive_dead_letters": limit}
+        run(settings(**given), lambda: broker)
+
+    def _look(self) -> None:
+        pages = {}
+        for page in ("metrics", "livez", "readyz"):
+            answer = requests.get(f"http://127.0.0.1:{self._port}/{page}", timeout=5)
+            pages[page] = answer.status_code, answer.text
+        members = len(self.memory.group("connector")._members)
+        self.looks.append(Look(pages, members, self._iterations))
+        if len(self.looks) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def parking(monkeypatch: pytest.MonkeyPatch) -> Parking:
+    return Parking(monkeypatch)
+
+
+@pytest.mark.parametrize("at", ["limit", "poll", "commit"])
+def test_who_gives_up_and_parks_leaves_the_group_and_waits_for_sigterm(
+    at: str, parking: Parking, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parking.run(at, when_given_up="park")
+    reason = "1 records in a row were rejected" if at == "limit" else "mend it by hand"
+    assert len(parking.looks) == 3
+    for look in parking.looks:
+        assert look.members == 0
+        assert look.pages["livez"] == (200, "ok\n")
+        assert look.pages["readyz"][0] == 503
+        assert reason in look.pages["readyz"][1]
+        assert "connector_given_up 1.0" in look.pages["metrics"][1]
+        assert "connector_held_records 0.0" in look.pages["metrics"][1]
+    assert parking.memory.read("images.dead") == []
+    assert parking.memory.offsets("connector") == {}
+    assert reason in capsys.readouterr().err
+
+
+def test_the_watchdog_lets_a_parked_daemon_be(parking: Parking) -> None:
+    parking.run("poll", when_given_up="park")
+    first, *_ = counts = [look.iterations for look in parking.looks]
+    assert [count - first for count in counts] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("code", "when"),
+    [
+        (Exit.UNAVAILABLE, "park"),
+        (Exit.FENCED, "park"),
+        (Exit.USAGE, "park"),
+        (Exit.GIVEN_UP, "exit"),
+    ],
+)
+def test_what_a_restart_may_mend_is_not_parked_and_nobody_is_who_was_not_told_to(
+    code: Exit, when: str, parking: Parking
+) -> None:
+    with pytest.raises(Stop) as stop:
+        parking.run("poll", code, when_given_up=when)
+    assert (stop.value.code, parking.looks) == (code, [])
+
+
+def test_without_being_told_a_daemon_that_gives_up_ends_with_78() -> None:
+    assert settings().when_given_up == "exit"
 
 
 def test_a_service_that_is_away_is_trouble_in_one_sentence() -> None:

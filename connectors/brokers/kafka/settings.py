@@ -6,6 +6,7 @@ import os
 import re
 import socket
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, FilePath, model_validator
@@ -66,6 +67,25 @@ def _host_of(server: str) -> str:
     return found["host"] if found else server.strip()
 
 
+PROCESS_NAMESPACE = Path("/proc/self/ns/pid")
+MACHINES_OWN_NAMESPACE = 0xEFFFFFFC
+"""The number of the process namespace that Linux begins with."""
+
+
+def name_process() -> str:
+    """Return a name that no other process of this machine has: host, process id.
+
+    In a container the namespace of its process ids comes in between: two containers that share
+    the machine's network have its host name, and each counts its processes from 1.
+    """
+    try:
+        namespace = PROCESS_NAMESPACE.stat().st_ino
+    except OSError:  # no Linux
+        namespace = MACHINES_OWN_NAMESPACE
+    middle = () if namespace == MACHINES_OWN_NAMESPACE else (str(namespace),)
+    return "-".join((socket.gethostname(), *middle, str(os.getpid())))
+
+
 class KafkaSettings(Daemon):
     """Kafka."""
 
@@ -80,9 +100,10 @@ class KafkaSettings(Daemon):
     )
     group: str = Field(default="fmnist", description="consumer group", min_length=1)
     instance: str = Field(
-        default_factory=lambda: f"{socket.gethostname()}-{os.getpid()}",
+        default_factory=name_process,
         description="name of this daemon, unique in its group (default: <hostname>-<process id>); "
-        "a stable name lets a restart fence its predecessor at once",
+        "a stable name lets a restart fence its predecessor at once; in a container the default "
+        "also has the number of its process namespace",
         min_length=1,
     )
     delivery: Literal["exactly-once", "at-least-once"] = Field(
