@@ -16,7 +16,7 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-from . import codec, loop, metrics, page_server
+from . import __version__, codec, loop, metrics, page_server
 from .commands import doctor
 from .errors import Stop
 from .images import CANARY
@@ -101,7 +101,8 @@ def serve_metrics(
     def note_iteration(lag: Mapping[Hashable, int] | None) -> None:
         health.note_iteration(lag, instrumented.take_moved(), joined=instrumented.joined())
 
-    collector = metrics.RelayCollector(relay, health, instrumented, clock, wall)
+    info = {"version": __version__, **settings.describe_source()}
+    collector = metrics.RelayCollector(relay, health, instrumented, clock, wall, info)
     pages = metrics.make_pages(collector, health)
     address = settings.metrics_address
     with page_server.serve_pages(address, settings.metrics_port, pages) as port:

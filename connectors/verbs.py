@@ -192,6 +192,10 @@ class Daemon(Service, Pace, Log, Monitoring):
         default="dead-letter", description="what becomes of records without a value"
     )
 
+    def describe_source(self) -> dict[str, str]:
+        """Return `group` and `topic`, labels of `connector_info`: who reads, and what."""
+        return {"group": "", "topic": ""}
+
 
 DAEMON_ONLY = frozenset(Daemon.model_fields) - frozenset(Settings.model_fields)
 """Settings that only a daemon needs, and who checks whether one could work."""

@@ -183,6 +183,7 @@ LAWS = [
         "connectors/metrics.py",
         {
             "connectors.records",
+            "connectors.drift",
             "connectors.errors",
             "connectors.page_server",
             "connectors.relay",
@@ -191,6 +192,7 @@ LAWS = [
         {"prometheus_client"},
         CLOCKS,
     ),
+    Law("connectors/drift.py", {"connectors.text"}, set(), CLOCKS),
     Law("connectors/page_server.py", {"connectors.errors"}, set()),
     Law("connectors/logs.py", {"connectors.text"}, set(), CLOCKS - {"logging"}),
     Law(
@@ -231,6 +233,7 @@ LAWS = [
         "connectors/daemon.py",
         {
             *CORE,
+            "connectors.__version__",
             "connectors.commands.doctor",
             "connectors.images",
             "connectors.inference",

@@ -138,6 +138,10 @@ class KafkaSettings(Daemon):
         require_tls_files("ssl_", *files, password=self.kafka.get("ssl_password"))
         return self
 
+    def describe_source(self) -> dict[str, str]:
+        """See `Daemon.describe_source`."""
+        return {"group": self.group, "topic": self.input_topic}
+
     def list_exposures(self) -> Iterator[str]:
         """See `Service.list_exposures`; the `kafka` table goes before the flags."""
         yield from super().list_exposures()

@@ -98,6 +98,10 @@ class PubSubSettings(Daemon):
             raise ValueError(msg)
         return self
 
+    def describe_source(self) -> dict[str, str]:
+        """See `Daemon.describe_source`; a subscription is what daemons share, as a group."""
+        return {"group": self.subscription, "topic": self.input_topic}
+
 
 class RunPubSub(PubSubSettings):
     """Relay images from a Pub/Sub subscription to the inference API, and its predictions on.
