@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from . import __version__, codec, loop, metrics, page_server
 from .commands import doctor
+from .description import BaselineReader
 from .errors import Stop
 from .images import CANARY
 from .inference import open_client
@@ -29,6 +30,7 @@ from .watchdog import Watchdog, run_watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
+    from .drift import Baseline
     from .records import Broker
     from .verbs import Daemon
 
@@ -102,12 +104,22 @@ def serve_metrics(
         health.note_iteration(lag, instrumented.take_moved(), joined=instrumented.joined())
 
     info = {"version": __version__, **settings.describe_source()}
-    collector = metrics.RelayCollector(relay, health, instrumented, clock, wall, info)
+    find_baseline = make_baseline_finder(settings)
+    collector = metrics.RelayCollector(
+        relay, health, instrumented, clock, wall, info, find_baseline
+    )
     pages = metrics.make_pages(collector, health)
     address = settings.metrics_address
     with page_server.serve_pages(address, settings.metrics_port, pages) as port:
         _log.info("Serving metrics at http://%s:%d/metrics.", address, port)
         yield instrumented, note_iteration
+
+
+def make_baseline_finder(settings: Daemon) -> Callable[[str], Baseline | None]:
+    """Return what finds the baseline of a model: nothing, unless the operator says where."""
+    if settings.baseline_url is None:
+        return lambda _: None
+    return BaselineReader(settings.baseline_url, settings.url_cafile, time.monotonic).get
 
 
 def describe_trouble(settings: Daemon) -> str | None:

@@ -22,7 +22,7 @@ from prometheus_client.core import (
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from .drift import Predicted
+from .drift import Predicted, measure_drift
 from .errors import Rewound
 from .page_server import Page
 from .records import Prediction, Reason, Skipped
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from .drift import Baseline, Drift
     from .records import Broker, Record, Settled
     from .relay import Relay, Stats
 
@@ -224,7 +225,8 @@ class Health:
 class RelayCollector(Collector):
     """The metrics of a daemon, drawn from what it keeps anyway, at the moment of the scrape.
 
-    `info`: labels of `connector_info`, beside the model.
+    `info`: labels of `connector_info`, beside the model. `find_baseline` returns that of a model,
+    if it is known.
     """
 
     def __init__(
@@ -235,10 +237,12 @@ class RelayCollector(Collector):
         clock: Callable[[], float],
         wall: Callable[[], float],
         info: Mapping[str, str],
+        find_baseline: Callable[[str], Baseline | None] = lambda _: None,
     ) -> None:
         self._relay = relay
         self._health = health
         self._info = info
+        self._find_baseline = find_baseline
         self._broker = broker
         self._clock = clock
         self._wall = wall
@@ -252,6 +256,8 @@ class RelayCollector(Collector):
         yield from self._gauges(stats)
         yield from _totals(stats)
         yield _class_counts(predicted.classes)
+        if baseline := self._find_baseline(predicted.model):
+            yield from _drift_gauges(measure_drift(predicted.recent, baseline))
         yield from self._broker.record_seconds.collect()
         yield from self._broker.commit_seconds.collect()
 
@@ -334,6 +340,29 @@ def _counters(
     for value in get_args(values):
         family.add_metric([value], counts.get(value, 0))
     return family
+
+
+def _drift_gauges(drift: Drift | None) -> Iterator[Metric]:
+    """Give none rather than a good one while it is not known."""
+    if drift is None:
+        return
+    yield _gauge(
+        "drift_class_mix",
+        "Population stability index of the last classes against the validation images.",
+        drift.class_mix,
+    )
+    yield _gauge(
+        "drift_confidence",
+        "Mean score of the last results, less that of the validation images.",
+        drift.confidence,
+    )
+    if drift.near_ties is not None:
+        yield _gauge(
+            "drift_near_ties",
+            "Share of the last results that were nearly another class, less that of the "
+            "validation images.",
+            drift.near_ties,
+        )
 
 
 def _class_counts(classes: Mapping[str, int]) -> Metric:

@@ -60,18 +60,21 @@ def require_url(url: str) -> str:
     return url
 
 
+Url = Annotated[
+    str,
+    matching(  # a password does not belong into argv
+        r"https?://[^/@\s]+(/\S*)?",
+        "it must begin with http:// or https:// and a host, without a password, such as "
+        "http://127.0.0.1:8080/predictions/fmnist",
+    ),
+    AfterValidator(require_url),
+]
+
+
 class Service(Settings):
     """The inference API."""
 
-    url: Annotated[
-        str,
-        matching(  # a password does not belong into argv
-            r"https?://[^/@\s]+(/\S*)?",
-            "it must begin with http:// or https:// and a host, without a password, such as "
-            "http://127.0.0.1:8080/predictions/fmnist",
-        ),
-        AfterValidator(require_url),
-    ] = Field(
+    url: Url = Field(
         default="http://127.0.0.1:8080/predictions/fmnist", description="where images are sent"
     )
     token_file: Path | None = Field(
@@ -167,6 +170,12 @@ class Monitoring(Settings):
     )
     metrics_address: str = Field(
         default="127.0.0.1", description="address of that port; whoever reaches it may read it"
+    )
+    baseline_url: Url | None = Field(
+        default=None,
+        description="where the model is described, such as "
+        "http://127.0.0.1:8081/models/fmnist?customized=true: for the metrics of drift; "
+        "none: they are not served",
     )
     stalled_after: Seconds = Field(
         default=300.0,

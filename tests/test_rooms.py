@@ -193,6 +193,12 @@ LAWS = [
         CLOCKS,
     ),
     Law("connectors/drift.py", {"connectors.text"}, set(), CLOCKS),
+    Law(
+        "connectors/description.py",
+        {"connectors.drift", "connectors.text"},
+        {"requests"},
+        CLOCKS - {"logging", "threading"},
+    ),
     Law("connectors/page_server.py", {"connectors.errors"}, set()),
     Law("connectors/logs.py", {"connectors.text"}, set(), CLOCKS - {"logging"}),
     Law(
@@ -235,6 +241,8 @@ LAWS = [
             *CORE,
             "connectors.__version__",
             "connectors.commands.doctor",
+            "connectors.description",
+            "connectors.drift",  # a type
             "connectors.images",
             "connectors.inference",
             "connectors.logs",

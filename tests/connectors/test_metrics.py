@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ import requests
 from prometheus_client import CollectorRegistry, generate_latest
 
 from connectors import page_server
+from connectors.drift import WINDOW, Answer, Baseline, Predicted
 from connectors.errors import Exit, Rewound, Stop
 from connectors.images import CANARY
 from connectors.metrics import (
@@ -94,11 +97,18 @@ class Daemon:
         self.instrumented = InstrumentedBroker(self.broker, self.clock, self.clock)
         self.asked = 0
         self.trouble: str | None = None
+        self.baseline = Baseline("fmnist 1.0", (0.5, 0.5), 0.75, 0.5, 0.1)
         self.health = Health(
             self.relay, self.clock, self.ask, stuck_after=120.0, stalled_after=300.0
         )
         self.collector = RelayCollector(
-            self.relay, self.health, self.instrumented, self.clock, self.clock, INFO
+            self.relay,
+            self.health,
+            self.instrumented,
+            self.clock,
+            self.clock,
+            INFO,
+            lambda model: self.baseline if self.baseline.model == model else None,
         )
 
     def ask(self) -> str | None:
@@ -145,7 +155,7 @@ def names(daemon: Daemon) -> list[str]:
 
 
 def test_names_and_labels_are_those_that_dashboards_rely_on(daemon: Daemon) -> None:
-    daemon.commit(daemon.take(1))
+    fill_window(daemon, Answer(0, 1.0, 1.0))
     daemon.iterate()
     assert names(daemon) == GOLDEN.read_text().splitlines()
 
@@ -275,6 +285,30 @@ def test_predictions_are_counted_by_class_and_nothing_else_is(daemon: Daemon) ->
     assert daemon.value("predicted_class_total", **{"class": "Bag"}) == 2
     assert daemon.value("predicted_class_total", **{"class": "Coat"}) == 1
     assert dict(daemon.instrumented.predicted.classes) == {"Bag": 2, "Coat": 1}
+
+
+def fill_window(daemon: Daemon, answer: Answer, *, size: int = WINDOW) -> None:
+    daemon.instrumented.predicted = Predicted({"Bag": size}, "fmnist 1.0", (answer,) * size)
+
+
+def test_drift_is_told_of_a_full_window_of_the_model_that_is_known(daemon: Daemon) -> None:
+    answer = Answer(0, 1.0, 1.0)
+    fill_window(daemon, answer, size=WINDOW - 1)
+    assert daemon.value("drift_confidence") is None
+    fill_window(daemon, answer)
+    assert daemon.value("drift_confidence") == 0.25
+    assert daemon.value("drift_near_ties") == -0.5
+    assert daemon.value("drift_class_mix") == pytest.approx(
+        0.5 * log(2) + 0.5 * log(2000), rel=0.01
+    )
+    daemon.baseline = replace(daemon.baseline, model="fmnist 2.0")
+    assert daemon.value("drift_confidence") is None
+
+
+def test_without_margins_no_share_of_near_ties_is_told(daemon: Daemon) -> None:
+    fill_window(daemon, Answer(0, 1.0, None))
+    assert daemon.value("drift_confidence") == 0.25
+    assert daemon.value("drift_near_ties") is None
 
 
 def test_a_commit_that_failed_counts_no_class(daemon: Daemon) -> None:
