@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import yaml
 
+from connectors.drift import Drift
 from tests.conftest import missing
+from tests.drift.__main__ import read_thresholds
 from tests.test_docs import anchors
 
 if TYPE_CHECKING:
@@ -120,6 +122,12 @@ def test_a_mutant_of_each_threshold_is_noticed(tmp_path: Path) -> None:
 def difference(rules: Sequence[Rule]) -> Mapping[str, Any]:
     """Return the rule that is not as it was."""
     return next(rule for rule in rules if rule not in read_rules())
+
+
+def test_the_report_of_drift_reads_the_thresholds_of_the_rules() -> None:
+    limits = read_thresholds()
+    assert list(limits) == list(Drift._fields)
+    assert all(0 < limit < 0.1 for limit in limits.values())
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
