@@ -14,6 +14,7 @@ import signal
 import time
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from . import __version__, codec, loop, metrics, page_server
@@ -30,9 +31,12 @@ from .watchdog import Watchdog, run_watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
+    from .brokers.publishing import Encode
     from .drift import Baseline
-    from .records import Broker
+    from .records import Broker, Client, Image, Record, Rejection, Skipped
     from .verbs import Daemon
+
+    Decode = Callable[[Record], Image | Rejection | Skipped]
 
 CLOSING_SHARE = 0.2
 """The share of the drain limit that is kept for the last commit and for closing."""
@@ -46,7 +50,7 @@ READINESS_TIMEOUT = 2.0
 _log = logging.getLogger("connectors")
 
 
-def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
+def run(settings: Daemon, open_broker: Callable[[Encode], Broker]) -> None:
     """Relay until a signal asks to stop; raises Stop, and whatever is unexpected."""
     configure_logging(settings.log)
     relay = Relay(make_policy(settings), draw_jitter, CANARY)
@@ -61,13 +65,14 @@ def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
     with ExitStack() as stack:
         stack.enter_context(handle_signals(drain))
         stack.enter_context(run_watchdog(watchdog, report))
+        client: Client
         client = open_client(settings, timeout=settings.timeout, in_flight=settings.in_flight)
         stack.enter_context(closing(client))
-        broker = stack.enter_context(closing(open_broker()))
+        client, decode, encode = trace_packs(settings, client)
+        broker = stack.enter_context(closing(open_broker(encode)))
         set_library_log_level(logging.ERROR)
         report.relaying = True
         _log.info("Relaying by way of %s.", settings.shown_url)
-        decode = partial(codec.decode, tombstones=settings.tombstones)
         broker, note_iteration = stack.enter_context(serve_metrics(settings, relay, broker))
 
         def begin_iteration() -> None:
@@ -77,6 +82,25 @@ def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
 
         loop.run(relay, broker, client, decode, time.monotonic, begin_iteration)
     _log.info("Stopped as asked.")
+
+
+def trace_packs(settings: Daemon, client: Client) -> tuple[Client, Decode, Encode]:
+    """Return client, decode and encode, with spans if the process has an SDK of OpenTelemetry."""
+    decode = partial(codec.decode, tombstones=settings.tombstones)
+    if find_spec("opentelemetry") is None:  # an extra
+        return client, decode, codec.encode
+    from . import tracing  # noqa: PLC0415 - imports the extra
+
+    tracer = tracing.find_tracer()
+    if tracer is None:
+        return client, decode, codec.encode
+    traces = tracing.Traces(tracer, settings.describe_traces())
+    _log.info("Making spans of packs, by OpenTelemetry.")
+    return (
+        tracing.TracedClient(client, traces),
+        partial(traces.decode, decode),
+        partial(traces.encode, codec.encode),
+    )
 
 
 @contextmanager

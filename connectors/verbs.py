@@ -197,6 +197,9 @@ class Form(Settings):
 class Daemon(Service, Pace, Log, Monitoring):
     """The relay."""
 
+    messaging_system: ClassVar[str] = ""
+    """The broker, in the words of OpenTelemetry."""
+
     tombstones: Literal["dead-letter", "skip"] = Field(
         default="dead-letter", description="what becomes of records without a value"
     )
@@ -204,6 +207,15 @@ class Daemon(Service, Pace, Log, Monitoring):
     def describe_source(self) -> dict[str, str]:
         """Return `group` and `topic`, labels of `connector_info`: who reads, and what."""
         return {"group": "", "topic": ""}
+
+    def describe_traces(self) -> dict[str, str]:
+        """Return what OpenTelemetry calls the same: attributes of each span of a pack."""
+        source = self.describe_source()
+        return {
+            "messaging.system": self.messaging_system,
+            "messaging.destination.name": source["topic"],
+            "messaging.consumer.group.name": source["group"],
+        }
 
 
 DAEMON_ONLY = frozenset(Daemon.model_fields) - frozenset(Settings.model_fields)

@@ -199,6 +199,12 @@ LAWS = [
         {"requests"},
         CLOCKS - {"logging", "threading"},
     ),
+    Law(
+        "connectors/tracing.py",
+        {"connectors.records", "connectors.text"},
+        {"opentelemetry"},
+        CLOCKS,
+    ),
     Law("connectors/page_server.py", {"connectors.errors"}, set()),
     Law("connectors/logs.py", {"connectors.text"}, set(), CLOCKS - {"logging"}),
     Law(
@@ -249,6 +255,8 @@ LAWS = [
             "connectors.metrics",
             "connectors.page_server",
             "connectors.status",
+            "connectors.tracing",
+            "connectors.brokers.publishing",  # a type
             "connectors.verbs",
             "connectors.watchdog",
         },
@@ -258,7 +266,6 @@ LAWS = [
         "connectors/__main__.py",
         {
             "connectors.__version__",
-            "connectors.codec",
             "connectors.command_line",
             "connectors.commands",
             "connectors.daemon",

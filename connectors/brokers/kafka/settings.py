@@ -69,6 +69,8 @@ def _host_of(server: str) -> str:
 class KafkaSettings(Daemon):
     """Kafka."""
 
+    messaging_system: ClassVar[str] = "kafka"
+
     bootstrap_servers: Annotated[str, AfterValidator(require_servers)] = Field(
         default="127.0.0.1:9092", description="host:port, comma separated"
     )

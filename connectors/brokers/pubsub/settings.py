@@ -62,6 +62,8 @@ Id = Annotated[
 class PubSubSettings(Daemon):
     """Pub/Sub."""
 
+    messaging_system: ClassVar[str] = "gcp_pubsub"
+
     project: Annotated[
         str, matching("[^/ ]+", "it is the project's id alone, such as my-project")
     ] = Field(
