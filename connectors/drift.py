@@ -54,12 +54,13 @@ class Predicted:
         """Return the counts with these answers of the service, in order, among them."""
         classes, model, recent = Counter(self.classes), self.model, list(self.recent)
         for body in bodies:
-            label = clean_label(str(body.get("label", OTHER)))
-            known = label in classes or len(classes) < MAX_CLASSES
-            classes[label if known else OTHER] += 1
             if (named := name_model(body) or model) != model:
                 model, recent = named, []
-            recent.append(read_answer(body))
+            if "label" in body:  # else it names no class: the outputs of any other model
+                label = clean_label(str(body["label"]))
+                known = label in classes or len(classes) < MAX_CLASSES
+                classes[label if known else OTHER] += 1
+                recent.append(read_answer(body))
         return Predicted(classes, model, tuple(recent[-WINDOW:]))
 
 

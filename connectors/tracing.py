@@ -7,7 +7,7 @@
 A pack holds records of many traces, so it links to them, as OpenTelemetry asks for batches; if all
 its records are of one trace it is a part of that one. Records, relay and loop know nothing of this:
 an image is known by its identity, from the record that it was decoded of to the request that it
-travels in. All but the library's own threads run in the thread of the loop.
+travels in. What is remembered is changed in the thread of the loop alone; `encode` only reads.
 """
 
 from __future__ import annotations

@@ -64,8 +64,9 @@ def test_a_label_is_short_and_has_no_control_characters() -> None:
     assert list(predicted.classes) == ["\ufffd[2J" + "a" * (MAX_LABEL_CHARACTERS - 4)]
 
 
-def test_an_answer_without_a_label_is_counted_under_other() -> None:
-    assert Predicted().followed_by([{}]).classes == {OTHER: 1}
+def test_an_answer_that_names_no_class_is_counted_nowhere() -> None:
+    predicted = Predicted().followed_by([{"outputs": [0.5], "model": MODEL}])
+    assert predicted == Predicted({}, "fmnist 1.0", ())
 
 
 def test_the_model_is_named_with_its_version() -> None:
