@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 from .errors import Exit, Stop
 
 try:
-    from . import __version__, codec, command_line, daemon, logs, registry
+    from . import __version__, command_line, daemon, logs, registry
     from .commands import dlq, doctor, listen, send
     from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
 except ModuleNotFoundError as missing:
@@ -108,7 +108,7 @@ def _run_command(arguments: Sequence[str]) -> int:
             parts = command_line.explain(settings, flags, prog)
             show(doctor.render_settings(parts, as_json=settings.json_lines))
         case Daemon():
-            daemon.run(settings, partial(registry.open_broker, broker, settings, codec.encode))
+            daemon.run(settings, partial(registry.open_broker, broker, settings))
     return Exit.OK
 
 

@@ -15,11 +15,13 @@ import signal
 import time
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import codec, loop, metrics, page_server
+from . import __version__, codec, loop, metrics, page_server
 from .commands import doctor
 from .committer import CommitThread
+from .description import BaselineReader
 from .errors import Exit, Stop
 from .images import load_canary
 from .inference import open_client
@@ -31,8 +33,12 @@ from .watchdog import Watchdog, run_watchdog
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
-    from .records import Broker
+    from .brokers.publishing import Encode
+    from .drift import Baseline
+    from .records import Broker, Client, Image, Record, Rejection, Skipped
     from .verbs import Daemon
+
+    Decode = Callable[[Record], Image | Rejection | Skipped]
 
 CLOSING_SHARE = 0.2
 """The share of the drain limit that is kept for the last commit and for closing."""
@@ -49,7 +55,7 @@ PARK_INTERVAL = 0.25
 _log = logging.getLogger("connectors")
 
 
-def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
+def run(settings: Daemon, open_broker: Callable[[Encode], Broker]) -> None:
     """Relay until a signal asks to stop; raises Stop, and whatever is unexpected."""
     configure_logging(settings.log)
     relay = Relay(make_policy(settings), draw_jitter, load_canary(settings.canary))
@@ -65,13 +71,14 @@ def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
         stack.enter_context(handle_signals(drain))
         stack.enter_context(run_watchdog(watchdog, report))
         connections = stack.enter_context(ExitStack())
+        client: Client
         client = open_client(settings, timeout=settings.timeout, in_flight=settings.in_flight)
         connections.enter_context(closing(client))
-        broker = connections.enter_context(closing(open_broker()))
+        client, decode, encode = trace_packs(settings, client)
+        broker = connections.enter_context(closing(open_broker(encode)))
         set_library_log_level(logging.ERROR)
         report.relaying = True
         _log.info("Relaying by way of %s.", settings.shown_url)
-        decode = partial(codec.decode, tombstones=settings.tombstones)
         monitor = stack.enter_context(serve_metrics(settings, relay, broker))
 
         def begin_iteration() -> None:
@@ -94,6 +101,25 @@ def run(settings: Daemon, open_broker: Callable[[], Broker]) -> None:
             relay.reset()
             park(str(stop), report, begin_wait)
     _log.info("Stopped as asked.")
+
+
+def trace_packs(settings: Daemon, client: Client) -> tuple[Client, Decode, Encode]:
+    """Return client, decode and encode, with spans if the process has an SDK of OpenTelemetry."""
+    decode = partial(codec.decode, tombstones=settings.tombstones)
+    if find_spec("opentelemetry") is None:  # an extra
+        return client, decode, codec.encode
+    from . import tracing  # noqa: PLC0415 - imports the extra
+
+    tracer = tracing.find_tracer()
+    if tracer is None:
+        return client, decode, codec.encode
+    traces = tracing.Traces(tracer, settings.describe_traces())
+    _log.info("Making spans of packs, by OpenTelemetry.")
+    return (
+        tracing.TracedClient(client, traces),
+        partial(traces.decode, decode),
+        partial(traces.encode, codec.encode),
+    )
 
 
 def park(why: str, report: Report, begin_wait: Callable[[str], None]) -> None:
@@ -136,12 +162,23 @@ def serve_metrics(settings: Daemon, relay: Relay, broker: Broker) -> Iterator[Mo
     def note_iteration(lag: Mapping[Hashable, int] | None) -> None:
         health.note_iteration(lag, instrumented.take_moved(), joined=instrumented.joined())
 
-    collector = metrics.RelayCollector(relay, health, instrumented, clock, wall)
+    info = {"version": __version__, **settings.describe_source()}
+    find_baseline = make_baseline_finder(settings)
+    collector = metrics.RelayCollector(
+        relay, health, instrumented, clock, wall, info, find_baseline
+    )
     pages = metrics.make_pages(collector, health)
     address = settings.metrics_address
     with page_server.serve_pages(address, settings.metrics_port, pages) as port:
         _log.info("Serving metrics at http://%s:%d/metrics.", address, port)
         yield Monitor(instrumented, note_iteration, health.note_parked)
+
+
+def make_baseline_finder(settings: Daemon) -> Callable[[str], Baseline | None]:
+    """Return what finds the baseline of a model: nothing, unless the operator says where."""
+    if settings.baseline_url is None:
+        return lambda _: None
+    return BaselineReader(settings.baseline_url, settings.url_cafile, time.monotonic).get
 
 
 def describe_trouble(settings: Daemon) -> str | None:

@@ -12,23 +12,20 @@ from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, get_args
 
-from prometheus_client import (
-    CONTENT_TYPE_LATEST,
-    CollectorRegistry,
-    Histogram,
-    ProcessCollector,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
 )
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from .drift import Predicted, measure_drift
 from .errors import Rewound
 from .page_server import Page
-from .records import Reason, Skipped
+from .records import Prediction, Reason, Skipped
 from .relay import Retry
 from .text import replace_control_characters
 
@@ -37,11 +34,16 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric
 
+    from .drift import Baseline, Drift
     from .records import Broker, Record, Settled
     from .relay import Relay, Stats
 
 GOOD_ANSWER_LIFETIME, BAD_ANSWER_LIFETIME = 30.0, 5.0
 """Seconds for which /readyz believes the service's last answer: a good one, and none."""
+
+OPENMETRICS = "application/openmetrics-text"
+
+LANE_LABELS = ("lane", "topic", "partition")
 
 PACK_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -60,6 +62,7 @@ class InstrumentedBroker:
         self, broker: Broker, clock: Callable[[], float], wall: Callable[[], float]
     ) -> None:
         self.oldest: Mapping[Hashable | None, int] = {}  # ms since the epoch, by lane
+        self.predicted = Predicted()
         self.commit_seconds = _histogram("transaction", COMMIT_SECONDS, "one commit took")
         self.record_seconds = _histogram(
             "record_to_result", RECORD_SECONDS, "passed from a record's time to its commit"
@@ -89,6 +92,8 @@ class InstrumentedBroker:
         now = self._wall()
         for one in settled:
             self._forget_record(one, now)
+        found = [one.outcome.body for one in settled if isinstance(one.outcome, Prediction)]
+        self.predicted = self.predicted.followed_by(found)
         self._note_oldest()
 
     def _forget_record(self, one: Settled, now: float) -> None:
@@ -197,8 +202,14 @@ class Health:
         now = self._clock()
         if now - self._ran_at >= self._stuck_after:
             return f"the main loop has not run for {now - self._ran_at:.0f} s"
-        still = [str(lane) for lane, at in self._moved.items() if now - at >= self._stalled_after]
+        stalled = self.stalled_seconds().items()
+        still = [str(lane) for lane, seconds in stalled if seconds >= self._stalled_after]
         return f"no progress in {', '.join(still)} in spite of its lag" if still else None
+
+    def stalled_seconds(self) -> Mapping[Hashable, float]:
+        """Return for how long each lane has made no progress in spite of its lag."""
+        now = self._clock()
+        return {lane: now - at for lane, at in self._moved.items()}
 
     def describe_unreadiness(self) -> str | None:
         """Say why no record would get its result now, if none would."""
@@ -225,7 +236,11 @@ class Health:
 
 
 class RelayCollector(Collector):
-    """The metrics of a daemon, drawn from what it keeps anyway, at the moment of the scrape."""
+    """The metrics of a daemon, drawn from what it keeps anyway, at the moment of the scrape.
+
+    `info`: labels of `connector_info`, beside the model. `find_baseline` returns that of a model,
+    if it is known.
+    """
 
     def __init__(
         self,
@@ -234,38 +249,47 @@ class RelayCollector(Collector):
         broker: InstrumentedBroker,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        info: Mapping[str, str],
+        find_baseline: Callable[[str], Baseline | None] = lambda _: None,
     ) -> None:
         self._relay = relay
         self._health = health
+        self._info = info
+        self._find_baseline = find_baseline
         self._broker = broker
         self._clock = clock
         self._wall = wall
 
     def collect(self) -> Iterator[Metric]:
         """Give the families in the order of a record's way."""
-        stats = self._relay.stats
+        stats, predicted = self._relay.stats, self._broker.predicted
+        labels = {**self._info, "model": predicted.model}
+        yield InfoMetricFamily("connector", "What runs; the model that answered last.", labels)
         yield from self._lag_families(self._health.lag or {})
         yield from self._gauges(stats)
         yield from _totals(stats)
+        yield _class_counts(predicted.classes)
+        if baseline := self._find_baseline(predicted.model):
+            yield from _drift_gauges(measure_drift(predicted.recent, baseline))
         yield from self._broker.record_seconds.collect()
         yield from self._broker.commit_seconds.collect()
 
     def _lag_families(self, lag: Mapping[Hashable, int]) -> Iterator[Metric]:
-        records = GaugeMetricFamily(
-            "connector_lag_records", "Records that are not acknowledged.", labels=["lane"]
+        records = _lane_gauge("lag_records", "Records that are not acknowledged.")
+        seconds = _lane_gauge(
+            "lag_seconds", "Age of the oldest record that was read and is not acknowledged."
         )
-        seconds = GaugeMetricFamily(
-            "connector_lag_seconds",
-            "Age of the oldest record that was read and is not acknowledged.",
-            labels=["lane"],
+        stalled = _lane_gauge(
+            "stalled_seconds", "Without progress in spite of lag, while the service answers."
         )
-        oldest, now = self._broker.oldest, self._wall()
+        oldest, now, still = self._broker.oldest, self._wall(), self._health.stalled_seconds()
         for lane, behind in lag.items():
-            name = replace_control_characters(str(lane))
-            records.add_metric([name], behind)
+            labels = _lane_labels(lane)
+            records.add_metric(labels, behind)
             age = now - oldest[lane] / 1000 if lane in oldest else 0.0
-            seconds.add_metric([name], max(0.0, age))
-        yield from (records, seconds)
+            seconds.add_metric(labels, max(0.0, age))
+            stalled.add_metric(labels, still.get(lane, 0.0))
+        yield from (records, seconds, stalled)
 
     def _gauges(self, stats: Stats) -> Iterator[Metric]:
         now = self._clock()
@@ -293,6 +317,17 @@ class RelayCollector(Collector):
 
 def _age(since: float | None, now: float) -> float:
     return 0.0 if since is None else now - since
+
+
+def _lane_gauge(name: str, what: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"connector_{name}", what, labels=LANE_LABELS)
+
+
+def _lane_labels(lane: Hashable) -> Sequence[str]:
+    """Return the values of LANE_LABELS: of a partition all, of another lane only the first."""
+    name = replace_control_characters(str(lane))
+    topic, _, partition = name.rpartition("/")
+    return (name, topic, partition) if topic and partition.isdecimal() else (name, "", "")
 
 
 def _gauge(name: str, what: str, value: float) -> Metric:
@@ -325,6 +360,38 @@ def _counters(
     return family
 
 
+def _drift_gauges(drift: Drift | None) -> Iterator[Metric]:
+    """Give none rather than a good one while it is not known."""
+    if drift is None:
+        return
+    yield _gauge(
+        "drift_class_mix",
+        "Population stability index of the last classes against the validation images.",
+        drift.class_mix,
+    )
+    yield _gauge(
+        "drift_confidence",
+        "Mean score of the last results, less that of the validation images.",
+        drift.confidence,
+    )
+    if drift.near_ties is not None:
+        yield _gauge(
+            "drift_near_ties",
+            "Share of the last results that were nearly another class, less that of the "
+            "validation images.",
+            drift.near_ties,
+        )
+
+
+def _class_counts(classes: Mapping[str, int]) -> Metric:
+    family = CounterMetricFamily(
+        "connector_predicted_class", "Results committed, by their class.", labels=["class"]
+    )
+    for label, count in classes.items():
+        family.add_metric([label], count)
+    return family
+
+
 def _pack_sizes(packs: Mapping[int, int]) -> Metric:
     counts = [sum(packs[size] for size in packs if size <= bound) for bound in (*PACK_SIZES, inf)]
     bounds = [str(float(bound)) for bound in PACK_SIZES] + ["+Inf"]
@@ -339,17 +406,18 @@ def _pack_sizes(packs: Mapping[int, int]) -> Metric:
 # The pages
 
 
-def make_pages(collector: RelayCollector, health: Health) -> Mapping[str, Callable[[], Page]]:
-    """Return what can be asked for, by path."""
+def make_pages(collector: RelayCollector, health: Health) -> Mapping[str, Callable[[str], Page]]:
+    """Return what can be asked for, by path; each takes the Accept header of who asks."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(collector)
     ProcessCollector(registry=registry)
     red = False
 
-    def metrics() -> Page:
-        return Page(200, CONTENT_TYPE_LATEST, generate_latest(registry))
+    def metrics(accept: str) -> Page:
+        encode, content_type = choose_encoder(choose_format(accept))
+        return Page(200, content_type, encode(registry))
 
-    def livez() -> Page:
+    def livez(_: str) -> Page:
         nonlocal red
         trouble = health.describe_stall()
         if trouble and not red:
@@ -357,10 +425,19 @@ def make_pages(collector: RelayCollector, health: Health) -> Mapping[str, Callab
         red = trouble is not None
         return _probe_page(trouble)
 
-    def readyz() -> Page:
+    def readyz(_: str) -> Page:
         return _probe_page(health.describe_unreadiness())
 
     return {"/metrics": metrics, "/livez": livez, "/readyz": readyz}
+
+
+def choose_format(accept: str) -> str:
+    """Return the Accept header to go by: OpenMetrics where it is named, else the text format.
+
+    What else it says, the library may be unable to read.
+    """
+    named = {one.partition(";")[0].strip() for one in accept.split(",")}
+    return f"{OPENMETRICS}; version=1.0.0" if OPENMETRICS in named else ""
 
 
 def _probe_page(trouble: str | None) -> Page:

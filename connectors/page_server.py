@@ -89,10 +89,13 @@ class _Server(ThreadingMixIn, TCPServer):
 
 
 @contextmanager
-def serve_pages(address: str, port: int, pages: Mapping[str, Callable[[], Page]]) -> Iterator[int]:
+def serve_pages(
+    address: str, port: int, pages: Mapping[str, Callable[[str], Page]]
+) -> Iterator[int]:
     """Answer in threads until the end of the block; gives the port.
 
-    Each page is made by one thread at a time. Raises Stop(2) when the port cannot be had.
+    Each page is made of the question's Accept header, by one thread at a time.
+    Raises Stop(2) when the port cannot be had.
     """
     locks = {path: Lock() for path in pages}
 
@@ -102,7 +105,7 @@ def serve_pages(address: str, port: int, pages: Mapping[str, Callable[[], Page]]
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
             with locks.get(path, nullcontext()):
-                page = pages.get(path, _not_found)()
+                page = pages.get(path, _not_found)(self.headers.get("Accept", ""))
             self.send_response(page.status)
             self.send_header("Content-Type", page.content_type)
             self.send_header("Content-Length", str(len(page.body)))
@@ -130,5 +133,5 @@ def serve_pages(address: str, port: int, pages: Mapping[str, Callable[[], Page]]
         thread.join(CONNECTION_TIMEOUT)
 
 
-def _not_found() -> Page:
+def _not_found(_: str) -> Page:
     return Page(404, "text/plain; charset=utf-8", b"/metrics, /livez or /readyz\n")

@@ -83,18 +83,21 @@ def require_url(url: str) -> str:
     return url
 
 
+Url = Annotated[
+    str,
+    matching(  # a password does not belong into argv
+        r"https?://[^/@\s]+(/\S*)?",
+        "it must begin with http:// or https:// and a host, without a password, such as "
+        "http://127.0.0.1:8080/predictions/fmnist",
+    ),
+    AfterValidator(require_url),
+]
+
+
 class Service(Settings):
     """The inference API."""
 
-    url: Annotated[
-        str,
-        matching(  # a password does not belong into argv
-            r"https?://[^/@\s]+(/\S*)?",
-            "it must begin with http:// or https:// and a host, without a password, such as "
-            "http://127.0.0.1:8080/predictions/fmnist",
-        ),
-        AfterValidator(require_url),
-    ] = Field(
+    url: Url = Field(
         default="http://127.0.0.1:8080/predictions/fmnist",
         description="where images are sent, the whole address; v2: http://HOST:8000/v2/models/NAME/"
         "infer (Triton; port 8080 MLServer, KServe; OpenVINO's --rest_port) or .../versions/V/infer"
@@ -283,6 +286,12 @@ class Monitoring(Settings):
     metrics_address: str = Field(
         default="127.0.0.1", description="address of that port; whoever reaches it may read it"
     )
+    baseline_url: Url | None = Field(
+        default=None,
+        description="where the model is described, such as "
+        "http://127.0.0.1:8081/models/fmnist?customized=true: for the metrics of drift; "
+        "none: they are not served",
+    )
     stalled_after: Seconds = Field(
         default=300.0,
         description="seconds in which a partition with lag makes no progress until /livez is red; "
@@ -303,9 +312,25 @@ class Form(Settings):
 class Daemon(Server, Pace, Log, Monitoring):
     """The relay."""
 
+    messaging_system: ClassVar[str] = ""
+    """The broker, in the words of OpenTelemetry."""
+
     tombstones: Literal["dead-letter", "skip"] = Field(
         default="dead-letter", description="what becomes of records without a value"
     )
+
+    def describe_source(self) -> dict[str, str]:
+        """Return `group` and `topic`, labels of `connector_info`: who reads, and what."""
+        return {"group": "", "topic": ""}
+
+    def describe_traces(self) -> dict[str, str]:
+        """Return what OpenTelemetry calls the same: attributes of each span of a pack."""
+        source = self.describe_source()
+        return {
+            "messaging.system": self.messaging_system,
+            "messaging.destination.name": source["topic"],
+            "messaging.consumer.group.name": source["group"],
+        }
 
 
 DAEMON_ONLY = frozenset(Daemon.model_fields) - frozenset(Settings.model_fields)

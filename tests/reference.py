@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, get_args, get_origin
 
 from connectors import __main__, daemon, registry
 from connectors.brokers.kafka.settings import RunKafka
+from connectors.drift import WINDOW, Answer, Baseline, Predicted
 from connectors.images import CANARY
 from connectors.metrics import Health, InstrumentedBroker, RelayCollector
 from connectors.records import Reason
@@ -92,10 +93,14 @@ def _metrics() -> str:
     health = Health(relay, float, lambda: None, stuck_after=1.0, stalled_after=1.0)
     health.note_iteration({"images/0": 1}, (), joined=True)
     broker = InstrumentedBroker(None, float, float)  # type: ignore[arg-type] # nobody polls it
+    broker.predicted = Predicted({"Bag": 1}, "", (Answer(0, 1.0, 1.0),) * WINDOW)
+    baseline = Baseline("", (1.0,), 1.0, 0.0, 0.1)
+    info = {"version": "", **settings.describe_source()}
     rows = []
-    for each in RelayCollector(relay, health, broker, float, float).collect():
+    collector = RelayCollector(relay, health, broker, float, float, info, lambda _: baseline)
+    for each in collector.collect():
         labels = sorted({f"`{name}`" for one in each.samples for name in one.labels} - {"`le`"})
-        name = each.name + ("_total" if each.type == "counter" else "")
+        name = each.name + {"counter": "_total", "info": "_info"}.get(each.type, "")
         rows.append((f"`{name}`", each.type, ", ".join(labels), each.documentation.rstrip(".")))
     return _table(("metric", "type", "labels", "meaning"), rows)
 

@@ -404,7 +404,7 @@ def broker_with(memory: Memory, records: int, kind: type[LastCommit] = LastCommi
 def relayed(url: str, records: int, **given: Any) -> Memory:  # noqa: ANN401 - any field
     memory = Memory(time.monotonic, time.sleep)
     broker = broker_with(memory, records)
-    run(settings(url=url, pack=1, in_flight=1, **given), lambda: broker)
+    run(settings(url=url, pack=1, in_flight=1, **given), lambda _: broker)
     return memory
 
 
@@ -428,7 +428,7 @@ def test_what_is_not_answered_at_the_drain_limit_stays_uncommitted() -> None:
     broker = broker_with(memory, 3)
     broker.left = 1  # the tombstone alone: nobody answers for the others
     url = f"http://127.0.0.1:{unused_port()}/"
-    run(settings(url=url, drain_limit=0.01), lambda: broker)
+    run(settings(url=url, drain_limit=0.01), lambda _: broker)
     assert memory.offsets("connector") == {("images", 0): 1}
 
 
@@ -445,9 +445,10 @@ def test_a_running_daemon_can_be_asked_how_it_is() -> None:
     memory = Memory(time.monotonic, time.sleep)
     with Service(Script(body=predictions(1))).serving() as url:
         broker = broker_with(memory, 3, Curious)
-        run(settings(url=url, pack=1, in_flight=1, metrics_port=port), lambda: broker)
+        run(settings(url=url, pack=1, in_flight=1, metrics_port=port), lambda _: broker)
     assert {page: answer.status_code for page, answer in told.items()} == dict.fromkeys(told, 200)
-    assert 'connector_lag_records{lane="images/0"}' in told["metrics"].text
+    labels = 'lane="images/0",partition="0",topic="images"'
+    assert f"connector_lag_records{{{labels}}}" in told["metrics"].text
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/livez", timeout=5)
 
@@ -511,7 +512,7 @@ class Parking:
         broker.at, broker.code = at, code
         limit = 1 if at == "limit" else 100
         given |= {"metrics_port": self._port, "max_consecutive_dead_letters": limit}
-        run(settings(**given), lambda: broker)
+        run(settings(**given), lambda _: broker)
 
     def _look(self) -> None:
         pages = {}

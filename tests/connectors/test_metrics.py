@@ -10,6 +10,8 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from math import log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ import requests
 from prometheus_client import CollectorRegistry, generate_latest
 
 from connectors import page_server
+from connectors.drift import WINDOW, Answer, Baseline, Predicted
 from connectors.errors import Exit, Rewound, Stop
 from connectors.images import CANARY
 from connectors.metrics import (
@@ -38,6 +41,9 @@ if TYPE_CHECKING:
 
 GOLDEN = Path(__file__).parent / "metrics.txt"
 LANE = "images/0"
+PARTITION = {"lane": LANE, "topic": "images", "partition": "0"}
+INFO = {"version": "1.2.3", "group": "fmnist", "topic": "images"}
+BAG = {"label": "Bag", "model": {"name": "fmnist", "version": "1.0"}}
 
 
 class Clock:
@@ -91,11 +97,18 @@ class Daemon:
         self.instrumented = InstrumentedBroker(self.broker, self.clock, self.clock)
         self.asked = 0
         self.trouble: str | None = None
+        self.baseline = Baseline("fmnist 1.0", (0.5, 0.5), 0.75, 0.5, 0.1)
         self.health = Health(
             self.relay, self.clock, self.ask, stuck_after=120.0, stalled_after=300.0
         )
         self.collector = RelayCollector(
-            self.relay, self.health, self.instrumented, self.clock, self.clock
+            self.relay,
+            self.health,
+            self.instrumented,
+            self.clock,
+            self.clock,
+            INFO,
+            lambda model: self.baseline if self.baseline.model == model else None,
         )
 
     def ask(self) -> str | None:
@@ -112,7 +125,7 @@ class Daemon:
         return self.instrumented.poll(count, 0.0)
 
     def commit(self, records: Sequence[Record], outcome: Outcome | None = None) -> None:
-        found = outcome or Prediction({})
+        found = outcome or Prediction(BAG)
         self.instrumented.commit([Settled(one, found) for one in records])
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -142,8 +155,40 @@ def names(daemon: Daemon) -> list[str]:
 
 
 def test_names_and_labels_are_those_that_dashboards_rely_on(daemon: Daemon) -> None:
+    fill_window(daemon, Answer(0, 1.0, 1.0))
     daemon.iterate()
     assert names(daemon) == GOLDEN.read_text().splitlines()
+
+
+def test_both_formats_have_the_same_samples(daemon: Daemon) -> None:
+    daemon.commit(daemon.take(1))
+    daemon.iterate()
+    accepted = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.5"
+    page = make_pages(daemon.collector, daemon.health)["/metrics"]
+    text, open_metrics = page("text/plain"), page(accepted)
+    assert text.content_type == "text/plain; version=0.0.4; charset=utf-8"
+    assert open_metrics.content_type.startswith("application/openmetrics-text; version=1.0.0;")
+    assert open_metrics.body.endswith(b"# EOF\n")
+    assert samples(text) == samples(open_metrics)
+
+
+def samples(page: Page) -> set[str]:
+    """Return the names and labels of a scrape."""
+    lines = page.body.decode().splitlines()
+    return {line.rpartition(" ")[0] for line in lines if not line.startswith("#")}
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        *("", "*/*", ",;,;=", "text/html", "application/openmetrics-textual"),
+        *("text/plain;version=x", "application/openmetrics-text;version=x;escaping=é"),
+    ],
+)
+def test_no_accept_header_is_too_odd_for_a_scrape(daemon: Daemon, accept: str) -> None:
+    page = make_pages(daemon.collector, daemon.health)["/metrics"](accept)
+    assert page.status == 200
+    assert b"connector_held_records 0.0" in page.body
 
 
 # values
@@ -201,17 +246,82 @@ def test_what_did_not_happen_yet_is_zero(daemon: Daemon) -> None:
 def test_lag_is_told_in_records_and_in_seconds(daemon: Daemon) -> None:
     records = daemon.take(3, age=60.0)
     daemon.iterate(7)
-    assert daemon.value("lag_records", lane=LANE) == 7
-    assert daemon.value("lag_seconds", lane=LANE) == 60
+    assert daemon.value("lag_records", **PARTITION) == 7
+    assert daemon.value("lag_seconds", **PARTITION) == 60
     daemon.commit(records[:2])
-    assert daemon.value("lag_seconds", lane=LANE) == 58.5
+    assert daemon.value("lag_seconds", **PARTITION) == 58.5
     daemon.commit(records[2:])
-    assert daemon.value("lag_seconds", lane=LANE) == 0
+    assert daemon.value("lag_seconds", **PARTITION) == 0
+
+
+def test_a_lane_that_is_no_partition_has_neither_topic_nor_number(daemon: Daemon) -> None:
+    for lane in ("key 7", "a/b", "/7"):
+        daemon.health.note_iteration({lane: 1}, (), joined=True)
+        assert daemon.value("lag_records", lane=lane, topic="", partition="") == 1
+
+
+def test_a_lane_shows_for_how_long_it_has_made_no_progress(daemon: Daemon) -> None:
+    daemon.iterate(5)
+    iterations(daemon, 100)
+    assert daemon.value("stalled_seconds", **PARTITION) == 100
+    daemon.commit(daemon.take(1))
+    daemon.iterate(4)
+    assert daemon.value("stalled_seconds", **PARTITION) == 0
+
+
+def test_the_info_names_what_runs_and_the_model_that_answered_last(daemon: Daemon) -> None:
+    assert daemon.value("info", **INFO, model="") == 1
+    daemon.commit(daemon.take(1))
+    assert daemon.value("info", **INFO, model="fmnist 1.0") == 1
+    daemon.commit(daemon.take(1), Prediction({"label": "Bag"}))
+    assert daemon.value("info", **INFO, model="fmnist 1.0") == 1
+
+
+def test_predictions_are_counted_by_class_and_nothing_else_is(daemon: Daemon) -> None:
+    daemon.commit(daemon.take(2))
+    daemon.commit(daemon.take(1), Prediction({"label": "Coat"}))
+    daemon.commit(daemon.take(1), Rejection("empty", ""))
+    daemon.commit(daemon.take(1), Skipped())
+    assert daemon.value("predicted_class_total", **{"class": "Bag"}) == 2
+    assert daemon.value("predicted_class_total", **{"class": "Coat"}) == 1
+    assert dict(daemon.instrumented.predicted.classes) == {"Bag": 2, "Coat": 1}
+
+
+def fill_window(daemon: Daemon, answer: Answer, *, size: int = WINDOW) -> None:
+    daemon.instrumented.predicted = Predicted({"Bag": size}, "fmnist 1.0", (answer,) * size)
+
+
+def test_drift_is_told_of_a_full_window_of_the_model_that_is_known(daemon: Daemon) -> None:
+    answer = Answer(0, 1.0, 1.0)
+    fill_window(daemon, answer, size=WINDOW - 1)
+    assert daemon.value("drift_confidence") is None
+    fill_window(daemon, answer)
+    assert daemon.value("drift_confidence") == 0.25
+    assert daemon.value("drift_near_ties") == -0.5
+    assert daemon.value("drift_class_mix") == pytest.approx(
+        0.5 * log(2) + 0.5 * log(2000), rel=0.01
+    )
+    daemon.baseline = replace(daemon.baseline, model="fmnist 2.0")
+    assert daemon.value("drift_confidence") is None
+
+
+def test_without_margins_no_share_of_near_ties_is_told(daemon: Daemon) -> None:
+    fill_window(daemon, Answer(0, 1.0, None))
+    assert daemon.value("drift_confidence") == 0.25
+    assert daemon.value("drift_near_ties") is None
+
+
+def test_a_commit_that_failed_counts_no_class(daemon: Daemon) -> None:
+    records = daemon.take(2)
+    daemon.broker.rewound = True
+    with pytest.raises(Rewound):
+        daemon.commit(records)
+    assert not daemon.instrumented.predicted.classes
 
 
 def test_a_broker_that_knows_no_lag_shows_none(daemon: Daemon) -> None:
     daemon.health.note_iteration(None, (), joined=True)
-    assert daemon.value("lag_records", lane=LANE) is None
+    assert daemon.value("lag_records", **PARTITION) is None
     assert daemon.health.describe_stall() is None
 
 
@@ -257,7 +367,7 @@ def test_a_rewind_makes_void_what_was_read_and_a_failed_commit_is_not_timed(
     daemon.broker.rewound = True
     with pytest.raises(Rewound):
         daemon.take(1) if at == "poll" else daemon.commit(records)
-    assert daemon.value("lag_seconds", lane=LANE) == 0
+    assert daemon.value("lag_seconds", **PARTITION) == 0
     assert daemon.value("transaction_seconds_count") == 0
     daemon.broker.rewound = False
     daemon.commit(daemon.take(2))
@@ -425,12 +535,12 @@ def test_the_stacks_are_dumped_once_when_it_turns_red(
     )
     livez = make_pages(daemon.collector, daemon.health)["/livez"]
     daemon.clock.now += 200.0
-    assert [livez().status, livez().status] == [503, 503]
+    assert [livez("").status, livez("").status] == [503, 503]
     assert dumps == [True]
     daemon.iterate()
-    assert livez() == Page(200, "text/plain; charset=utf-8", b"ok\n")
+    assert livez("") == Page(200, "text/plain; charset=utf-8", b"ok\n")
     daemon.clock.now += 200.0
-    livez()
+    livez("")
     assert len(dumps) == 2
 
 
@@ -451,7 +561,7 @@ def test_who_hangs_up_or_is_silent_harms_nobody(
 
 
 def test_a_mistake_of_ours_is_not_hidden(capfd: pytest.CaptureFixture[str]) -> None:
-    def broken() -> Page:
+    def broken(_: str) -> Page:
         raise ZeroDivisionError("oops")
 
     with (
@@ -538,7 +648,7 @@ def test_a_question_that_drips_is_ended_when_its_time_is_over(
 def test_a_page_is_made_by_one_thread_at_a_time() -> None:
     inside, most = 0, 0
 
-    def page() -> Page:
+    def page(_: str) -> Page:
         nonlocal inside, most
         inside += 1
         most = max(most, inside)

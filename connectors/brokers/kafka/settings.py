@@ -89,6 +89,8 @@ def name_process() -> str:
 class KafkaSettings(Daemon):
     """Kafka."""
 
+    messaging_system: ClassVar[str] = "kafka"
+
     bootstrap_servers: Annotated[str, AfterValidator(require_servers)] = Field(
         default="127.0.0.1:9092", description="host:port, comma separated"
     )
@@ -158,6 +160,10 @@ class KafkaSettings(Daemon):
         files = self.ssl_cafile, self.ssl_certfile, self.ssl_keyfile
         require_tls_files("ssl_", *files, password=self.kafka.get("ssl_password"))
         return self
+
+    def describe_source(self) -> dict[str, str]:
+        """See `Daemon.describe_source`."""
+        return {"group": self.group, "topic": self.input_topic}
 
     def list_exposures(self) -> Iterator[str]:
         """See `Service.list_exposures`; the `kafka` table goes before the flags."""

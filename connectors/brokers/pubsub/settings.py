@@ -62,6 +62,8 @@ Id = Annotated[
 class PubSubSettings(Daemon):
     """Pub/Sub."""
 
+    messaging_system: ClassVar[str] = "gcp_pubsub"
+
     project: Annotated[
         str, matching("[^/ ]+", "it is the project's id alone, such as my-project")
     ] = Field(
@@ -97,6 +99,10 @@ class PubSubSettings(Daemon):
             msg = "project is required: give --project, or set GOOGLE_CLOUD_PROJECT"
             raise ValueError(msg)
         return self
+
+    def describe_source(self) -> dict[str, str]:
+        """See `Daemon.describe_source`; a subscription is what daemons share, as a group."""
+        return {"group": self.subscription, "topic": self.input_topic}
 
 
 class RunPubSub(PubSubSettings):

@@ -1,0 +1,189 @@
+"""Spans of packs: what they are called after, what they link to, and what names them."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
+
+from connectors import codec, daemon, loop, tracing
+from connectors.brokers.kafka.settings import RunKafka
+from connectors.records import Busy, Headers, Image, Prediction, Record, Rejection, Settled
+from connectors.relay import Relay
+from connectors.tracing import TracedClient, Traces
+from tests.connectors.policies import policy as make_policy
+from tests.connectors.test_loop import World, decode, predict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from connectors.records import Answer
+
+TRACES = ("0af7651916cd43dd8448eb211c80319c", "4bf92f3577b34da6a3ce929d0e0e4736")
+SETTINGS = RunKafka(input_topic="images", output_topic="predictions")
+
+
+def parent(trace_id: str, span: int = 1) -> Headers:
+    return (("color", b"red"), ("traceparent", f"00-{trace_id}-{span:016x}-01".encode()))
+
+
+def record(offset: int, headers: Headers = ()) -> Record:
+    return Record(f"images/0/{offset}", b"%d" % offset, None, headers, 0, "images/0", offset)
+
+
+class Collector:
+    """An SDK, and what it was given."""
+
+    def __init__(self) -> None:
+        self.exporter = InMemorySpanExporter()
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(self.exporter))
+        self.traces = Traces(provider.get_tracer("test"), SETTINGS.describe_traces())
+        self.world: World
+
+    def relay(self, *records: Record, answers: Sequence[Answer] = ()) -> list[Headers]:
+        """Relay these; return the headers of what is published, in order."""
+        left = list(answers)
+        self.world = World(
+            [(0.0, one) for one in records],
+            answer=lambda request: left.pop(0) if left else predict(request),
+        )
+        client = TracedClient(self.world, self.traces)
+        relay = Relay(make_policy(), lambda upper: upper, Image(b"blank"))
+        self.world.on_iteration = lambda: self.stop(relay, len(records))
+        traced = partial(self.traces.decode, decode)
+        world = self.world
+        loop.run(relay, world, client, world, traced, world.clock, world.begin_iteration)
+        return [self.publish(settled) for settled in self.world.committed]
+
+    def stop(self, relay: Relay, count: int) -> None:
+        if len(self.world.committed) >= count:
+            relay.drain(self.world.now)
+
+    def publish(self, settled: Settled) -> Headers:
+        if isinstance(settled.outcome, Prediction):
+            body = dict.fromkeys(("class", "label", "score", "top", "model"), 0)
+            settled = Settled(settled.record, Prediction(body))
+        message = self.traces.encode(codec.encode, settled)
+        assert message is not None
+        return message.headers
+
+    def spans(self, kind: SpanKind) -> list[ReadableSpan]:
+        return [span for span in self.exporter.get_finished_spans() if span.kind == kind]
+
+
+@pytest.fixture
+def collector() -> Collector:
+    return Collector()
+
+
+def trace_of(headers: Headers) -> str:
+    (value,) = [value for name, value in headers if name == "traceparent"]
+    return (value or b"").decode().split("-")[1]
+
+
+def context_of(span: ReadableSpan) -> trace.SpanContext:
+    context = span.get_span_context()
+    assert context is not None
+    return context
+
+
+def name_of(span: ReadableSpan) -> str:
+    return trace.format_trace_id(context_of(span).trace_id)
+
+
+def test_a_trace_goes_from_the_record_through_the_pack_to_the_result(collector: Collector) -> None:
+    (headers,) = collector.relay(record(0, parent(TRACES[0])))
+    (pack,), (call,) = collector.spans(SpanKind.CONSUMER), collector.spans(SpanKind.CLIENT)
+    assert {name_of(pack), name_of(call), trace_of(headers)} == {TRACES[0]}
+    assert pack.parent is not None
+    assert pack.parent.span_id == 1
+    assert call.parent == pack.get_span_context()
+    assert headers[0] == ("color", b"red")
+    assert f"-{context_of(pack).span_id:016x}-".encode() in (dict(headers)["traceparent"] or b"")
+
+
+def test_a_pack_of_many_traces_links_to_each_and_is_one_of_its_own(collector: Collector) -> None:
+    records = [record(0, parent(TRACES[0])), record(1), record(2, parent(TRACES[1], 7))]
+    published = collector.relay(*records)
+    (pack,) = collector.spans(SpanKind.CONSUMER)
+    links = [trace.format_trace_id(link.context.trace_id) for link in pack.links]
+    assert links == list(TRACES)
+    assert pack.parent is None
+    assert {trace_of(headers) for headers in published} == {name_of(pack)}
+
+
+def test_a_span_says_what_was_processed_in_the_words_of_the_conventions(
+    collector: Collector,
+) -> None:
+    collector.relay(record(0), record(1))
+    (pack,) = collector.spans(SpanKind.CONSUMER)
+    assert pack.name == "process images"
+    assert dict(pack.attributes or {}) == {
+        "messaging.system": "kafka",
+        "messaging.destination.name": "images",
+        "messaging.consumer.group.name": "fmnist",
+        "messaging.operation.type": "process",
+        "messaging.batch.message_count": 2,
+    }
+
+
+def test_what_was_refused_is_an_error_and_the_next_request_has_spans_of_its_own(
+    collector: Collector,
+) -> None:
+    collector.relay(record(0), answers=[Busy("503: full")])
+    first, second = collector.spans(SpanKind.CONSUMER)
+    assert (first.status.status_code, first.status.description) == (StatusCode.ERROR, "503: full")
+    assert second.status.status_code == StatusCode.UNSET
+    assert len(collector.spans(SpanKind.CLIENT)) == 2
+
+
+def test_a_dead_letter_keeps_the_trace_of_its_record(collector: Collector) -> None:
+    refused: Answer = [Rejection("not_an_image", "no")]
+    (headers,) = collector.relay(record(0, parent(TRACES[0])), answers=[refused])
+    assert headers[:2] == parent(TRACES[0])
+
+
+@pytest.mark.parametrize("value", [None, b"", b"\xff", b"00-0-0-00", b"a" * 100_000])
+def test_a_header_that_is_no_context_is_no_trouble(
+    collector: Collector, value: bytes | None
+) -> None:
+    (headers,) = collector.relay(record(0, (("traceparent", value), ("tracestate", b"=,"))))
+    (pack,) = collector.spans(SpanKind.CONSUMER)
+    assert not pack.links
+    assert trace_of(headers) == name_of(pack)
+
+
+def test_what_is_remembered_is_bounded(
+    collector: Collector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracing, "MAX_KNOWN", 3)
+    collector.relay(*(record(offset) for offset in range(50)))
+    assert len(collector.traces._origins) == len(collector.traces._packs) == 3
+    assert not collector.traces._out
+
+
+def test_without_an_sdk_nothing_is_traced() -> None:
+    world = World([])
+    client, _, encode = daemon.trace_packs(SETTINGS, world)
+    assert client is world
+    assert encode is codec.encode
+
+
+def test_with_an_sdk_packs_are_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "get_tracer_provider", TracerProvider)
+    client, traced, _ = daemon.trace_packs(SETTINGS, World([]))
+    assert isinstance(client, TracedClient)
+    assert isinstance(traced(record(0)), Image)
+
+
+def test_without_the_extra_nothing_is_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon, "find_spec", lambda _: None)
+    world = World([])
+    assert daemon.trace_packs(SETTINGS, world)[0] is world
