@@ -10,6 +10,9 @@ CASE ?= kills
 ROW ?= 60
 SERVE = $(BIN)/python -m tools.serve $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)) \
   $(if $(FOLDER),--folder $(FOLDER))
+ROLLOUT = $(BIN)/python -m tools.rollout $(if $(ARCHIVE),--archive $(ARCHIVE)) \
+  $(if $(VERSION),--version $(VERSION)) $(if $(FOLDER),--folder $(FOLDER)) $(if $(PROXY),--proxy $(PROXY)) \
+  $(if $(DRY),--dry-run)
 CHAOS = $(BIN)/python -m tests.chaos
 # LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
@@ -48,6 +51,10 @@ serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends
 .PHONY: serve-production
 serve-production: setup model_store/fmnist.mar ## the same with a token and a closed management; FOLDER=/run/fmnist
 	@$(SERVE) --profile production
+
+.PHONY: rollout
+rollout: setup ## another archive behind the proxy, no request lost; ARCHIVE=… VERSION=1.1 DRY=1 FOLDER=… PROXY=…
+	@$(ROLLOUT)
 
 .PHONY: maven
 maven:
