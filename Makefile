@@ -10,6 +10,8 @@ CASE ?= kills
 ROW ?= 60
 SERVE = $(BIN)/python -m tools.serve $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)) \
   $(if $(FOLDER),--folder $(FOLDER))
+LITSERVE = $(if $(filter litserve,$(SERVER)),build/litserve-venv/bin/python -m tools.servers.litserve \
+  $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)))
 ROLLOUT = $(BIN)/python -m tools.rollout $(if $(ARCHIVE),--archive $(ARCHIVE)) \
   $(if $(VERSION),--version $(VERSION)) $(if $(FOLDER),--folder $(FOLDER)) $(if $(PROXY),--proxy $(PROXY)) \
   $(if $(DRY),--dry-run)
@@ -45,8 +47,8 @@ model_store/fmnist.mar: | setup
 	$(BIN)/python -m tools.archive
 
 .PHONY: serve
-serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080
-	@$(SERVE)
+serve: setup model_store/fmnist.mar $(if $(LITSERVE),litserve-venv) ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080 SERVER=litserve
+	@$(if $(LITSERVE),$(LITSERVE),$(SERVE))
 
 .PHONY: serve-production
 serve-production: setup model_store/fmnist.mar ## the same with a token and a closed management; FOLDER=/run/fmnist
@@ -59,6 +61,14 @@ rollout: setup ## another archive behind the proxy, no request lost; ARCHIVE=…
 .PHONY: maven
 maven:
 	@tools/setup.sh maven
+
+.PHONY: litserve-venv
+litserve-venv: setup
+	@tools/setup.sh litserve
+
+.PHONY: test-litserve
+test-litserve: litserve-venv archive ## the tests of the wire against the handler on LitServe
+	$(BIN)/python -m pytest tests/system/test_litserve.py
 
 .PHONY: peers
 peers:
@@ -159,6 +169,8 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	$(LOCK) --all-extras --upgrade --output-file requirements.txt
 	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
 	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
+	printf '%s\n' litserve python-multipart pyyaml requests psutil torch numpy pillow | $(subst pyproject.toml,-,$(LOCK)) \
+	  --constraint requirements.txt --output-file requirements-litserve.txt
 	printf '%s\n' cyclonedx-bom pip-audit | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-audit.txt
 
 .PHONY: clean

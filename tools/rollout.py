@@ -25,12 +25,11 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import psutil
 import requests
 
 from tools.serve import make_folder
 from tools.servers.process import ROOT, Process, StackError
-from tools.servers.proxy import Proxy
+from tools.servers.proxy import Proxy, end_process
 from tools.servers.torchserve import ARCHIVE, check_archive
 
 if TYPE_CHECKING:
@@ -213,14 +212,8 @@ class Rollout:
                     f"proxy perhaps: it was left running; end it by `kill {server.pid}`"
                 )
             time.sleep(0.1)
-        with suppress(psutil.NoSuchProcess):
-            server.terminate()
-            try:
-                server.wait(STOP_TIMEOUT_S)
-            except psutil.TimeoutExpired:
-                raise StillUsedError(
-                    f"process {server.pid} on port {side.port} does not end"
-                ) from None
+        if not end_process(server, STOP_TIMEOUT_S):
+            raise StillUsedError(f"process {server.pid} on port {side.port} does not end")
 
     def give_up(self) -> None:
         """Let the old side be live, and end the new server when this call started it."""

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what this project needs, into the checkout: a virtual environment, Java, the data set.
 #   tools/setup.sh                      all of it; quick when it is done already
-#   tools/setup.sh environment|java|data|maven|audit|peers     one of them
+#   tools/setup.sh environment|java|data|maven|audit|peers|litserve     one of them
 #   PYTHON=python3.12 tools/setup.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -89,6 +89,17 @@ audit() {
   printf '%s\n' "$stamp" >"$folder/.requirements"
 }
 
+# LitServe, apart: what it brings along is not ours.
+litserve() {
+  local folder=build/litserve-venv stamp
+  stamp=$(sha256sum requirements-litserve.txt)
+  [ "$(cat "$folder/.requirements" 2>/dev/null || true)" = "$stamp" ] && return
+  say "LitServe, into $folder"
+  "$VENV/bin/uv" venv --quiet --clear --python "$VENV/bin/python" "$folder"
+  "$VENV/bin/uv" pip install --quiet --python "$folder/bin/python" --require-hashes -r requirements-litserve.txt
+  printf '%s\n' "$stamp" >"$folder/.requirements"
+}
+
 data() {
   local raw="${DATA_DIR:-data}/FashionMNIST/raw" folder
   # What was verified once is compared with its own sums: 0.2 s, without importing torch.
@@ -124,5 +135,6 @@ case "${1:-all}" in
   maven) maven ;;
   audit) audit ;;
   peers) peers ;;
-  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, peers" ;;
+  litserve) litserve ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, peers, litserve" ;;
 esac

@@ -6,11 +6,13 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from typing import TYPE_CHECKING, Any
 from zipfile import ZipFile
 
+import psutil
 import pytest
 import requests
 
@@ -18,7 +20,7 @@ from tests.test_docs import ROOT
 from tools import rollout
 from tools.rollout import Rollout
 from tools.servers.process import Process, StackError, free_ports
-from tools.servers.proxy import Proxy, Side
+from tools.servers.proxy import Proxy, Side, end_process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,8 +38,8 @@ class Server:
     def terminate(self) -> None:
         self.ended = True
 
-    def wait(self, timeout: float) -> None:
-        assert timeout > 0
+    def is_running(self) -> bool:
+        return not self.ended
 
 
 class World:
@@ -335,6 +337,12 @@ def test_the_tokens_of_the_live_side_are_behind_one_link_and_the_proxy_may_enter
         proxy.switch(name)
         assert proxy.live_side() == name
         assert (proxy.folder / "live" / "key_file.json").read_text() == name
+
+
+def test_a_process_that_nobody_has_fetched_has_ended() -> None:
+    child = subprocess.Popen(["sleep", "600"])
+    assert end_process(psutil.Process(child.pid), 10)
+    assert child.wait(10) == -signal.SIGTERM
 
 
 def test_nginx_and_the_program_ask_the_same_file_which_side_is_live() -> None:

@@ -6,6 +6,7 @@ import http.client
 import json
 import re
 import ssl
+import time
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,21 @@ def find_holders(port: int, status: str) -> list[int | None]:
         for one in psutil.net_connections("tcp")
         if one.status == status and one.laddr and one.laddr.port == port
     ]
+
+
+def end_process(process: psutil.Process, timeout_s: float) -> bool:
+    """Ask a process to end; say whether it did.
+
+    One that its parent has not fetched yet has ended: psutil's own `wait` would wait for that.
+    """
+    deadline = time.monotonic() + timeout_s
+    with suppress(psutil.NoSuchProcess):
+        process.terminate()
+        while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+    return True
 
 
 @dataclass(frozen=True)
