@@ -67,7 +67,7 @@ litserve-venv: setup
 	@tools/setup.sh litserve
 
 .PHONY: test-litserve
-test-litserve: litserve-venv archive ## the tests of the wire against the handler on LitServe
+test-litserve: litserve-venv model_store/fmnist.mar ## the tests of the wire against the handler on LitServe
 	$(BIN)/python -m pytest tests/system/test_litserve.py
 
 .PHONY: peers

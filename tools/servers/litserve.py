@@ -15,6 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Any, NamedTuple
 
 import litserve
@@ -190,7 +191,13 @@ def main() -> int:
     parser.add_argument("--archive", type=Path, default=ARCHIVE)
     parser.add_argument("--port", type=int, default=8080)
     asked = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the way out of Ctrl-C
+    starter = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:  # noqa: ARG001 - Python's
+        if os.getpid() == starter:  # its children have their own way out
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
     try:
         serve(asked.archive, asked.port)
     except StackError as error:
