@@ -10,6 +10,7 @@ import tempfile
 import time
 import zipfile
 from contextlib import ExitStack, closing
+from functools import partial
 from http.client import HTTPException, HTTPSConnection
 from itertools import groupby
 from pathlib import Path
@@ -18,6 +19,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
+from connectors.inference.http import Certificates, HttpClient
+from connectors.inference.torchserve import KeyFile
+from connectors.inference.torchserve import TorchServe as Dialect
+from connectors.records import Answer, Busy, Image, Prediction, Request
 from tests.conftest import missing
 from tests.system.daemons import BOOT, wait_until
 from tests.system.proxy import require_nginx, start_nginx
@@ -90,6 +95,32 @@ class Client(Thread):
         self.connection.request("POST", PATH, BOOT, headers)
         answer = self.connection.getresponse()
         return answer.status, json.loads(answer.read())
+
+
+class Connector(Thread):
+    """The daemon's client of the inference API, with its reading of tokens; four requests out."""
+
+    def __init__(self, place: Place, end: Event) -> None:
+        super().__init__(daemon=True)
+        self.end = end
+        self.answers: list[Answer] = []
+        self.client = HttpClient(
+            f"https://localhost:{place.port}{PATH}",
+            Dialect(time.time),
+            partial(KeyFile, place.proxy / "live" / "key_file.json"),
+            timeout=60.0,
+            in_flight=4,
+            certificates=Certificates(cafile=place.proxy / "ca.crt"),
+        )
+
+    def run(self) -> None:
+        with closing(self.client):
+            while not self.end.wait(PACE_S):
+                for _ in range(4):
+                    self.client.send(Request((Image(BOOT),)))
+                asked = len(self.answers) + 4
+                while len(self.answers) < asked:
+                    self.answers += [answer for _, answer in self.client.collect(60.0)]
 
 
 class Place(NamedTuple):
@@ -211,8 +242,9 @@ def test_forward_and_back_under_load_no_request_fails_and_each_version_has_its_t
 ) -> None:
     end = Event()
     clients = [Client(number, place, end) for number in range(CLIENTS)]
-    for client in clients:
-        client.start()
+    connector = Connector(place, end)
+    for thread in (*clients, connector):
+        thread.start()
     forward = place.roll_out("2.0")
     assert forward.returncode == 0, forward.stdout + forward.stderr
     switched = place.switched_at()
@@ -222,9 +254,14 @@ def test_forward_and_back_under_load_no_request_fails_and_each_version_has_its_t
     switched_back = place.switched_at()
     assert place.sides["second"].find_server() is None
     end.set()
-    for client in clients:
-        client.join(60)
+    for thread in (*clients, connector):
+        thread.join(60)
     assert [failure for client in clients for failure in client.failures] == []
+    # A void token is Busy: the relay asks again, and nothing goes to the dead letters.
+    assert {type(one) for one in connector.answers} <= {list, Busy}
+    predicted = [one for each in connector.answers if isinstance(each, list) for one in each]
+    assert {type(one) for one in predicted} == {Prediction}, connector.answers[:3]
+    assert connector.answers[-1] == predicted[-1:]
     for client in clients:
         versions = [version for version, _ in groupby(one.version for one in client.answers)]
         assert versions == ["1.0", "2.0", "1.0"]
