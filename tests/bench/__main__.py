@@ -45,7 +45,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("broker", help=", ".join(BENCHMARKS))
     made.add_argument("--records", type=int, help=f"of each run; default: {RECORDS}")
     made.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
-    made.add_argument("--only", help=f"kafka: some of {', '.join(CONTESTANTS)}; comma separated")
+    made.add_argument(
+        "--only", help=f"kafka: some of {', '.join(CONTESTANTS)}, base; comma separated"
+    )
     made.add_argument("--base", metavar="COMMIT", help="kafka: an older tree beside this one")
     made.add_argument("--output", type=Path, help="default: run/bench-BROKER.json")
     return made

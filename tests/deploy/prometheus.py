@@ -47,7 +47,7 @@ def list_queries() -> list[str]:
 def run_prometheus(folder: Path, port: int) -> Iterator[str]:
     """Scrape a relay's metrics at this port, each second; gives the URL."""
     if not shutil.which("prometheus"):
-        missing("prometheus is not there: run tools/setup.sh peers")
+        missing("prometheus is not there: run tools/setup.sh programs")
     rules = ROOT / "deploy" / "prometheus" / "rules.yaml"
     (folder / "prometheus.yml").write_text(CONFIG.format(rules=json.dumps(str(rules)), port=port))
     (own_port,) = free_ports(1)

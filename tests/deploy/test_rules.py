@@ -42,7 +42,7 @@ ALERTS = [rule for rule in read_rules() if "alert" in rule]
 def promtool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     """Run Prometheus' own tool."""
     if not shutil.which("promtool"):
-        missing("promtool is not there: run tools/setup.sh peers")
+        missing("promtool is not there: run tools/setup.sh programs")
     command = ["promtool", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
