@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
+from http import HTTPStatus
 from math import inf
 from threading import Thread
 from typing import TYPE_CHECKING
 
-import requests
-
 from .drift import parse_baseline
+from .inference.http import Certificates, fetch
 from .text import parse_json, replace_control_characters
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .drift import Baseline
 
 TIMEOUT = 5.0
-"""Seconds to wait for each part of an answer."""
+"""Seconds to wait for a whole answer."""
 
 MAX_BYTES = 1 << 20
 
@@ -70,14 +70,8 @@ class BaselineReader:
 
 def fetch_baseline(url: str, cafile: Path | None) -> Baseline:
     """Ask for the baseline; raises OSError or ValueError when there is none to be had."""
-    content = bytearray()
-    with requests.Session() as session:
-        session.trust_env = False  # no proxies, no .netrc
-        session.verify = str(cafile) if cafile else True
-        with session.get(url, timeout=TIMEOUT, stream=True, allow_redirects=False) as answer:
-            answer.raise_for_status()
-            for part in answer.iter_content(1 << 16):
-                content += part
-                if len(content) > MAX_BYTES:
-                    raise ValueError(f"the description has more than {MAX_BYTES} bytes")
-    return parse_baseline(parse_json(bytes(content)))
+    status, content = fetch(url, {}, TIMEOUT, Certificates(cafile), MAX_BYTES)
+    if status >= HTTPStatus.BAD_REQUEST:
+        whose = "Client" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "Server"
+        raise ValueError(f"{status} {whose} Error")
+    return parse_baseline(parse_json(content))

@@ -216,8 +216,8 @@ LAWS = [
     Law("connectors/drift.py", {"connectors.text"}, set(), CLOCKS),
     Law(
         "connectors/description.py",
-        {"connectors.drift", "connectors.text"},
-        {"requests"},
+        {"connectors.drift", "connectors.inference.http", "connectors.text"},
+        set(),
         CLOCKS - {"logging", "threading"},
     ),
     Law(

@@ -303,11 +303,14 @@ def fetch(
     headers: Mapping[str, str],
     timeout: float,
     certificates: Certificates = NO_CERTIFICATES,
+    max_bytes: int | None = None,
 ) -> tuple[int, bytes]:
     """Ask by GET; return status and body.
 
-    Raises OSError when there is no whole answer within `timeout` seconds, or a too large one.
+    Raises OSError when there is no whole answer within `timeout` seconds, or one of more than
+    `max_bytes`, None: as many as an answer to a request may have.
     """
+    most = MAX_RESPONSE_BYTES if max_bytes is None else max_bytes
     exchange, over = Exchange(timeout, certificates, connection_age=inf), Event()
     watch = partial(_watch, [exchange], timeout, over)
     Thread(target=watch, name="fetch-deadline", daemon=True).start()
@@ -320,8 +323,8 @@ def fetch(
                 body = bytearray()
                 for chunk in response.iter_content(1 << 16):
                     body += chunk
-                    if len(body) > MAX_RESPONSE_BYTES:
-                        raise OSError(f"the answer has more than {MAX_RESPONSE_BYTES} bytes")
+                    if len(body) > most:
+                        raise OSError(f"the answer has more than {most} bytes")
                 return response.status_code, bytes(body)
     finally:
         over.set()

@@ -127,8 +127,8 @@ BAD = {
 }
 
 
-def test_a_mixed_batch_answers_each_for_itself_and_restarts_nobody(server: TorchServe) -> None:
-    alive = workers(server)
+def check_mixed_batch(server: TorchServe) -> None:
+    """Ask for good and bad images at once; each is answered for itself."""
     bodies = [(BOOT, 200, None), *BAD.values()] * 8
     with ThreadPoolExecutor(len(bodies)) as pool:
         answers = list(pool.map(lambda body: post(server, body[0]), bodies))
@@ -137,6 +137,11 @@ def test_a_mixed_batch_answers_each_for_itself_and_restarts_nobody(server: Torch
         assert answer.headers["content-type"] == "application/json"
         body = answer.json()
         assert (body["label"] == "Ankle boot") if code is None else (body["error"]["code"] == code)
+
+
+def test_a_mixed_batch_answers_each_for_itself_and_restarts_nobody(server: TorchServe) -> None:
+    alive = workers(server)
+    check_mixed_batch(server)
     assert workers(server) == alive
 
 

@@ -6,7 +6,6 @@ Outside `make test`, since its environment is another one: `make test-litserve`.
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,8 @@ import requests
 
 # The tests themselves: they take the `server` of this file.
 from tests.system.test_archive import (  # noqa: F401
-    BAD,
     BOOT,
+    check_mixed_batch,
     post,
     test_a_bad_part_among_good_ones_costs_only_itself,
     test_a_picture_of_another_size_and_mode_is_served,
@@ -91,14 +90,7 @@ def wait_until_ready(server: LitServe) -> None:
 
 
 def test_a_mixed_batch_answers_each_for_itself(server: TorchServe) -> None:
-    bodies = [(BOOT, 200, None), *BAD.values()] * 8
-    with ThreadPoolExecutor(len(bodies)) as pool:
-        answers = list(pool.map(lambda body: post(server, body[0]), bodies))
-    for answer, (_, status, code) in zip(answers, bodies, strict=True):
-        assert answer.status_code == status, answer.text
-        assert answer.headers["content-type"] == "application/json"
-        body = answer.json()
-        assert (body["label"] == "Ankle boot") if code is None else (body["error"]["code"] == code)
+    check_mixed_batch(server)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT"])
