@@ -315,8 +315,16 @@ class Daemon(Server, Pace, Log, Monitoring):
     messaging_system: ClassVar[str] = ""
     """The broker, in the words of OpenTelemetry."""
 
+    attribute_prefix: ClassVar[str] = ""
+    """How the names of headers begin that are attributes of a CloudEvent."""
+
     tombstones: Literal["dead-letter", "skip"] = Field(
         default="dead-letter", description="what becomes of records without a value"
+    )
+    format: Literal["plain", "cloudevents"] = Field(
+        default="plain",
+        description="of records and results: as they are, or events of CloudEvents 1.0 in binary "
+        "mode",
     )
 
     def describe_source(self) -> dict[str, str]:
