@@ -101,7 +101,7 @@ def test_each_reference_leads_somewhere() -> None:
 
 
 def test_no_description_is_torn_at_a_comma() -> None:
-    assert "null" not in json.dumps(DOCUMENT)
+    assert '": null' not in json.dumps(DOCUMENT)
 
 
 def test_the_version_is_that_of_the_connectors() -> None:
