@@ -323,8 +323,8 @@ class Daemon(Server, Pace, Log, Monitoring):
     )
     format: Literal["plain", "cloudevents"] = Field(
         default="plain",
-        description="of records and results: as they are, or events of CloudEvents 1.0 in binary "
-        "mode",
+        description="of results: plain JSON, or the same as events of CloudEvents 1.0 in binary "
+        "mode, as records may then be, too",
     )
 
     def describe_source(self) -> dict[str, str]:
