@@ -6,7 +6,7 @@ import json
 import subprocess
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 import yaml
@@ -125,7 +125,7 @@ def find_record_faults(
     return [*faults, *find_faults(headers, described)]
 
 
-def make_builders(
+def make_builder(
     settings: Daemon, monkeypatch: pytest.MonkeyPatch
 ) -> kafka.MessageBuilder | pubsub.MessageBuilder:
     monkeypatch.setattr(kafka, "partition_counts", lambda _, topics: dict.fromkeys(topics, 3))
@@ -136,7 +136,7 @@ def make_builders(
     return pubsub.MessageBuilder(settings, encode)
 
 
-def settings_of(broker: str, form: str) -> Daemon:
+def settings_of(broker: str, form: Literal["plain", "cloudevents"]) -> Daemon:
     if broker == "kafka":
         return RunKafka(input_topic="images", output_topic="predictions", format=form)
     return RunPubSub(
@@ -152,9 +152,12 @@ EXAMPLES = {"kafka": KAFKA_EXAMPLE, "pubsub": PUBSUB_EXAMPLE}
 @pytest.mark.parametrize("form", ["plain", "cloudevents"])
 @pytest.mark.parametrize("came_as", ["event", "image"])
 def test_what_is_published_is_described(
-    broker: str, form: str, came_as: str, monkeypatch: pytest.MonkeyPatch
+    broker: str,
+    form: Literal["plain", "cloudevents"],
+    came_as: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    builder = make_builders(settings_of(broker, form), monkeypatch)
+    builder = make_builder(settings_of(broker, form), monkeypatch)
     headers = EXAMPLES[broker] if came_as == "event" and form == "cloudevents" else ()
     one = record(IDS[broker], (*headers, ("a", b"1"), (REPLAY, b"one")))
     result = next(iter(builder.fallbacks(Settled(one, predicted()))))
@@ -183,7 +186,7 @@ def test_the_examples_of_the_bindings_are_images_as_described(broker: str) -> No
 
 
 def test_a_result_that_is_not_as_described_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    builder = make_builders(settings_of("kafka", "cloudevents"), monkeypatch)
+    builder = make_builder(settings_of("kafka", "cloudevents"), monkeypatch)
     result = next(iter(builder.fallbacks(Settled(record(), predicted()))))
     message, headers = find_message("sendResultEvents"), headers_of(result)
     for name in ("ce_id", "ce_type", "ce_source", "ce_specversion", "content-type"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -73,7 +73,10 @@ def test_events_come_out_as_events_and_a_dead_one_goes_back_as_it_came(
     assert reasons == [b"not_an_image", b"unsupported_type"]
     assert drain(daemon) == 0
 
-    servers = {"bootstrap_servers": site.kafka.bootstrap_servers, "group": site.name}
+    servers: dict[str, Any] = {
+        "bootstrap_servers": site.kafka.bootstrap_servers,
+        "group": site.name,
+    }
     replay = ReplayKafka(
         input_topic=site.name, name="again", where=["header.ce_id=photo-2"], **servers
     )
