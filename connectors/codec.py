@@ -50,14 +50,14 @@ def decode(
     if len(record.value) > limit:
         detail = f"the value has {len(record.value)} bytes, more than {limit}"
         return Rejection("too_large", detail)
-    return Image(record.value, _content_type(record.headers))
+    return Image(record.value, find_media_type(record.headers, "content-type"))
 
 
-def _content_type(headers: Headers) -> str | None:
+def find_media_type(headers: Headers, title: str) -> str | None:
     """The last plausible media type; anything else could break its header line or the parts."""
     for name, value in reversed(headers):
         essence = (value or b"").partition(b";")[0].strip().lower()
-        if name.lower() == "content-type" and _MEDIA_TYPE.fullmatch(essence):
+        if name.lower() == title and _MEDIA_TYPE.fullmatch(essence):
             return essence.decode("ascii")
     return None
 

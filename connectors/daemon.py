@@ -17,8 +17,10 @@ from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import quote
 
 from . import __version__, codec, loop, metrics, page_server
+from .cloudevents import CloudEvents
 from .commands import doctor
 from .committer import CommitThread
 from .description import BaselineReader
@@ -103,22 +105,32 @@ def run(settings: Daemon, open_broker: Callable[[Encode], Broker]) -> None:
     _log.info("Stopped as asked.")
 
 
+def choose_format(settings: Daemon) -> tuple[Decode, Encode]:
+    """Return decode and encode of `--format`."""
+    decode = partial(codec.decode, tombstones=settings.tombstones)
+    if settings.format == "plain":
+        return decode, codec.encode
+    source = f"/fmnist/{quote(settings.describe_source()['group'], safe='')}"
+    events = CloudEvents(settings.attribute_prefix, source)
+    return partial(events.decode, decode), events.encode
+
+
 def trace_packs(settings: Daemon, client: Client) -> tuple[Client, Decode, Encode]:
     """Return client, decode and encode, with spans if the process has an SDK of OpenTelemetry."""
-    decode = partial(codec.decode, tombstones=settings.tombstones)
+    decode, encode = choose_format(settings)
     if find_spec("opentelemetry") is None:  # an extra
-        return client, decode, codec.encode
+        return client, decode, encode
     from . import tracing  # noqa: PLC0415 - imports the extra
 
     tracer = tracing.find_tracer()
     if tracer is None:
-        return client, decode, codec.encode
+        return client, decode, encode
     traces = tracing.Traces(tracer, settings.describe_traces())
     _log.info("Making spans of packs, by OpenTelemetry.")
     return (
         tracing.TracedClient(client, traces),
         partial(traces.decode, decode),
-        partial(traces.encode, codec.encode),
+        partial(traces.encode, encode),
     )
 
 

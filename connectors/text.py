@@ -55,11 +55,22 @@ def parse_count(value: bytes | None) -> int | None:
 
 def render_time(milliseconds: int) -> str:
     """Give a time since the epoch in ISO 8601; "not known" for one that no calendar has."""
+    time = _find_time(milliseconds)
+    return time.isoformat(timespec="seconds") if time else "not known"
+
+
+def render_timestamp(milliseconds: int) -> str | None:
+    """Give a time since the epoch as RFC 3339 has it, for programs."""
+    time = _find_time(milliseconds)
+    return f"{time.replace(tzinfo=None).isoformat(timespec='milliseconds')}Z" if time else None
+
+
+def _find_time(milliseconds: int) -> datetime | None:
     try:
         time = datetime.fromtimestamp(milliseconds / 1000, UTC)
     except (ValueError, OverflowError, OSError):
-        return "not known"
-    return time.isoformat(timespec="seconds") if milliseconds >= 0 else "not known"
+        return None
+    return time if milliseconds >= 0 else None
 
 
 def parse_json(value: bytes | None) -> Any:  # noqa: ANN401 - a document of any kind

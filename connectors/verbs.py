@@ -315,8 +315,16 @@ class Daemon(Server, Pace, Log, Monitoring):
     messaging_system: ClassVar[str] = ""
     """The broker, in the words of OpenTelemetry."""
 
+    attribute_prefix: ClassVar[str] = ""
+    """How the names of headers begin that are attributes of a CloudEvent."""
+
     tombstones: Literal["dead-letter", "skip"] = Field(
         default="dead-letter", description="what becomes of records without a value"
+    )
+    format: Literal["plain", "cloudevents"] = Field(
+        default="plain",
+        description="of results: plain JSON, or the same as events of CloudEvents 1.0 in binary "
+        "mode, as records may then be, too",
     )
 
     def describe_source(self) -> dict[str, str]:

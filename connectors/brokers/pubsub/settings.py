@@ -63,6 +63,7 @@ class PubSubSettings(Daemon):
     """Pub/Sub."""
 
     messaging_system: ClassVar[str] = "gcp_pubsub"
+    attribute_prefix: ClassVar[str] = "ce-"
 
     project: Annotated[
         str, matching("[^/ ]+", "it is the project's id alone, such as my-project")
