@@ -22,6 +22,7 @@ CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
   $(if $(filter kills controls,$(CASE)),$(if $(SEED),--seed $(SEED)))
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.headers connectors.codec connectors.relay connectors.loop connectors.text connectors.images connectors.drift \
+  connectors.image_header connectors.commands.live_view \
   connectors.inference.dialect connectors.inference.answers connectors.inference.torchserve connectors.inference.v1 \
   connectors.inference.v2 fmnist_gate fmnist_images fmnist_json fmnist_v2 fmnist_wire
 

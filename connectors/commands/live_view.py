@@ -119,7 +119,7 @@ class LiveView:
     def see(self, sightings: Iterable[Sighting], now: float) -> None:
         """Take what was read; what was there before the start is shown, but not counted."""
         self._advance(now)
-        for one in sightings:
+        for one in sorted(sightings, key=lambda one: one.record.time):
             if one.dead:
                 self._see_dead_letter(one.record, earlier=one.earlier)
             else:
