@@ -107,7 +107,7 @@ litserve() {
 
 # What drives Chromium in one test.
 browser() {
-  local folder=build/browser-venv lock=requirements-browser.txt
+  local folder=${BROWSER_VENV:-build/browser-venv} lock=requirements-browser.txt
   is_current "$folder" $lock && return
   make_venv "$folder" $lock "Playwright"
   stamp "$folder" $lock

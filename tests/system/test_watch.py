@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,14 +23,12 @@ from tools.servers.process import ROOT, Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
     from tools.servers.kafka import Cluster
     from tools.servers.torchserve import TorchServe
 
 pytestmark = pytest.mark.system
 
-BROWSER = ROOT / "build" / "browser-venv" / "bin" / "python"
+BROWSER = Path(os.environ.get("BROWSER_VENV", ROOT / "build" / "browser-venv")) / "bin" / "python"
 HOSTILE = "<img src=x onerror=\"window.hacked='label'\">"
 HOSTILE_REASON = "<script>window.hacked='reason'</script>"
 
