@@ -23,6 +23,7 @@ from tools.servers.process import ROOT, Process
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
     from tools.servers.kafka import Cluster
     from tools.servers.torchserve import TorchServe
 
