@@ -118,7 +118,12 @@ class TopicReader:
             TopicPartition(topic, number)
             for number in range(partition_counts(settings, [topic])[topic])
         ]
-        ours = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
+        ours = {
+            "isolation_level": "read_committed",
+            "auto_offset_reset": "earliest",
+            "group_id": None,
+            "enable_auto_commit": False,
+        }
         with stop_if_unreachable(settings):
             self._consumer, _ = open_client(KafkaConsumer, settings, ours)
             self._consumer.assign(partitions)
