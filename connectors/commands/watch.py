@@ -44,6 +44,9 @@ MAX_STREAMS = 8
 STREAM_SECONDS = 120.0
 """Seconds that one stream lasts; the browser then opens the next one by itself."""
 
+STREAM_TIMEOUT = 2 * ROUND
+"""Seconds to wait for a stream that ends: who has gone is noticed with the next snapshot."""
+
 KEEP_ALIVE = 10.0
 """Seconds without a snapshot after which a stream says that it is there."""
 
@@ -231,7 +234,7 @@ class LivePageHandler(PageHandler):
             self.send_page(Page(200, image.content_type, image.data), IMAGE_HEADERS)
 
     def _stream_or_refuse(self) -> None:
-        if not self.streams.acquire(blocking=False):
+        if not self.streams.acquire(timeout=STREAM_TIMEOUT):
             self._refuse(503, f"{MAX_STREAMS} are looking already")
             return
         try:

@@ -243,6 +243,7 @@ def test_a_stranger_makes_no_partitions() -> None:
     see(view, result(id="invented/0/1"), result(id=""), result(id=None))
     names = [one["name"] for one in page(view)["partitions"]]
     assert names == ["images/0", "images/9", "images/10", "odd"]
+    assert not view._settled  # nor any counter that grows with them
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -229,7 +230,10 @@ def test_bound_to_another_address_any_name_is_served() -> None:
         assert get(url, headers={"Host": "relay-7.example"}).status_code == 200
 
 
-def test_a_viewer_too_many_is_refused_and_the_others_go_on() -> None:
+def test_a_viewer_too_many_is_refused_and_the_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watch, "STREAM_TIMEOUT", 0.01)
     feed = make_feed()
     with serving(feed) as (url, _), ExitStack() as viewers:
         streams = [
@@ -243,6 +247,17 @@ def test_a_viewer_too_many_is_refused_and_the_others_go_on() -> None:
         assert get(f"{url}/image/7").status_code == 200
         feed.publish(b'{"round":2}', {})
         assert [next(each) for each in events] == ['{"round":2}'] * watch.MAX_STREAMS
+
+
+def test_who_loads_the_page_again_and_again_is_served() -> None:
+    feed = make_feed()
+    with serving(feed) as (url, handler):
+        streams: Any = vars(handler)["streams"]
+        for _ in range(watch.MAX_STREAMS):
+            assert streams.acquire()  # of those who have gone
+        threading.Timer(0.1, streams.release).start()  # the next snapshot notices one
+        with get(f"{url}/events", stream=True) as answer:
+            assert next(read_events(answer)) == '{"round":1}'
 
 
 def test_a_viewer_who_does_not_read_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
