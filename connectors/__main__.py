@@ -4,7 +4,8 @@ Usage: python -m connectors VERB BROKER [flags]
 
   run BROKER           the daemon; `python -m connectors BROKER` is short for it
   send BROKER          send images
-  listen BROKER        watch predictions
+  listen BROKER        show predictions as they come
+  watch BROKER         serve a live page: lag, rates, images with their predictions, dead letters
   dlq list BROKER      list dead letters
   dlq show BROKER      show whole dead letters, or write the value of one to a file
   dlq replay BROKER    send dead letters back; its --help says what is promised
@@ -18,6 +19,7 @@ Examples:
   python -m connectors kafka --input-topic images --output-topic predictions
   python -m connectors send kafka --input-topic images --test-set --limit 1000
   python -m connectors listen kafka --output-topic predictions
+  python -m connectors watch kafka --input-topic images --output-topic predictions
   python -m connectors check kafka --input-topic images --output-topic predictions
   python -m connectors dlq replay kafka --input-topic images --name after-fix --dry-run
   python -m connectors pubsub --project mine --subscription images --output-topic predictions
@@ -45,8 +47,19 @@ from .errors import Exit, Stop
 
 try:
     from . import __version__, command_line, daemon, logs, registry
-    from .commands import dlq, doctor, listen, send
-    from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
+    from .commands import dlq, doctor, listen, send, watch
+    from .verbs import (
+        Check,
+        Daemon,
+        Doctor,
+        ListDead,
+        Listen,
+        LivePage,
+        PrintConfig,
+        Replay,
+        Send,
+        ShowDead,
+    )
 except ModuleNotFoundError as missing:
     library = str(missing.name).partition(".")[0]
     if library == "connectors":
@@ -93,6 +106,10 @@ def _run_command(arguments: Sequence[str]) -> int:
             send.send(settings, registry.open_publisher(broker, settings))
         case Listen():
             listen.listen(settings, registry.open_reader(broker, settings))
+        case LivePage():
+            asked = watch.Asked()
+            with daemon.handle_signals(asked.stop):
+                watch.watch(settings, registry.open_watcher(broker, settings), asked)
         case ListDead():
             show(dlq.list_(settings, registry.open_dead_letters(broker, settings)))
         case ShowDead():

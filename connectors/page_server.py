@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import contextmanager, nullcontext, suppress
 from http.server import BaseHTTPRequestHandler
+from operator import itemgetter
 from socketserver import TCPServer, ThreadingMixIn
 from threading import BoundedSemaphore, Lock, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from .errors import Exit, Stop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
 CONNECTION_TIMEOUT = 5.0
 """Seconds that a connection may last, whatever it sends."""
@@ -37,8 +38,8 @@ class Page(NamedTuple):
 class _Server(ThreadingMixIn, TCPServer):
     """Answers in at most MAX_CONNECTIONS threads; a connection lasts CONNECTION_TIMEOUT seconds.
 
-    When all are taken the oldest is ended, so that who holds them holds no probe up: an honest
-    question is answered in milliseconds. Who hangs up meanwhile is not worth a line.
+    When all are taken the one that would end next is ended, so that who holds them holds no probe
+    up: an honest question is answered in milliseconds. Who hangs up meanwhile is not worth a line.
     """
 
     allow_reuse_address = True
@@ -47,13 +48,13 @@ class _Server(ThreadingMixIn, TCPServer):
     def __init__(self, address: str, port: int, handler: type[BaseHTTPRequestHandler]) -> None:
         self.address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
         self._slots = BoundedSemaphore(MAX_CONNECTIONS)
-        self._since: dict[socket.socket, float] = {}  # oldest first
+        self._ends: dict[socket.socket, float] = {}  # by the monotonic clock
         super().__init__((address, port), handler)
 
     def process_request(self, request: Any, client_address: Any) -> None:  # noqa: ANN401 - the library's signature
         while not self._slots.acquire(timeout=SLOT_TIMEOUT):
-            self._end_connections(1)
-        self._since[request] = time.monotonic()
+            self._end_connections(sorted(dict(self._ends).items(), key=itemgetter(1))[:1])
+        self._ends[request] = time.monotonic() + CONNECTION_TIMEOUT
         super().process_request(request, client_address)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
@@ -63,29 +64,64 @@ class _Server(ThreadingMixIn, TCPServer):
             self._slots.release()
 
     def shutdown_request(self, request: Any) -> None:  # noqa: ANN401
-        self._since.pop(request, None)
+        self._ends.pop(request, None)
         super().shutdown_request(request)
+
+    def extend(self, connection: socket.socket, seconds: float) -> None:
+        """Let a connection last so long from now on; called by its own thread."""
+        self._ends[connection] = time.monotonic() + seconds
 
     def service_actions(self) -> None:
         now = time.monotonic()
-        late = [since for since in list(self._since.values()) if now - since > CONNECTION_TIMEOUT]
-        self._end_connections(len(late))
+        self._end_connections(one for one in list(self._ends.items()) if one[1] < now)
 
-    def _end_connections(self, count: int) -> None:
-        """End the oldest ones under the threads that serve them."""
-        for connection in list(self._since)[:count]:
+    def _end_connections(self, connections: Iterable[tuple[socket.socket, float]]) -> None:
+        """End them under the threads that serve them."""
+        for connection, _ in connections:
             with suppress(OSError):  # closed meanwhile
                 connection.shutdown(socket.SHUT_RDWR)
 
     def server_close(self) -> None:
         super().server_close()
-        self._end_connections(MAX_CONNECTIONS)
+        self._end_connections(list(self._ends.items()))
         for _ in range(MAX_CONNECTIONS):
             self._slots.acquire(timeout=SLOT_TIMEOUT)
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+class PageHandler(BaseHTTPRequestHandler):
+    """Answers one question; quiet, since probes and pages ask all the time."""
+
+    timeout = CONNECTION_TIMEOUT  # of each wait for the client
+
+    def do_GET(self) -> None:
+        """Answer; called by the library."""
+        self.answer(self.path.partition("?")[0])
+
+    def answer(self, path: str) -> None:
+        """Answer what was asked of this path; a subclass says how."""
+        raise NotImplementedError
+
+    def send_page(self, page: Page, headers: Mapping[str, str] | None = None) -> None:
+        """Send a whole answer."""
+        self.send_response(page.status)
+        self.send_header("Content-Type", page.content_type)
+        self.send_header("Content-Length", str(len(page.body)))
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(page.body)
+
+    def extend(self, seconds: float) -> None:
+        """Let this connection last so long from now on, for a stream."""
+        server: Any = self.server
+        server.extend(self.connection, seconds)
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
 
 
 @contextmanager
@@ -99,31 +135,34 @@ def serve_pages(
     """
     locks = {path: Lock() for path in pages}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(PageHandler):
         timeout = CONNECTION_TIMEOUT  # of the connection
 
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
+        def answer(self, path: str) -> None:
             with locks.get(path, nullcontext()):
                 page = pages.get(path, _not_found)(self.headers.get("Accept", ""))
-            self.send_response(page.status)
-            self.send_header("Content-Type", page.content_type)
-            self.send_header("Content-Length", str(len(page.body)))
-            self.end_headers()
-            self.wfile.write(page.body)
+            self.send_page(page)
 
-        def log_message(self, *_: object) -> None:
-            """Quiet: a probe comes every few seconds."""
+    with run_server(address, port, Handler, "metrics") as served:
+        yield served
 
+
+@contextmanager
+def run_server(address: str, port: int, handler: type[PageHandler], name: str) -> Iterator[int]:
+    """Answer by `handler` in threads until the end of the block; gives the port.
+
+    `name`: of the flags --NAME-port and --NAME-address, and of the thread. Raises Stop(2) when the
+    port cannot be had.
+    """
     try:
-        server = _Server(address, port, Handler)
+        server = _Server(address, port, handler)
     except OSError as error:
         raise Stop(
-            f"{address}:{port} cannot be served ({error}): correct --metrics-port or "
-            "--metrics-address",
+            f"{address}:{port} cannot be served ({error}): correct --{name}-port or "
+            f"--{name}-address",
             Exit.USAGE,
         ) from None
-    thread = Thread(target=server.serve_forever, args=(0.1,), name="metrics", daemon=True)
+    thread = Thread(target=server.serve_forever, args=(0.1,), name=name, daemon=True)
     thread.start()
     try:
         yield server.server_address[1]

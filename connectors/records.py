@@ -292,6 +292,51 @@ class Reader(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Sighting:
+    """A result or, if `dead`, a dead letter that was read; `earlier`: it was there before."""
+
+    record: Record
+    dead: bool = False
+    earlier: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a group is: records of each lane that it has not acknowledged, and its members."""
+
+    lag: Mapping[str, int]
+    members: int
+
+
+class Watcher(Protocol):
+    """Looks at what daemons do, from outside: the way of `watch`. Changes nothing at the broker.
+
+    Called by the main thread. Made by `open_watcher(settings)` of a broker's `watcher`, which
+    raises Stop when a topic is missing. Later a broker that is away raises nothing: `trouble`.
+    """
+
+    def read(self, timeout: float) -> Sequence[Sighting]:
+        """Return what has come, in `timeout` seconds or little more; at first the last few."""
+        ...
+
+    def measure(self) -> Progress | None:
+        """Ask how far the group is; None: the broker cannot say, or not now."""
+        ...
+
+    def fetch(self, ids: Sequence[str]) -> Mapping[str, bytes]:
+        """Return the values of those source records that are still there, in bounded time."""
+        ...
+
+    def trouble(self) -> str:
+        """Say why the broker did not answer last time; empty: it did."""
+        ...
+
+    def close(self) -> None:
+        """Return in bounded time."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Ok:
     """A check found nothing to be better; `text` says what it found."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .brokers.publishing import Encode
     from .commands.dlq import DeadLetterReader, ReplayBroker
-    from .records import Broker, Check, Publisher, Reader
+    from .records import Broker, Check, Publisher, Reader, Watcher
     from .settings import Settings
 
 BROKERS: Mapping[str, Mapping[str, type[Settings]]] = {
@@ -64,6 +64,12 @@ def open_publisher(broker: str, settings: Settings) -> Publisher:
 def open_reader(broker: str, settings: Settings) -> Reader:
     """Open the way of `listen` out of the output topic."""
     opened: Reader = _import(broker, "endpoints").open_reader(settings)
+    return opened
+
+
+def open_watcher(broker: str, settings: Settings) -> Watcher:
+    """Open the look of `watch` at topics and group."""
+    opened: Watcher = _import(broker, "watcher").open_watcher(settings)
     return opened
 
 

@@ -381,6 +381,22 @@ class Listen(Form):
     )
 
 
+class LivePage(Settings):
+    """The page."""
+
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
+
+    page_port: Port = Field(default=8050, description="port of the page; 0: a free one")
+    page_address: str = Field(
+        default="127.0.0.1",
+        description="address of that port; whoever reaches it sees images and labels",
+    )
+
+    def describe_page(self) -> dict[str, str]:
+        """Return what stands in the head of the page, by its name."""
+        return {}
+
+
 class DeadLetters(Form):
     """Which dead letters."""
 

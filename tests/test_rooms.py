@@ -86,6 +86,7 @@ LAWS = [
         "connectors/text.py", set(), set(), CLOCKS - {"datetime"}
     ),
     Law("connectors/images.py", {"connectors.records", "connectors.errors"}, set(), CLOCKS),
+    Law("connectors/image_header.py", set(), set(), CLOCKS),
     Law("connectors/headers.py", {"connectors.records"}, set(), CLOCKS),
     Law(
         "connectors/codec.py",
@@ -193,6 +194,29 @@ LAWS = [
         },
         set(),
         CLOCKS - {"time"},  # how long an answer took
+    ),
+    Law(
+        "connectors/commands/live_view.py",
+        {
+            "connectors.commands.dlq",  # what a dead letter says
+            "connectors.image_header",
+            "connectors.records",
+            "connectors.text",
+        },
+        set(),
+        CLOCKS,
+    ),
+    Law(  # the one command with threads: those of its server
+        "connectors/commands/watch.py",
+        {
+            "connectors.commands.live_view",
+            "connectors.page_server",
+            "connectors.records",
+            "connectors.tls",
+            "connectors.verbs",
+        },
+        set(),
+        CLOCKS - {"logging", "threading", "time"},
     ),
     Law(
         "connectors/commands/*.py",
@@ -391,6 +415,8 @@ def test_a_room_imports_what_it_may_know(path: str) -> None:
         ("connectors/commands/dlq.py", "import kafka"),
         ("connectors/commands/dlq.py", "from ..relay import Relay"),
         ("connectors/commands/doctor.py", "from ..brokers.kafka import admin"),
+        ("connectors/commands/live_view.py", "import time"),
+        ("connectors/commands/watch.py", "from ..brokers.kafka import watcher"),
         ("connectors/brokers/kafka/broker.py", "from ...relay import Relay"),
         ("connectors/brokers/kafka/broker.py", "from google.cloud import pubsub_v1"),
         ("connectors/brokers/pubsub/broker.py", "import asyncio"),

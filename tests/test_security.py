@@ -35,7 +35,7 @@ def test_each_test_that_the_page_names_exists() -> None:
 
 
 def test_each_attacker_has_an_asset_a_defence_a_test_and_what_is_not_defended() -> None:
-    assert len(ROWS) == 11
+    assert len(ROWS) == 12
     for attacker, asset, defence, proof, rest in ROWS:
         assert attacker
         assert asset

@@ -62,7 +62,7 @@ maven() {
 }
 
 # What tests need beyond the product: a package and its program, one a line.
-PROGRAMS=${PROGRAMS:-nginx:nginx openssl:openssl prometheus:promtool}
+PROGRAMS=${PROGRAMS:-nginx:nginx openssl:openssl prometheus:promtool chromium:chromium}
 
 # Only root can install; to others the tests say what is missing: they skip, in CI they fail.
 programs() {
@@ -102,6 +102,14 @@ litserve() {
   local folder=build/litserve-venv lock=requirements-litserve.txt
   is_current "$folder" $lock && return
   make_venv "$folder" $lock "LitServe"
+  stamp "$folder" $lock
+}
+
+# What drives Chromium in one test.
+browser() {
+  local folder=${BROWSER_VENV:-build/browser-venv} lock=requirements-browser.txt
+  is_current "$folder" $lock && return
+  make_venv "$folder" $lock "Playwright"
   stamp "$folder" $lock
 }
 
@@ -187,5 +195,6 @@ case "${1:-all}" in
   programs) programs ;;
   deploy) deploy ;;
   litserve) litserve ;;
-  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs, deploy, litserve" ;;
+  browser) browser ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs, deploy, litserve, browser" ;;
 esac

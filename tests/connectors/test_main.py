@@ -80,6 +80,7 @@ def settings(**given: Any) -> RunKafka:  # noqa: ANN401 - any field
         (["kafka", "--pack", "1"], ("run", "kafka", ["--pack", "1"])),
         (["send", "kafka"], ("send", "kafka", [])),
         (["listen", "kafka"], ("listen", "kafka", [])),
+        (["watch", "kafka"], ("watch", "kafka", [])),
         (["dlq", "list", "kafka", "--limit", "1"], ("dlq list", "kafka", ["--limit", "1"])),
         (["pubsub", "--pack", "1"], ("run", "pubsub", ["--pack", "1"])),
         (["dlq", "list", "pubsub"], ("dlq list", "pubsub", [])),
@@ -128,7 +129,8 @@ def test_a_far_off_command_has_no_nearest(typed: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["send", "listen", "dlq", "dlq list", "dlq replay", "check", "print-config", "run"]
+    "verb",
+    ["send", "listen", "watch", "dlq", "dlq list", "dlq replay", "check", "print-config", "run"],
 )
 @pytest.mark.parametrize("flag", ["-h", "--help"])
 def test_a_verb_has_help_without_a_broker(

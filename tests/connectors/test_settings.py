@@ -14,7 +14,7 @@ from connectors.command_line import explain, load
 from connectors.errors import Exit, Stop
 from connectors.registry import KINDS
 from connectors.settings import former_names, setting_name
-from connectors.verbs import DeadLetters, Listen, Send
+from connectors.verbs import DeadLetters, Listen, LivePage, Send
 from tests.certificates import Authority
 
 if TYPE_CHECKING:
@@ -257,12 +257,12 @@ def test_a_command_has_only_the_flags_that_it_uses(
     command: tuple[str, str], flag: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     kind = KINDS[command]
-    if issubclass(kind, Send | Listen | DeadLetters):
+    if issubclass(kind, Send | Listen | LivePage | DeadLetters):
         with pytest.raises(Stop, match=f"{flag} is a flag of other commands, and has no effect"):
             load(kind, [f"{flag}=7"], "connectors")
     with pytest.raises(SystemExit):
         load(kind, ["--help"], "connectors")
-    is_daemon = not issubclass(kind, Send | Listen | DeadLetters)
+    is_daemon = not issubclass(kind, Send | Listen | LivePage | DeadLetters)
     assert (f" {flag} " in capsys.readouterr().out) == (is_daemon and flag != "--dead-letter-row")
 
 
@@ -545,7 +545,9 @@ NO_SERVERS = [
 
 
 @pytest.mark.parametrize("servers", NO_SERVERS)
-@pytest.mark.parametrize("command", ["check", "doctor", "send", "listen", "print-config", "run"])
+@pytest.mark.parametrize(
+    "command", ["check", "doctor", "send", "listen", "watch", "print-config", "run"]
+)
 def test_servers_that_cannot_be_are_one_sentence(servers: str, command: str) -> None:
     kind = KINDS[command, "kafka"]
     topics = {"send": [*TOPICS[:2], "a.png"], "listen": TOPICS[2:]}.get(command, TOPICS)

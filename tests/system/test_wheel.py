@@ -49,6 +49,8 @@ def test_the_wheel_holds_every_module_of_its_rooms(wheel: Path) -> None:
     files = {str(f.relative_to(ROOT)) for room in rooms for f in (ROOT / room).rglob("*.py")}
     assert held == files
     names = zipfile.ZipFile(wheel).namelist()
+    page = {str(file.relative_to(ROOT)) for file in (ROOT / "connectors/live_page").iterdir()}
+    assert set(names) >= page
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

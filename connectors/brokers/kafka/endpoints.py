@@ -118,7 +118,12 @@ class TopicReader:
             TopicPartition(topic, number)
             for number in range(partition_counts(settings, [topic])[topic])
         ]
-        ours = {"isolation_level": "read_committed", "auto_offset_reset": "earliest"}
+        ours = {
+            "isolation_level": "read_committed",
+            "auto_offset_reset": "earliest",
+            "group_id": None,
+            "enable_auto_commit": False,
+        }
         with stop_if_unreachable(settings):
             self._consumer, _ = open_client(KafkaConsumer, settings, ours)
             self._consumer.assign(partitions)
@@ -130,12 +135,16 @@ class TopicReader:
     def read(self, timeout: float) -> Sequence[Record]:
         """See `Reader.read`."""
         with stop_if_unreachable(self._settings):
-            self._take_new_partitions()
-            try:
-                fetched = self._consumer.poll(round(timeout * 1000))
-            except CorruptRecordError as error:
-                self._step_over(error)
-                return []
+            return self._poll(timeout)
+
+    def _poll(self, timeout: float) -> Sequence[Record]:
+        """As `read`; raises KafkaError."""
+        self._take_new_partitions()
+        try:
+            fetched = self._consumer.poll(round(timeout * 1000))
+        except CorruptRecordError as error:
+            self._step_over(error)
+            return []
         return [make_record(found) for records in fetched.values() for found in records]
 
     def _take_new_partitions(self) -> None:

@@ -19,6 +19,7 @@ from ...verbs import (
     Doctor,
     ListDead,
     Listen,
+    LivePage,
     PrintConfig,
     Replay,
     Seconds,
@@ -234,6 +235,35 @@ class ListenKafka(Listen, KafkaSettings):
     output_topic: str = Field(description="predictions out", min_length=1)
 
 
+class WatchKafka(LivePage, KafkaSettings):
+    """Serve a live page of what daemons do: lag, rates, the newest images, dead letters.
+
+    It joins no group, commits nothing and produces nothing. --group: whose lag is shown.
+
+    Example: python -m connectors watch kafka --input-topic images --output-topic predictions
+    """
+
+    unused: ClassVar[frozenset[str]] = LivePage.unused | GROUP_ONLY - {"group"}
+
+    input_topic: str = Field(description="images in", min_length=1)
+    output_topic: str = Field(description="predictions out", min_length=1)
+
+    @model_validator(mode="after")
+    def _topics_differ(self) -> Self:
+        require_different(self, "input_topic", "output_topic", "dead_letter_topic")
+        return self
+
+    def describe_page(self) -> dict[str, str]:
+        """See `LivePage.describe_page`."""
+        return {
+            "broker": f"Kafka at {self.bootstrap_servers}",
+            "group": self.group,
+            "images": self.input_topic,
+            "predictions": self.output_topic,
+            "dead letters": self.dead_letter_topic,
+        }
+
+
 class DeadKafka(DeadLetters, KafkaSettings):
     """Dead letters of a Kafka topic."""
 
@@ -298,6 +328,7 @@ VERBS: Mapping[str, type[Settings]] = {
     "run": RunKafka,
     "send": SendKafka,
     "listen": ListenKafka,
+    "watch": WatchKafka,
     "dlq list": ListDeadKafka,
     "dlq show": ShowDeadKafka,
     "dlq replay": ReplayKafka,

@@ -16,6 +16,7 @@ from ...verbs import (
     Doctor,
     ListDead,
     Listen,
+    LivePage,
     PrintConfig,
     Replay,
     Send,
@@ -148,6 +149,24 @@ class ListenPubSub(Listen, PubSubSettings):
     output_topic: Id = Field(description="predictions out")
 
 
+class WatchPubSub(LivePage, PubSubSettings):
+    """Serve a live page of the predictions in a Pub/Sub topic.
+
+    Pub/Sub finds no message by its id and keeps no dead letters for a second reader, so the page
+    has neither images nor lag. As `listen`, it makes a subscription of its own.
+
+    Example: python -m connectors watch pubsub --output-topic predictions
+    """
+
+    unused: ClassVar[frozenset[str]] = LivePage.unused - {"window", "window_bytes"}
+
+    output_topic: Id = Field(description="predictions out")
+
+    def describe_page(self) -> dict[str, str]:
+        """See `LivePage.describe_page`."""
+        return {"broker": f"Pub/Sub, project {self.project}", "predictions": self.output_topic}
+
+
 class DeadPubSub(DeadLetters, PubSubSettings):
     """Dead letters in a Pub/Sub subscription."""
 
@@ -221,6 +240,7 @@ VERBS: Mapping[str, type[Settings]] = {
     "run": RunPubSub,
     "send": SendPubSub,
     "listen": ListenPubSub,
+    "watch": WatchPubSub,
     "dlq list": ListDeadPubSub,
     "dlq show": ShowDeadPubSub,
     "dlq replay": ReplayPubSub,

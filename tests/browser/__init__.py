@@ -1,0 +1,1 @@
+"""A program that looks at a page in Chromium; it runs in an environment of its own."""
