@@ -101,6 +101,7 @@ def test_every_target_is_explained() -> None:
         "audit-venv",
         "deploy-venv",
         "litserve-venv",
+        "browser-venv",
     }
     explained = set(re.findall(r"^([a-z-]+):.*## ", makefile, re.MULTILINE))
     assert phony == explained

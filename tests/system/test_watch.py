@@ -22,7 +22,7 @@ from tests.system.test_relay import PARTITIONS, Headers, Site
 from tools.servers.process import ROOT, Process
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tools.servers.kafka import Cluster
     from tools.servers.torchserve import TorchServe
@@ -162,20 +162,19 @@ def test_a_person_sees_the_live_page_in_a_browser(
         ) as look:
             site.stack.callback(look.kill)
 
-            def go_on(name: str) -> None:
-                """Wait until the step is next, then let it look."""
+            def show(name: str, change: Callable[[], object]) -> None:
+                """Wait until the step is next, change what it is to see, and let it look."""
                 assert look.stdin
                 assert look.stdout
                 said = look.stdout.readline().strip()
                 assert said == name, (tmp_path / "look.log").read_text()
+                change()
                 look.stdin.write("\n")
                 look.stdin.flush()
 
-            go_on("backlog")
-            site.daemon(server.url)
-            go_on("results")
-            forge(site)
-            go_on("hostile")
+            show("backlog", lambda: None)
+            show("results", lambda: site.daemon(server.url))
+            show("hostile", lambda: forge(site))
             assert look.stdout
             said = look.stdout.read().strip()
             assert (look.wait(60), said) == (0, "seen"), (tmp_path / "look.log").read_text()
