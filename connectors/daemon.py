@@ -23,7 +23,7 @@ from . import __version__, codec, loop, metrics, page_server
 from .cloudevents import CloudEvents
 from .commands import doctor
 from .committer import CommitThread
-from .description import BaselineReader
+from .description import make_baseline_finder
 from .errors import Exit, Stop
 from .images import load_canary
 from .inference import open_client
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping
 
     from .brokers.publishing import Encode
-    from .drift import Baseline
     from .records import Broker, Client, Image, Record, Rejection, Skipped
     from .verbs import Daemon
 
@@ -175,7 +174,7 @@ def serve_metrics(settings: Daemon, relay: Relay, broker: Broker) -> Iterator[Mo
         health.note_iteration(lag, instrumented.take_moved(), joined=instrumented.joined())
 
     info = {"version": __version__, **settings.describe_source()}
-    find_baseline = make_baseline_finder(settings)
+    find_baseline = make_baseline_finder(settings.baseline_url, settings.url_cafile, clock)
     collector = metrics.RelayCollector(
         relay, health, instrumented, clock, wall, info, find_baseline
     )
@@ -184,13 +183,6 @@ def serve_metrics(settings: Daemon, relay: Relay, broker: Broker) -> Iterator[Mo
     with page_server.serve_pages(address, settings.metrics_port, pages) as port:
         _log.info("Serving metrics at http://%s:%d/metrics.", address, port)
         yield Monitor(instrumented, note_iteration, health.note_parked)
-
-
-def make_baseline_finder(settings: Daemon) -> Callable[[str], Baseline | None]:
-    """Return what finds the baseline of a model: nothing, unless the operator says where."""
-    if settings.baseline_url is None:
-        return lambda _: None
-    return BaselineReader(settings.baseline_url, settings.url_cafile, time.monotonic).get
 
 
 def describe_trouble(settings: Daemon) -> str | None:

@@ -127,6 +127,10 @@ class Drift(NamedTuple):
     near_ties: float | None  # the share, less that of the baseline; None: margins are not known
 
 
+ALERT_ABOVE = Drift(class_mix=0.03, confidence=0.02, near_ties=0.02)
+"""What the alerts of deploy/prometheus/rules.yaml fire above, in either direction."""
+
+
 def measure_drift(recent: Sequence[Answer], baseline: Baseline) -> Drift | None:
     """Compare the last WINDOW answers with the baseline; None: there are not so many yet."""
     if len(recent) < WINDOW:

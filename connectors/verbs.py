@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, FilePath, model_validator
@@ -276,6 +276,15 @@ class Log(Settings):
     status_every: Seconds = Field(default=10.0, description="seconds between two status lines")
 
 
+BASELINE_URL: Any = Field(
+    default=None,
+    description="where the model is described, such as "
+    "http://127.0.0.1:8081/models/fmnist?customized=true: for the figures of drift; "
+    "none: they are not measured",
+)
+"""Of who measures drift: the daemon and the live page."""
+
+
 class Monitoring(Settings):
     """Monitoring."""
 
@@ -286,12 +295,7 @@ class Monitoring(Settings):
     metrics_address: str = Field(
         default="127.0.0.1", description="address of that port; whoever reaches it may read it"
     )
-    baseline_url: Url | None = Field(
-        default=None,
-        description="where the model is described, such as "
-        "http://127.0.0.1:8081/models/fmnist?customized=true: for the metrics of drift; "
-        "none: they are not served",
-    )
+    baseline_url: Url | None = BASELINE_URL
     stalled_after: Seconds = Field(
         default=300.0,
         description="seconds in which a partition with lag makes no progress until /livez is red; "
@@ -384,13 +388,14 @@ class Listen(Form):
 class LivePage(Settings):
     """The page."""
 
-    unused: ClassVar[frozenset[str]] = DAEMON_ONLY
+    unused: ClassVar[frozenset[str]] = DAEMON_ONLY - {"baseline_url"}
 
     page_port: Port = Field(default=8050, description="port of the page; 0: a free one")
     page_address: str = Field(
         default="127.0.0.1",
         description="address of that port; whoever reaches it sees images and labels",
     )
+    baseline_url: Url | None = BASELINE_URL
 
     def describe_page(self) -> dict[str, str]:
         """Return what stands in the head of the page, by its name."""

@@ -199,6 +199,7 @@ LAWS = [
         "connectors/commands/live_view.py",
         {
             "connectors.commands.dlq",  # what a dead letter says
+            "connectors.drift",
             "connectors.image_header",
             "connectors.records",
             "connectors.text",
@@ -210,6 +211,8 @@ LAWS = [
         "connectors/commands/watch.py",
         {
             "connectors.commands.live_view",
+            "connectors.description",
+            "connectors.drift",  # a type
             "connectors.page_server",
             "connectors.records",
             "connectors.tls",
@@ -302,7 +305,6 @@ LAWS = [
             "connectors.commands.doctor",
             "connectors.committer",
             "connectors.description",
-            "connectors.drift",  # a type
             "connectors.images",
             "connectors.inference",
             "connectors.logs",

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ..drift import ALERT_ABOVE, WINDOW, Drift, Predicted, measure_drift
 from ..image_header import read_image_header
 from ..text import decode_text, parse_json, replace_control_characters
 from . import dlq
@@ -22,6 +23,7 @@ from . import dlq
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ..drift import Baseline
     from ..records import Progress, Record, Sighting
 
 SLOT = 5.0
@@ -113,17 +115,23 @@ class LiveView:
         self._settled: Counter[str] = Counter()  # of the lanes in _lag
         self._history: deque[tuple[float, int, Counter[str]]] = deque()  # within RATE_WINDOW
         self._trouble = ""
+        self._predicted = Predicted()
+        self._baseline: Baseline | None = None
 
     # What came
 
     def see(self, sightings: Iterable[Sighting], now: float) -> None:
         """Take what was read; what was there before the start is shown, but not counted."""
         self._advance(now)
-        for one in sorted(sightings, key=lambda one: one.record.time):
+        ordered = sorted(sightings, key=lambda one: one.record.time)
+        for one in ordered:
             if one.dead:
                 self._see_dead_letter(one.record, earlier=one.earlier)
             else:
                 self._see_result(one.record, earlier=one.earlier)
+        fresh = (one.record for one in ordered if not (one.dead or one.earlier))
+        answers = (read_answer(read_result(record)) for record in fresh)
+        self._predicted = self._predicted.followed_by(filter(None, answers))
 
     def _advance(self, now: float) -> None:
         """Begin the steps that are due; those that passed unseen are empty."""
@@ -201,6 +209,15 @@ class LiveView:
             self._lag, self._members = progress.lag, progress.members
             self._slots[-1].lag = sum(self._lag.values())
 
+    @property
+    def model(self) -> str:
+        """Name and version of the model that answered last; empty: none did, or it has no name."""
+        return self._predicted.model
+
+    def note_baseline(self, baseline: Baseline | None) -> None:
+        """Take the answers of `model` for its validation images; None: they are not known."""
+        self._baseline = baseline
+
     def note_trouble(self, trouble: str) -> None:
         """Take why the broker does not answer; empty: it does."""
         self._trouble = clean(trouble, MAX_DETAIL)
@@ -224,6 +241,7 @@ class LiveView:
             "partitions": self._list_partitions(lane_rates),
             "partition_count": len(self._lag),
             "slot_seconds": SLOT,
+            "drift": self._render_drift(),
             "classes": [*self._classes, OTHER],
             "slots": [self._render_slot(slot) for slot in self._slots],
             "reasons": self._reasons.most_common(),
@@ -258,6 +276,16 @@ class LiveView:
             {"name": clean(lane, MAX_NAME), "lag": self._lag[lane], "rate": rates[lane]}
             for lane in sorted(worst, key=_order)
         ]
+
+    def _render_drift(self) -> dict[str, Any]:
+        """Return the figures with the limits of their alerts, or why there are none."""
+        recent, baseline = self._predicted.recent, self._baseline
+        drift = measure_drift(recent, baseline) if baseline else None
+        rows = zip(Drift._fields, drift or (), ALERT_ABOVE, strict=False)
+        return {
+            "figures": [dict(zip(("name", "value", "limit"), row, strict=True)) for row in rows],
+            "why": "" if drift else explain_no_drift(self.model, len(recent), known=bool(baseline)),
+        }
 
     def _render_slot(self, slot: Slot) -> dict[str, Any]:
         return {
@@ -303,6 +331,30 @@ def measure_latency(record: Record, result: Mapping[str, Any]) -> float | None:
     if not isinstance(time, int) or not 0 <= time < MAX_TIME_MS:
         return None
     return max(0.0, (record.time - time) / 1000)
+
+
+def read_answer(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what drift is measured of; None: it is not there, or not what a service answers."""
+    top, model = result.get("top"), result.get("model")
+    scores = [_describe_class(one)["score"] for one in top[:2]] if isinstance(top, list) else []
+    number, score = result.get("class"), _read_score(result.get("score"))
+    if not isinstance(number, int) or score is None or None in scores:
+        return None
+    return {
+        "class": number,
+        "label": str(result.get("label", "")),
+        "score": score,
+        "top": [{"score": one} for one in scores],
+        "model": model if isinstance(model, dict) else {},
+    }
+
+
+def explain_no_drift(model: str, count: int, *, known: bool) -> str:
+    """Say what is missing until drift can be measured; `count`: predictions of this model."""
+    if not known:
+        whose = f"of {model} " if model else ""
+        return f"The answers {whose}for its validation images are not known: see --baseline-url."
+    return f"{count} of the {WINDOW} predictions are there that it is measured of."
 
 
 def describe_result(record: Record) -> dict[str, Any]:
@@ -361,7 +413,7 @@ def keep_image(value: bytes | None) -> tuple[StoredImage | None, str]:
         return None, f"{len(value)} bytes, more than are shown"
     header = read_image_header(value)
     if header is None:
-        return None, f"{len(value)} bytes that are no image of a browser's"
+        return None, f"{len(value)} bytes, no image that a browser shows"
     if not 0 < header.width * header.height <= MAX_IMAGE_PIXELS:
         return None, f"{header.width} x {header.height} pixels, more than are shown"
     return StoredImage(header.content_type, value), ""

@@ -18,6 +18,7 @@ from importlib import resources
 from threading import BoundedSemaphore, Condition
 from typing import TYPE_CHECKING, ClassVar
 
+from ..description import make_baseline_finder
 from ..page_server import Page, PageHandler, run_server
 from ..tls import is_loopback
 from .live_view import LiveView
@@ -25,6 +26,7 @@ from .live_view import LiveView
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ..drift import Baseline
     from ..records import Watcher
     from ..verbs import LivePage
     from .live_view import StoredImage
@@ -140,7 +142,9 @@ def watch(settings: LivePage, watcher: Watcher, asked: Asked) -> None:
         closing(feed),
     ):
         announce(settings.page_address, port)
-        rounds = Rounds(view, watcher, feed, time.monotonic, time.time)
+        clock = time.monotonic
+        find_baseline = make_baseline_finder(settings.baseline_url, None, clock)
+        rounds = Rounds(view, watcher, feed, clock, time.time, find_baseline)
         while not asked.to_stop:
             time.sleep(rounds.run())
 
@@ -157,7 +161,8 @@ def announce(address: str, port: int) -> None:
 class Rounds:
     """Reads, measures and publishes, once in ROUND seconds.
 
-    `clock`: monotonic seconds; `wall`: seconds since the epoch.
+    `clock`: monotonic seconds; `wall`: seconds since the epoch. `find_baseline` returns that of a
+    model, or None; it never waits.
     """
 
     def __init__(
@@ -167,9 +172,11 @@ class Rounds:
         feed: Feed,
         clock: Callable[[], float],
         wall: Callable[[], float],
+        find_baseline: Callable[[str], Baseline | None] = lambda _: None,
     ) -> None:
         self._view, self._watcher, self._feed = view, watcher, feed
         self._clock, self._wall = clock, wall
+        self._find_baseline = find_baseline
         self._measure_at = clock()
 
     def run(self) -> float:
@@ -181,6 +188,7 @@ class Rounds:
         self._read(end)
         if wanted := self._view.take_picked():
             self._view.add_images(self._watcher.fetch(wanted))
+        self._view.note_baseline(self._find_baseline(self._view.model))
         self._view.note_trouble(self._watcher.trouble())
         self._feed.publish(self._view.render(self._wall()), self._view.images())
         return max(0.0, end - self._clock())

@@ -34,7 +34,7 @@ function renderNumber(value, digits = 0) {
 
 function renderSeconds(value) {
   if (value === null || value === undefined) return "–";
-  return value < 10 ? `${Math.round(value * 1000)} ms` : `${renderNumber(value, 1)} s`;
+  return value < 1 ? `${Math.round(value * 1000)} ms` : `${renderNumber(value, 1)} s`;
 }
 
 function renderTime(ms) {
@@ -103,6 +103,7 @@ function drawLines(name, caption, lines, count) {
       const x = WIDTH - ((line.length - 1 - at) * WIDTH) / (count - 1);
       return [`${x.toFixed(1)},${(HEIGHT - 2 - (value / top) * (HEIGHT - 6)).toFixed(1)}`];
     });
+    if (points.length === 1) points.push(points[0]); // its round caps make a dot
     svg.append(makeSvg("polyline", { points: points.join(" "), class: index ? "second" : "first" }));
   });
   figure.firstChild.textContent = caption(highest);
@@ -157,6 +158,23 @@ function drawCurves(page) {
     page.slots.map((slot) => (slot.latency ? slot.latency[name] : null)));
   drawLines("latency", (top) => `latency, median and 95 % (dashed), at most ${renderSeconds(top)}`, latencies, count);
   drawClasses(page, count);
+}
+
+const DRIFT_NAMES = {
+  class_mix: "classes (stability index)",
+  confidence: "mean confidence",
+  near_ties: "share of near-ties",
+};
+
+// A figure beyond the limit of its alert is marked in a word too, not by colour alone.
+function drawDrift({ figures, why }) {
+  const terms = figures.map(({ name, value, limit }) => {
+    const beyond = value !== null && Math.abs(value) > limit;
+    return [`${DRIFT_NAMES[name]}, alert above ${limit}`, `${renderNumber(value, 4)}${beyond ? " (alert)" : ""}`, beyond];
+  });
+  fillTerms(byId("drift"), terms);
+  terms.forEach(([, , beyond], index) => byId("drift").children[index].classList.toggle("bad", beyond));
+  byId("drift-note").textContent = why;
 }
 
 function drawPartitions(page) {
@@ -241,6 +259,7 @@ function draw(page) {
   fillTerms(byId("about"), Object.entries(page.about));
   drawFigures(page);
   drawCurves(page);
+  drawDrift(page.drift);
   drawPartitions(page);
   drawEntries(byId("results"), drawn.results, page.results, makeResult);
   byId("reasons").replaceChildren(...page.reasons.map(([reason, count]) => make("li", `${renderNumber(count)} ${reason}`)));

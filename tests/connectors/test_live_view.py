@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from connectors.commands import live_view
-from connectors.commands.live_view import LiveView, StoredImage
+from connectors.commands.live_view import LiveView, StoredImage, read_answer
+from connectors.drift import ALERT_ABOVE, WINDOW, Baseline
 from connectors.images import CANARY, encode_png
 from connectors.records import Progress, Record, Sighting
 
@@ -212,6 +213,70 @@ def test_a_foreign_models_outputs_are_told_where_there_is_no_class() -> None:
     assert (entry["label"], entry["detail"]) == ("", '[{"name": "boxes"}]')
 
 
+BASELINE = Baseline("fmnist 1", (0.0,) * 8 + (1.0,), 0.75, 0.0, 0.1)
+
+
+def make_answers(count: int, **body: Any) -> list[Record]:  # noqa: ANN401
+    known = {"top": TOP, "model": {"name": "fmnist", "version": "1"}, **body}
+    return [result(number, **known) for number in range(count)]
+
+
+def test_drift_is_of_the_last_two_thousand_answers() -> None:
+    view = make_view()
+    see(view, *make_answers(WINDOW))
+    assert view.model == "fmnist 1"
+    view.note_baseline(BASELINE)
+    drift = page(view)["drift"]
+    assert [one["name"] for one in drift["figures"]] == ["class_mix", "confidence", "near_ties"]
+    assert [one["value"] for one in drift["figures"]] == pytest.approx([0, 0, 0], abs=0.002)
+    assert [one["limit"] for one in drift["figures"]] == list(ALERT_ABOVE)
+    assert drift["why"] == ""
+    see(view, *make_answers(WINDOW, **{"class": 0, "score": 0.5}))
+    values = [one["value"] for one in page(view)["drift"]["figures"]]
+    assert values[0] > 1
+    assert values[1] == pytest.approx(-0.25)
+
+
+def test_why_drift_is_not_known_is_told() -> None:
+    view = make_view()
+    whose = "for its validation images are not known: see --baseline-url."
+    assert page(view)["drift"] == {"figures": [], "why": f"The answers {whose}"}
+    see(view, *make_answers(3))
+    assert page(view)["drift"]["why"] == f"The answers of fmnist 1 {whose}"
+    view.note_baseline(BASELINE)
+    why = "3 of the 2000 predictions are there that it is measured of."
+    assert page(view)["drift"] == {"figures": [], "why": why}
+
+
+def test_what_was_there_before_and_dead_letters_are_no_drift() -> None:
+    view = make_view()
+    see(view, *make_answers(3), earlier=True)
+    see(view, dead_letter(), dead=True)
+    assert view.model == ""
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"class": None},
+        {"class": "8"},
+        {"score": None},
+        {"score": 2},
+        {"top": [{"label": "Bag", "score": "high"}]},
+        {"top": [1, 2]},
+    ],
+)
+def test_an_answer_that_no_service_gives_is_not_measured(body: dict[str, Any]) -> None:
+    assert read_answer(json.loads(make_answers(1, **body)[0].value or b"")) is None
+
+
+@pytest.mark.parametrize("model", [None, 3, [], "fmnist"])
+def test_a_model_without_a_name_is_measured_as_the_one_before(model: object) -> None:
+    view = make_view()
+    see(view, *make_answers(1), *make_answers(1, model=model))
+    assert view.model == "fmnist 1"
+
+
 def test_everything_on_the_page_is_bounded() -> None:
     view = make_view()
     view.note_progress(Progress({f"images/{number}": number for number in range(5000)}, 1))
@@ -251,8 +316,8 @@ def test_a_stranger_makes_no_partitions() -> None:
     [
         (None, "there is no image"),
         (b"", "the value is empty"),
-        (b"GIF89a", "6 bytes that are no image of a browser's"),
-        (b"<svg/>", "6 bytes that are no image of a browser's"),
+        (b"GIF89a", "6 bytes, no image that a browser shows"),
+        (b"<svg/>", "6 bytes, no image that a browser shows"),
         (CANARY.data + bytes(500_000), f"{len(CANARY.data) + 500_000} bytes, more than are shown"),
         (encode_png(2001, 2000, bytes(2001 * 2000)), "2001 x 2000 pixels, more than are shown"),
         (encode_png(9, 0, b""), "9 x 0 pixels, more than are shown"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import pytest
 import yaml
 
-from connectors.drift import Drift
+from connectors.drift import ALERT_ABOVE, Drift
 from tests.conftest import missing
 from tests.drift.__main__ import read_thresholds
 from tests.test_docs import anchors
@@ -124,6 +124,7 @@ def difference(rules: Sequence[Rule]) -> Mapping[str, Any]:
 def test_the_report_of_drift_reads_the_thresholds_of_the_rules() -> None:
     limits = read_thresholds()
     assert list(limits) == list(Drift._fields)
+    assert limits == ALERT_ABOVE._asdict()  # which the live page shows
     assert all(0 < limit < 0.1 for limit in limits.values())
 
 
