@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from ..errors import Exit, Stop
 from . import inspection
 from .answers import Classes, Model
-from .files import HeaderFile, Together, check_header_file, load_labels
+from .files import CombinedAuthorization, HeaderFile, check_header_file, load_labels
 from .http import Certificates, HttpClient, fetch
 from .torchserve import KeyFile, TorchServe
 from .v1 import KServeV1
@@ -45,7 +45,7 @@ def find_certificates(settings: Server) -> Certificates:
 
 def authorize(settings: Server) -> Authorization:
     """Make the credentials of one thread."""
-    return Together([KeyFile(settings.token_file), HeaderFile(settings.header_file)])
+    return CombinedAuthorization([KeyFile(settings.token_file), HeaderFile(settings.header_file)])
 
 
 def list_checks(settings: Server, pack: int) -> list[Check]:

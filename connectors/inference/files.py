@@ -77,7 +77,7 @@ def check_header_file(path: Path) -> Ok | Advice:
     return Ok(f"{count} to be sent along")
 
 
-class Together:
+class CombinedAuthorization:
     """An `Authorization` of several; each header may come from one of them only."""
 
     def __init__(self, parts: Iterable[Authorization]) -> None:

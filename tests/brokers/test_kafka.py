@@ -1197,7 +1197,7 @@ def test_a_topic_that_is_deleted_while_it_runs_stops_the_daemon_and_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Nothing is lost: what was not committed is not, and comes again once the topic is there."""
-    monkeypatch.setattr(clients, "TOPIC_WATCH_INTERVAL", 1.0)
+    monkeypatch.setattr(clients, "DELETED_TOPIC_INTERVAL", 1.0)
     monkeypatch.setattr(published_offsets, "CALL_TIMEOUT", 2.0)
     topics = kafka.topics(partitions=1)
     kafka.produce(topics.input, b"1")

@@ -10,7 +10,7 @@ from kafka import errors as kafka_errors
 
 from connectors.brokers.kafka import clients
 from connectors.brokers.kafka.broker import KafkaBroker
-from connectors.brokers.kafka.clients import TOPIC_WATCH_INTERVAL, TopicWatch
+from connectors.brokers.kafka.clients import DELETED_TOPIC_INTERVAL, DeletedTopicDetector
 from connectors.brokers.kafka.consumer import GroupConsumer
 from connectors.brokers.kafka.settings import RunKafka
 from connectors.errors import Exit, Rewound, Stop
@@ -39,10 +39,10 @@ class Cluster:
             raise gone
         return {topic: {"error_code": 3 if topic in gone else 0} for topic in topics}
 
-    def watch(self, monkeypatch: pytest.MonkeyPatch) -> TopicWatch:
+    def make_detector(self, monkeypatch: pytest.MonkeyPatch) -> DeletedTopicDetector:
         monkeypatch.setattr(clients, "_describe_topics", self.describe)
         settings = RunKafka(input_topic="images", output_topic="predictions")
-        return TopicWatch(settings, TOPICS, self.clock)
+        return DeletedTopicDetector(settings, TOPICS, self.clock)
 
 
 AWAY = kafka_errors.KafkaTimeoutError("nobody is there")
@@ -53,12 +53,12 @@ def test_a_topic_that_is_gone_at_two_looks_stops_the_daemon_and_is_named(
     gone: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster([gone])
-    watch = cluster.watch(monkeypatch)
-    cluster.now += TOPIC_WATCH_INTERVAL
-    watch.verify()
-    cluster.now += TOPIC_WATCH_INTERVAL
+    detector = cluster.make_detector(monkeypatch)
+    cluster.now += DELETED_TOPIC_INTERVAL
+    detector.check()
+    cluster.now += DELETED_TOPIC_INTERVAL
     with pytest.raises(Stop, match=f"^{gone} is not there any more .*: create it") as stop:
-        watch.verify()
+        detector.check()
     assert stop.value.code is Exit.UNAVAILABLE
     assert "\n" not in str(stop.value)
 
@@ -78,19 +78,19 @@ def test_a_topic_that_one_answer_does_not_know_is_not_taken_for_gone(
     answers: Sequence[Collection[str] | kafka_errors.KafkaError], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(*answers)
-    watch = cluster.watch(monkeypatch)
+    detector = cluster.make_detector(monkeypatch)
     for _ in answers:
-        cluster.now += TOPIC_WATCH_INTERVAL
-        watch.verify()
+        cluster.now += DELETED_TOPIC_INTERVAL
+        detector.check()
     assert cluster.asked == len(answers)
 
 
 def test_a_broker_is_asked_about_its_topics_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     cluster = Cluster([])
-    watch = cluster.watch(monkeypatch)
+    detector = cluster.make_detector(monkeypatch)
     for tenth in range(1, 301):
-        cluster.now = tenth * TOPIC_WATCH_INTERVAL / 100
-        watch.verify()
+        cluster.now = tenth * DELETED_TOPIC_INTERVAL / 100
+        detector.check()
     assert cluster.asked == 3
 
 
@@ -106,10 +106,10 @@ def test_what_may_not_be_asked_about_is_no_topic_that_is_gone(
     error: kafka_errors.KafkaError, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster = Cluster(error)
-    watch = cluster.watch(monkeypatch)
-    cluster.now += TOPIC_WATCH_INTERVAL
+    detector = cluster.make_detector(monkeypatch)
+    cluster.now += DELETED_TOPIC_INTERVAL
     with pytest.raises(Stop, match="refuses this client"):
-        watch.verify()
+        detector.check()
 
 
 class Consumer:
@@ -130,11 +130,11 @@ class Consumer:
     require_topic: Any = GroupConsumer.require_topic
 
 
-def broker_of(consumer: Consumer, watch: TopicWatch) -> KafkaBroker:
+def broker_of(consumer: Consumer, detector: DeletedTopicDetector) -> KafkaBroker:
     broker = KafkaBroker.__new__(KafkaBroker)
     broker._settings = RunKafka(input_topic="images", output_topic="predictions")
     broker._source = consumer  # type: ignore[assignment]
-    broker._topic_watch = watch
+    broker._deleted_topics = detector
     broker._delivery = SimpleNamespace(ensure_ready=lambda: None)
     broker._retry_delay = SimpleNamespace(wait=lambda: None)  # type: ignore[assignment]
     return broker
@@ -147,11 +147,11 @@ def test_an_input_topic_that_is_gone_is_noticed_though_nothing_comes_and_nothing
 ) -> None:
     cluster = Cluster(["images"])
     consumer = Consumer(partitions)
-    broker = broker_of(consumer, cluster.watch(monkeypatch))
-    cluster.now += TOPIC_WATCH_INTERVAL
+    broker = broker_of(consumer, cluster.make_detector(monkeypatch))
+    cluster.now += DELETED_TOPIC_INTERVAL
     with pytest.raises(Rewound, match="UnknownTopicOrPartitionError: images"):
         broker.poll(1, 0) if verb == "poll" else broker.commit(())
-    cluster.now += TOPIC_WATCH_INTERVAL
+    cluster.now += DELETED_TOPIC_INTERVAL
     polled = consumer.polled
     with pytest.raises(Stop, match="images is not there any more"):
         broker.poll(1, 0)
@@ -166,7 +166,7 @@ def test_topics_are_looked_for_while_the_daemon_cannot_read(
 ) -> None:
     cluster = Cluster([])
     consumer = Consumer({0}, joined=joined)
-    broker = broker_of(consumer, cluster.watch(monkeypatch))
-    cluster.now += TOPIC_WATCH_INTERVAL
+    broker = broker_of(consumer, cluster.make_detector(monkeypatch))
+    cluster.now += DELETED_TOPIC_INTERVAL
     assert list(broker.poll(1, 0)) == []
     assert (consumer.polled, cluster.asked) == (1, asked)

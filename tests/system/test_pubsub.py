@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -114,18 +114,24 @@ def pulled(client: SubscriberClient, path: str) -> list[Seen]:
     return []
 
 
-@pytest.fixture
-def site(emulation: Emulation, tmp_path: Path) -> Iterator[Site]:
+@contextmanager
+def make_site(emulation: Emulation, folder: Path) -> Iterator[Site]:
     with ExitStack() as stack:
         channel = stack.enter_context(grpc.insecure_channel(emulation.host))
         environment = {**os.environ, **emulation.environment}
         yield Site(
             emulation=emulation,
             channel=channel,
-            folder=tmp_path,
+            folder=folder,
             stack=stack,
             environment=environment,
         )
+
+
+@pytest.fixture
+def site(emulation: Emulation, tmp_path: Path) -> Iterator[Site]:
+    with make_site(emulation, tmp_path) as made:
+        yield made
 
 
 def test_all_test_images_go_through_with_keys_and_attributes_and_as_the_model_says(

@@ -14,10 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from google.pubsub_v1 import SubscriberClient
+from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
+from google.pubsub_v1.types import PubsubMessage
 from kafka import KafkaAdminClient, KafkaProducer
 
 from tests.conftest import missing
 from tests.system.daemons import BOOT, drain, wait_until
+from tests.system.test_pubsub import Site as PubSubSite
+from tests.system.test_pubsub import make_site as make_pubsub_site
 from tests.system.test_relay import PARTITIONS, Headers, Site
 from tools.servers.process import ROOT, Process
 
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from tools.servers.kafka import Cluster
+    from tools.servers.pubsub import Emulation
     from tools.servers.torchserve import TorchServe
 
 pytestmark = pytest.mark.system
@@ -39,6 +45,12 @@ def site(kafka: Cluster, tmp_path: Path) -> Iterator[Site]:
     with ExitStack() as stack:
         made = Site(kafka=kafka, folder=tmp_path, stack=stack)
         made.create()
+        yield made
+
+
+@pytest.fixture
+def pubsub_site(emulation: Emulation, tmp_path: Path) -> Iterator[PubSubSite]:
+    with make_pubsub_site(emulation, tmp_path) as made:
         yield made
 
 
@@ -68,14 +80,21 @@ class Watching:
 
 
 @contextmanager
-def watching(site: Site) -> Iterator[Watching]:
-    command = [sys.executable, "-m", "connectors", "watch", *site.flags(), "--page-port", "0"]
+def watching(site: Site | PubSubSite, *flags: str) -> Iterator[Watching]:
+    command = [sys.executable, "-m", "connectors", "watch", *(flags or site.flags())]
+    command += ["--page-port", "0"]
     process = Process(command, site.folder / "watch.log", site.environment, ROOT).start()
     site.stack.callback(process.kill)
     found = Watching(process)
     found.start()
     yield found
     assert drain(process) == 0, process.tail()
+
+
+def list_subscriptions(site: PubSubSite) -> set[str]:
+    client = SubscriberClient(transport=SubscriberGrpcTransport(channel=site.channel))
+    project = f"projects/{site.emulation.project}"
+    return {one.name for one in client.list_subscriptions(project=project, timeout=30)}
 
 
 def list_groups(site: Site) -> set[str]:
@@ -138,6 +157,26 @@ def test_the_live_page_shows_lag_images_and_dead_letters_and_leaves_no_trace(
     with watching(site) as again:  # what was there before is shown, and not counted
         wait_until(lambda: again.read()["results"] and again.read()["dead_letters"])
         assert again.read()["counts"]["results"] == 0
+
+
+def test_of_pubsub_the_live_page_shows_predictions_and_takes_none_away(
+    pubsub_site: PubSubSite, server: TorchServe
+) -> None:
+    site = pubsub_site
+    site.create()
+    before = list_subscriptions(site)
+    with watching(site, *site.flags()[:3], "--output-topic", site.topics[1]) as page:
+        page.read()
+        assert len(list_subscriptions(site)) == len(before) + 1
+        site.publish([PubsubMessage(data=BOOT)] * 5)
+        daemon = site.daemon(server.url)
+        wait_until(lambda: page.read()["counts"]["results"] == 5)
+        found = page.read()
+        assert {entry["label"] for entry in found["results"]} == {"Ankle boot"}
+        assert (found["lag"], found["members"]) == (None, None)
+        assert drain(daemon) == 0
+    assert len(site.read(site.topics[1], 5)) == 5
+    assert list_subscriptions(site) == before
 
 
 def test_a_person_sees_the_live_page_in_a_browser(

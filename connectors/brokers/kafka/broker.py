@@ -32,7 +32,7 @@ from kafka.errors import KafkaError
 
 from ...errors import Rewound
 from ..publishing import PendingMessage, RetryDelay
-from .clients import TopicWatch, raise_if_permanent, stop_if_unreachable
+from .clients import DeletedTopicDetector, raise_if_permanent, stop_if_unreachable
 from .consumer import GroupConsumer, make_record
 from .messages import MessageBuilder
 from .producer import AtLeastOnce, Delivery, ExactlyOnce
@@ -78,7 +78,7 @@ class KafkaBroker:
         self._retry_delay = RetryDelay(clock, sleep)
         self._builder = MessageBuilder(settings, encode)
         topics = [settings.input_topic, settings.output_topic, settings.dead_letter_topic]
-        self._topic_watch = TopicWatch(settings, topics)
+        self._deleted_topics = DeletedTopicDetector(settings, topics)
         exactly_once = settings.delivery == "exactly-once"
         self._delivery: Delivery = (ExactlyOnce if exactly_once else AtLeastOnce)(settings)
         with stop_if_unreachable(settings), ExitStack() as undo:
@@ -102,7 +102,7 @@ class KafkaBroker:
             self._retry_delay.wait()
             raise
         if not self.joined():  # as for ever, when what is published cannot be read back
-            self._topic_watch.verify()
+            self._deleted_topics.check()
         return records
 
     def commit(self, settled: Sequence[Settled]) -> None:
@@ -130,7 +130,7 @@ class KafkaBroker:
         _log.warning("beginning again: %s", error)
         self._source.group_metadata = None
         if self._ensure_ready():
-            self._topic_watch.verify()
+            self._deleted_topics.check()
         self._retry_delay.wait()
         return Rewound(str(error))
 

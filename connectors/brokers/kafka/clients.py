@@ -60,7 +60,7 @@ CLIENT_TIMEOUTS = {
 CALL_TIMEOUT = 10.0
 """Seconds for one question to the broker."""
 
-TOPIC_WATCH_INTERVAL = 10.0
+DELETED_TOPIC_INTERVAL = 10.0
 """Seconds between two questions whether the topics are still there, while something is wrong."""
 
 CLOSE_TIMEOUT = 3.0
@@ -378,11 +378,11 @@ def recount_partitions(settings: KafkaSettings, topics: Sequence[str]) -> dict[s
     return {topic: len(found[topic]["partitions"]) for topic in topics}
 
 
-class TopicWatch:
+class DeletedTopicDetector:
     """Finds out whether a topic of a running daemon is gone, when something is wrong anyway.
 
     A broker that has just started may not know a topic for a moment, so one answer is no evidence:
-    two in a row are, TOPIC_WATCH_INTERVAL apart.
+    two in a row are, DELETED_TOPIC_INTERVAL apart.
     """
 
     def __init__(
@@ -397,12 +397,12 @@ class TopicWatch:
         self._asked_at = clock()  # a daemon asks for all when it starts
         self._gone: set[str] = set()
 
-    def verify(self) -> None:
+    def check(self) -> None:
         """Ask, unless that was just done; raises Stop when a topic was not there last time either.
 
         What cannot be asked says nothing.
         """
-        if self._clock() - self._asked_at < TOPIC_WATCH_INTERVAL:
+        if self._clock() - self._asked_at < DELETED_TOPIC_INTERVAL:
             return
         gone = self._find_gone()
         self._asked_at = self._clock()
