@@ -40,7 +40,7 @@ DECLARED = ("numpy", "pillow", "torch")
 
 
 class ArchiveError(Exception):
-    """An archive is not as docs/schemas say; the message is one sentence."""
+    """There is nothing to pack, or it is not as docs/schemas say; the message is one sentence."""
 
 
 def run_training(*arguments: str) -> None:
@@ -70,8 +70,18 @@ def run_child(command: Sequence[str], **options: Any) -> None:  # noqa: ANN401 -
 
 
 def export(run: str, name: str, file_format: str) -> Path:
-    """Return the folder with the files of a run, exported now for a model of this name."""
-    if run == "latest" and not (ROOT / "runs" / "latest").exists():
+    """Return the folder with the files of a run, exported now for a model of this name.
+
+    Without any run one is trained. Raises ArchiveError when there is no run of this name.
+    """
+    runs = ROOT / "runs"
+    if run != "latest" and not (runs / run).exists():
+        kept = sorted((path.parent.name for path in runs.glob("*/checkpoint.pt")), reverse=True)
+        names = ", ".join(name for name in kept[:10] if name != "latest") or "none yet"
+        raise ArchiveError(
+            f"there is no run {run}: name one of runs/ ({names}), or leave out --run for the last"
+        )
+    if run == "latest" and not (runs / "latest").exists():
         print("archive: no trained model yet: training one, 3 minutes", flush=True)
         run_training("train", "--budget", "3m")
     folder = ROOT / "build" / "archive"

@@ -26,6 +26,7 @@ from .choices import LATEST, OLD_RECIPE_KEYS, modernise_network
 from .classifier import ImageClassifier
 from .errors import RunError
 from .files import atomic_write, symlink_atomically, write_json
+from .output import list_names
 from .recipe import Epoch, Recipe
 
 if TYPE_CHECKING:
@@ -127,7 +128,10 @@ class Run:
 
     def classifier(self, device: torch.device | str = "cpu") -> ImageClassifier:
         """Read the checkpoint; raises RunError if there is none."""
-        return ImageClassifier.load(self.folder / "checkpoint.pt", device=device)
+        path = self.folder / "checkpoint.pt"
+        if self.name != LATEST and not path.exists() and (kept := list_runs()):
+            raise RunError(f"{path} is missing: name a run that was kept, {list_names(kept)}")
+        return ImageClassifier.load(path, device=device)
 
     def note_evaluation(self, result: dict[str, Any]) -> None:
         """Add one line to evaluations.jsonl, so that nobody forgets how often he looked."""
@@ -162,6 +166,12 @@ class Run:
     def publish(self) -> None:
         """Let runs/latest lead here."""
         symlink_atomically(RUNS / LATEST, self.name)
+
+
+def list_runs() -> list[str]:
+    """Return the names of the runs with a checkpoint, the last by name first."""
+    names = (path.parent.name for path in RUNS.glob("*/checkpoint.pt"))
+    return sorted((name for name in names if name != LATEST), reverse=True)
 
 
 def modernise(content: dict[str, Any]) -> dict[str, Any]:

@@ -97,10 +97,14 @@ def test_v1_reads_the_answer_of_the_specification() -> None:
     assert outputs_of(v1().interpret(200, {}, body, 3)) == [3.5, 4.0, 5.5]
 
 
-def test_v2_reads_the_answer_of_the_specification() -> None:
-    """Open Inference Protocol, HTTP/REST, "Inference Request Examples" (and its missing comma)."""
-    body = b"""{
-      "id" : "42",
+def test_v1_takes_the_error_of_the_specification_for_a_server_that_does_not_serve() -> None:
+    body = b'{ "error": "Servable not found for request: Latest(half)" }\n'
+    answer = v1().interpret(404, {"Content-Type": "application/json"}, body, 2)
+    assert answer == Busy(f"404: {body.decode().strip()}", None)
+
+
+V2_ANSWER = b"""    {
+      "id" : "42"
       "outputs" : [
         {
           "name" : "output0",
@@ -109,8 +113,15 @@ def test_v2_reads_the_answer_of_the_specification() -> None:
           "data" : [ 1.0, 1.1, 2.0, 2.1, 3.0, 3.1 ]
         }
       ]
-    }"""
-    answer = v2().interpret(200, {}, body, 3)
+    }
+"""
+"""Open Inference Protocol, HTTP/REST, "Inference Request Examples"; it lacks a comma."""
+
+
+def test_v2_reads_the_answer_of_the_specification() -> None:
+    printed = v2().interpret(200, {}, V2_ANSWER, 3)
+    assert isinstance(printed, Failed)
+    answer = v2().interpret(200, {}, V2_ANSWER.replace(b'"42"', b'"42",'), 3)
     assert [one["data"] for (one,) in outputs_of(answer)] == [[1.0, 1.1], [2.0, 2.1], [3.0, 3.1]]
     assert isinstance(answer, list)
     assert answer[0] == Prediction(

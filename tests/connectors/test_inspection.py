@@ -160,8 +160,24 @@ def test_what_does_not_fit_is_said_with_its_fix(
     assert found.text.isprintable()
 
 
+HALF_PLUS_THREE = b"""{
+ "model_version_status": [
+  {
+   "version": "123",
+   "state": "AVAILABLE",
+   "status": {
+    "error_code": "OK",
+    "error_message": ""
+   }
+  }
+ ]
+}
+"""
+"""The status of a model in TensorFlow Serving's RESTful API."""
+
 V1: list[tuple[int, object, str, str]] = [
     (200, {"model_version_status": [{"version": "1", "state": "AVAILABLE"}]}, "ok", "ready"),
+    (200, json.loads(HALF_PLUS_THREE), "ok", "ready"),
     (200, {"model_version_status": [{"state": "LOADING"}, 1]}, "failed", "not ready"),
     (200, {"name": "a", "ready": "True"}, "ok", "ready"),
     (200, {"name": "a", "ready": True}, "ok", "ready"),

@@ -306,6 +306,101 @@ def test_a_bad_one_has_its_status_and_its_error_in_the_form_of_the_question(
         assert len(answer.body) == (3 if where == "output" else 1)
 
 
+TWO_TENSORS = b"""{
+  // List of 2 tensors each of [1, 2] shape
+  "instances": [ [[1, 2]], [[3, 4]] ]
+}
+"""
+FOO_BAR_BAZ = b"""{
+  // List of 3 scalar tensors.
+  "instances": [ "foo", "bar", "baz" ]
+}
+"""
+NAMED = b"""{
+ "instances": [
+   {
+     "tag": "foo",
+     "signal": [1, 2, 3, 4, 5],
+     "sensor": [[1, 2], [3, 4]]
+   },
+   {
+     "tag": "bar",
+     "signal": [3, 4, 1, 2, 5]],
+     "sensor": [[4, 5], [6, 8]]
+   }
+ ]
+}
+"""
+COLUMNS = b"""{
+ "inputs": {
+   "tag": ["foo", "bar"],
+   "signal": [[1, 2, 3, 4, 5], [3, 4, 1, 2, 5]],
+   "sensor": [[[1, 2], [3, 4]], [[4, 5], [6, 8]]]
+ }
+}
+"""
+HALF_PLUS_THREE = b'{"instances": [1.0,2.0,5.0]}'
+CLASSIFY = b"""{
+  "signature_name": "classify_objects",
+  "examples": [
+    {
+      "image": { "b64": "aW1hZ2UgYnl0ZXM=" },
+      "caption": "seaside"
+    },
+    {
+      "image": { "b64": "YXdlc29tZSBpbWFnZSBieXRlcw==" },
+      "caption": "mountains"
+    }
+  ]
+}
+"""
+NOT_FINITE = b"""{
+  "example": [
+    {
+      "sensor_readings": [ 1.0, -3.14, Nan, Infinity ]
+    }
+  ]
+}
+"""
+"""The requests of TensorFlow Serving's RESTful API, in its words, comments and slips included."""
+
+
+def strip_comments(text: bytes) -> bytes:
+    """Return JSON of the page without its lines of comment, which no JSON has."""
+    return b"".join(line for line in text.splitlines(True) if not line.lstrip().startswith(b"//"))
+
+
+@pytest.mark.parametrize(
+    ("example", "status", "found"),
+    [
+        (strip_comments(TWO_TENSORS), 200, ["label", "label"]),
+        (strip_comments(FOO_BAR_BAZ), 200, ["bad_request"] * 3),
+        (strip_comments(NAMED.replace(b"]],", b"],")), 200, ["bad_request"] * 2),
+        (HALF_PLUS_THREE, 200, ["bad_request"] * 3),
+        (TWO_TENSORS, 400, "bad_request"),
+        (NAMED, 400, "bad_request"),
+        (COLUMNS, 400, "bad_request"),
+        (CLASSIFY, 400, "bad_request"),
+        (NOT_FINITE, 400, "bad_request"),
+    ],
+    ids=[
+        *("images of two pixels", "words", "named tensors", "numbers", "a comment"),
+        *("one bracket too many", "columns", "of classify", "not finite"),
+    ],
+)
+def test_the_examples_of_v1_are_answered_in_its_words(
+    grey: Served, example: bytes, status: int, found: object
+) -> None:
+    answer = grey.one(body(example, "application/json"))
+    assert (answer.status, answer.content_type) == (status, "application/json")
+    if status == 200:
+        kinds = [one.get("error", {"code": "label"})["code"] for one in answer.body["predictions"]]
+        assert kinds == found
+    else:
+        where = "text" if example == COLUMNS else "object"
+        assert (list(answer.body), find_error(answer.body, where)) == (["error"], found)
+
+
 def test_all_forms_may_come_in_one_batch(grey: Served) -> None:
     good = [(form, request) for form, (requests, _, _) in FORMS.items() for request in requests]
     bad = [case for _, _, cases in FORMS.values() for case in cases.values()]

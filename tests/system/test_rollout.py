@@ -1,4 +1,4 @@
-"""A roll-out forward and back under load: real TorchServe on both sides, nginx before them."""
+"""A roll-out forward and back under load: TorchServe on both sides, nginx before, Kafka behind."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import tempfile
 import time
 import zipfile
 from contextlib import ExitStack, closing
-from functools import partial
 from http.client import HTTPException, HTTPSConnection
-from itertools import groupby
+from itertools import count, groupby
 from pathlib import Path
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
+import requests
 
-from connectors.inference.http import Certificates, HttpClient
-from connectors.inference.torchserve import KeyFile
-from connectors.inference.torchserve import TorchServe as Dialect
-from connectors.records import Answer, Busy, Image, Prediction, Request
+from tests.chaos.brokers.kafka.observer import KafkaObserver, read_topic
+from tests.chaos.brokers.kafka.producer import TopicProducer
+from tests.chaos.load import Input
+from tests.chaos.observer import Topics
+from tests.chaos.testbed import make_load
 from tests.conftest import missing
-from tests.system.daemons import BOOT, wait_until
+from tests.system.daemons import BOOT, drain, wait_until
 from tests.system.proxy import require_nginx, start_nginx
+from tests.system.test_relay import PARTITIONS, Site
 from tools.archive import MANIFEST
 from tools.servers.process import ROOT, Process, StackError, check_free, free_ports
 from tools.servers.proxy import Side, end_process
@@ -34,12 +36,20 @@ from tools.servers.torchserve import ARCHIVE, PORTS
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.chaos.load import LoadGenerator
+    from tools.servers.kafka import Cluster
+
 pytestmark = pytest.mark.system
 
 CLIENTS = 64
 PACE_S = 0.5
 """From an answer to the next question of one client."""
 PATH = "/predictions/fmnist"
+BOOT_CLASS = 9
+RATE = 40.0
+"""Records a second."""
+TICK_MS = 10
+"""So much older than it is a file may say that it is, by the kernel's coarse clock."""
 
 
 class Answered(NamedTuple):
@@ -97,30 +107,50 @@ class Client(Thread):
         return answer.status, json.loads(answer.read())
 
 
-class Connector(Thread):
-    """The daemon's client of the inference API, with its reading of tokens; four requests out."""
+class Result(NamedTuple):
+    """One result of the daemon: times in ms, of its record and of itself, and its version."""
 
-    def __init__(self, place: Place, end: Event) -> None:
-        super().__init__(daemon=True)
-        self.end = end
-        self.answers: list[Answer] = []
-        self.client = HttpClient(
-            f"https://localhost:{place.port}{PATH}",
-            Dialect(time.time),
-            partial(KeyFile, place.proxy / "live" / "key_file.json"),
-            timeout=60.0,
-            in_flight=4,
-            certificates=Certificates(cafile=place.proxy / "ca.crt"),
-        )
+    sent: int
+    published: int
+    version: str
 
-    def run(self) -> None:
-        with closing(self.client):
-            while not self.end.wait(PACE_S):
-                for _ in range(4):
-                    self.client.send(Request((Image(BOOT),)))
-                asked = len(self.answers) + 4
-                while len(self.answers) < asked:
-                    self.answers += [answer for _, answer in self.client.collect(60.0)]
+
+class Relay(NamedTuple):
+    """A daemon between the topics of a real Kafka, its load, and who sees both ends."""
+
+    site: Site
+    load: LoadGenerator
+    observer: KafkaObserver
+    metrics: str
+
+    def is_complete(self) -> bool:
+        """Say whether every record that was sent has its outcome."""
+        self.observer.check()
+        log = self.observer.log
+        return log.inputs == self.load.sent and log.missing <= 0
+
+    def end(self) -> None:
+        """End the load, let the daemon do what is left, and end it."""
+        self.load.close()
+        wait_until(self.is_complete)
+        (daemon,) = self.site.daemons
+        assert drain(daemon) == 0, daemon.tail()
+
+    def count_retries(self) -> dict[str, int]:
+        """Return how often something came back without outcomes, by class."""
+        text = requests.get(self.metrics, timeout=10).text
+        start = "connector_retries_total{"
+        lines = [line for line in text.splitlines() if line.startswith(start)]
+        assert lines, text
+        return {
+            line.split('class="')[1].split('"')[0]: int(float(line.split()[-1])) for line in lines
+        }
+
+    def read_results(self) -> list[Result]:
+        """Return all results."""
+        found = read_topic(self.site.kafka.plain_servers, self.site.topics[1])
+        bodies = [(json.loads(one.value), one.timestamp) for one in found]
+        return [Result(body["time"], at, body["model"]["version"]) for body, at in bodies]
 
 
 class Place(NamedTuple):
@@ -237,14 +267,34 @@ def end_servers(sides: dict[str, Side]) -> None:
             assert end_process(server, 40)
 
 
+@pytest.fixture
+def relay(place: Place, kafka: Cluster, tmp_path: Path) -> Iterator[Relay]:
+    """A daemon that asks through the proxy, as docs/production.md says, and boots for it."""
+    with ExitStack() as stack:
+        site = Site(kafka=kafka, folder=tmp_path, stack=stack)
+        site.create()
+        servers, (port,) = kafka.plain_servers, free_ports(1)
+        observer = KafkaObserver(servers, Topics(*site.topics), PARTITIONS, {BOOT: BOOT_CLASS})
+        stack.callback(observer.close)
+        boots = (Input(BOOT, b"%d" % number, [], number % PARTITIONS) for number in count())
+        load = make_load(TopicProducer(servers, site.name), boots, RATE, stack)
+        flags = ["--token-file", str(place.proxy / "live" / "key_file.json")]
+        flags += ["--url-cafile", str(place.proxy / "ca.crt"), "--metrics-port", str(port)]
+        site.daemon(f"https://localhost:{place.port}{PATH}", *flags)
+        observer.start()
+        load.start()
+        made = Relay(site, load, observer, f"http://127.0.0.1:{port}/metrics")
+        wait_until(lambda: observer.log.results)
+        yield made
+
+
 def test_forward_and_back_under_load_no_request_fails_and_each_version_has_its_time(
-    place: Place,
+    place: Place, relay: Relay
 ) -> None:
     end = Event()
     clients = [Client(number, place, end) for number in range(CLIENTS)]
-    connector = Connector(place, end)
-    for thread in (*clients, connector):
-        thread.start()
+    for client in clients:
+        client.start()
     forward = place.roll_out("2.0")
     assert forward.returncode == 0, forward.stdout + forward.stderr
     switched = place.switched_at()
@@ -254,17 +304,38 @@ def test_forward_and_back_under_load_no_request_fails_and_each_version_has_its_t
     switched_back = place.switched_at()
     assert place.sides["second"].find_server() is None
     end.set()
-    for thread in (*clients, connector):
-        thread.join(60)
+    for client in clients:
+        client.join(60)
+    retries = relay.count_retries()
+    relay.end()
     assert [failure for client in clients for failure in client.failures] == []
-    # A void token is Busy: the relay asks again, and nothing goes to the dead letters.
-    assert {type(one) for one in connector.answers} <= {list, Busy}
-    predicted = [one for each in connector.answers if isinstance(each, list) for one in each]
-    assert {type(one) for one in predicted} == {Prediction}, connector.answers[:3]
-    assert connector.answers[-1] == predicted[-1:]
     for client in clients:
         versions = [version for version, _ in groupby(one.version for one in client.answers)]
         assert versions == ["1.0", "2.0", "1.0"]
         newer = [one.time for one in client.answers if one.version == "2.0"]
         assert switched <= min(newer)
         assert max(one.time for one in client.answers) > switched_back
+    check_relay(relay, switched, switched_back)
+    # A token that a switch made void is busy, and the daemon asks again; nothing has failed.
+    assert {kind for kind, number in retries.items() if number} <= {"busy"}, retries
+    answers = sum(len(client.answers) for client in clients)
+    sys.stdout.write(f"rollout: {answers:,} answers to {CLIENTS} clients, 0 failed\n")
+    sys.stdout.write(f"rollout: {relay.load.sent:,} records and results, retries {retries}\n")
+
+
+def check_relay(relay: Relay, switched: float, switched_back: float) -> None:
+    """Assert that each record has one result, none a dead letter, and which version it has."""
+    log, results = relay.observer.log, relay.read_results()
+    assert {kind: found for kind, found in log.find_violations().items() if found} == {}
+    assert (log.dead_letters, log.results, len(results)) == (0, relay.load.sent, relay.load.sent)
+    assert read_topic(relay.site.kafka.plain_servers, relay.site.topics[2]) == []
+    forward, back = int(switched * 1000), int(switched_back * 1000)
+    newer = [one for one in results if one.version == "2.0"]
+    older = [one for one in results if one.version == "1.0"]
+    assert newer
+    assert len(newer) + len(older) == len(results)
+    # What was published before a switch was answered before it, what was sent after it, after it.
+    assert min(one.published for one in newer) >= forward
+    assert max(one.sent for one in newer) <= back + TICK_MS
+    assert [one for one in older if one.sent > forward + TICK_MS and one.published < back] == []
+    assert max(one.sent for one in older) > back

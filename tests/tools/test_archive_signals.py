@@ -79,3 +79,20 @@ def test_a_stage_that_fails_is_named_with_its_own_exit_code(
     monkeypatch.setattr(archive, "export", fail)
     assert archive.main([]) == code
     assert "failed; nothing was changed" in capsys.readouterr().err
+
+
+def test_a_run_that_is_not_there_is_one_sentence_with_those_that_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(archive, "ROOT", tmp_path)
+    for said in ("none yet", "second, first"):
+        assert archive.main(["--run", "nowhere"]) == 1
+        assert capsys.readouterr().err == (
+            f"archive: there is no run nowhere: name one of runs/ ({said}), or leave out --run "
+            "for the last; nothing was changed\n"
+        )
+        for name in ("first", "second"):
+            (tmp_path / "runs" / name).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "runs" / name / "checkpoint.pt").touch()
+        (tmp_path / "runs" / "latest").unlink(missing_ok=True)
+        (tmp_path / "runs" / "latest").symlink_to("second")

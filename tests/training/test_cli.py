@@ -733,6 +733,18 @@ def test_without_a_run_it_says_how_to_get_one(
 
 
 @pytest.mark.usefixtures("workplace")
+@pytest.mark.parametrize("command", ["evaluate", "export"])
+def test_a_run_that_is_not_there_is_told_with_those_that_are(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("runs/kept").mkdir(parents=True)
+    Path("runs/kept/checkpoint.pt").touch()
+    assert main([command, "--run", "nowhere"]) == 1
+    told = "runs/nowhere/checkpoint.pt is missing: name a run that was kept, kept"
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("workplace")
 def test_data_verifies_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data"]) == 0
     assert "Fashion-MNIST is whole" in capsys.readouterr().out
