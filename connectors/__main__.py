@@ -44,7 +44,7 @@ from typing import TYPE_CHECKING
 from .errors import Exit, Stop
 
 try:
-    from . import __version__, command_line, daemon, logs, registry
+    from . import __version__, command_line, daemon, instrumentation, logs, registry
     from .commands import dlq, doctor, listen, send
     from .verbs import Check, Daemon, Doctor, ListDead, Listen, PrintConfig, Replay, Send, ShowDead
 except ModuleNotFoundError as missing:
@@ -90,7 +90,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     settings = load_settings(verb, broker, flags, prog)
     match settings:
         case Send():
-            send.send(settings, registry.open_publisher(broker, settings))
+            publisher = registry.open_publisher(broker, settings)
+            send.send(settings, instrumentation.trace_publisher(settings, publisher))
         case Listen():
             listen.listen(settings, registry.open_reader(broker, settings))
         case ListDead():

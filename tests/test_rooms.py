@@ -226,6 +226,12 @@ LAWS = [
         {"opentelemetry"},
         CLOCKS,
     ),
+    Law(
+        "connectors/instrumentation.py",
+        {"connectors.records", "connectors.tracing", "connectors.verbs"},
+        {"opentelemetry"},  # a type
+        CLOCKS,
+    ),
     Law("connectors/page_server.py", {"connectors.errors"}, set()),
     Law("connectors/logs.py", {"connectors.text"}, set(), CLOCKS - {"logging"}),
     Law(
@@ -274,11 +280,11 @@ LAWS = [
             "connectors.drift",  # a type
             "connectors.images",
             "connectors.inference",
+            "connectors.instrumentation",
             "connectors.logs",
             "connectors.metrics",
             "connectors.page_server",
             "connectors.status",
-            "connectors.tracing",
             "connectors.brokers.publishing",  # a type
             "connectors.verbs",
             "connectors.watchdog",
@@ -293,6 +299,7 @@ LAWS = [
             "connectors.commands",
             "connectors.daemon",
             "connectors.errors",
+            "connectors.instrumentation",
             "connectors.logs",
             "connectors.registry",
             "connectors.settings",  # a type

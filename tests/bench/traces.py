@@ -97,7 +97,7 @@ def main() -> int:
     """Measure in turns; print medians."""
     provider = TracerProvider()
     provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
-    traces = Traces(provider.get_tracer("bench"), {})
+    traces = Traces(provider.get_tracer("bench"), {}, {})
     rounds = [(measure(None), measure(traces)) for _ in range(ROUNDS)]
     without, with_spans = (median(values) for values in zip(*rounds, strict=True))
     print(f"{RECORDS} records in packs of {PACK}, {ROUNDS} rounds in turns, medians")

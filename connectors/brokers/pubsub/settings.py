@@ -63,6 +63,7 @@ class PubSubSettings(Daemon):
     """Pub/Sub."""
 
     messaging_system: ClassVar[str] = "gcp_pubsub"
+    messaging_group: ClassVar[str] = "messaging.destination.subscription.name"
 
     project: Annotated[
         str, matching("[^/ ]+", "it is the project's id alone, such as my-project")
@@ -104,6 +105,10 @@ class PubSubSettings(Daemon):
         """See `Daemon.describe_source`; a subscription is what daemons share, as a group."""
         return {"group": self.subscription, "topic": self.input_topic}
 
+    def describe_results(self) -> dict[str, str]:
+        """See `Daemon.describe_results`."""
+        return self.describe_topic(self.output_topic)
+
 
 class RunPubSub(PubSubSettings):
     """Relay images from a Pub/Sub subscription to the inference API, and its predictions on.
@@ -134,6 +139,10 @@ class SendPubSub(Send, PubSubSettings):
         default=False,
         description="make each image's name its ordering key, at the price of a request for each",
     )
+
+    def describe_sending(self) -> dict[str, str]:
+        """See `Send.describe_sending`."""
+        return self.describe_topic(self.input_topic)
 
 
 class ListenPubSub(Listen, PubSubSettings):
