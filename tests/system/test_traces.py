@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,23 +12,33 @@ import pytest
 
 from tests.connectors.otlp import KINDS, collect_traces
 from tests.system.daemons import drain
-from tests.system.test_relay import Site, site
+from tests.system.test_relay import Site
 from tools.servers.process import ROOT, Process
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.connectors.otlp import Collector
+    from tools.servers.kafka import Cluster
     from tools.servers.torchserve import TorchServe
 
 pytestmark = pytest.mark.system
-
-__all__ = ["site"]  # a fixture
 
 INSTRUMENT = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "--"]
 BOOT = "tests/data/ankle-boot.png"
 
 
+@pytest.fixture
+def site(kafka: Cluster, tmp_path: Path) -> Iterator[Site]:
+    with ExitStack() as stack:
+        made = Site(kafka=kafka, folder=tmp_path, stack=stack)
+        made.create()
+        yield made
+
+
 def switch_on(site: Site, collector: Collector) -> None:
     site.environment = {
+        **os.environ,
         "OTEL_EXPORTER_OTLP_ENDPOINT": collector.url,
         "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf",
         "OTEL_METRICS_EXPORTER": "none",
