@@ -8,6 +8,7 @@
 A pack holds records of many traces, so it links to them, as OpenTelemetry asks for batches, and
 each result goes on in the trace of its own record. If all records of a pack are of one trace the
 pack is a part of that one, and its results name the pack; so does that of a record without a trace.
+A result in a pack of many whose record's trace is not sampled keeps the `traceparent` that came.
 Records, relay and loop know nothing of this: an image is known by its identity, from the record
 that it was decoded of to the request that it travels in. What is remembered is changed in the
 thread of the loop alone; `encode` only reads.
@@ -170,8 +171,11 @@ class Traces:
         if message is None or known is None or not isinstance(settled.outcome, Prediction):
             return message
         origin, pack = known
-        apart = origin.is_valid and origin.trace_id != pack.context.trace_id
-        ours = self._create_result(origin, pack) if apart else pack.headers
+        ours = pack.headers
+        if origin.is_valid and origin.trace_id != pack.context.trace_id:
+            if not origin.trace_flags.sampled:
+                return message  # nobody keeps spans of that trace
+            ours = self._create_result(origin, pack)
         return replace(message, headers=replace_context(message.headers, ours))
 
     def _create_result(self, origin: SpanContext, pack: Pack) -> Headers:

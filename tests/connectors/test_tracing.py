@@ -190,6 +190,16 @@ def test_a_result_of_such_a_pack_goes_on_in_the_trace_of_its_record(collector: C
     )
 
 
+def test_a_result_of_such_a_pack_keeps_a_context_that_is_not_sampled(collector: Collector) -> None:
+    left = tuple(
+        (name, (value or b"").replace(b"-01", b"-00")) for name, value in parent(TRACES[0])
+    )
+    (headers, _) = collector.relay(record(0, left), record(1, parent(TRACES[1])))
+    assert headers == left
+    (made,) = collector.spans(SpanKind.PRODUCER)
+    assert name_of(made) == TRACES[1]
+
+
 def test_who_sends_names_a_span_in_each_record(collector: Collector) -> None:
     kept = send(collector, count=2)
     first, second = collector.spans(SpanKind.PRODUCER)

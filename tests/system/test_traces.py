@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.system
 
-INSTRUMENT = [str(Path(sys.executable).with_name("opentelemetry-instrument")), "--"]
+INSTRUMENT = [str(Path(sys.executable).with_name("opentelemetry-instrument"))]
 BOOT = "tests/data/ankle-boot.png"
 
 
