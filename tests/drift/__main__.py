@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 RULES = Path(__file__).resolve().parents[2] / "deploy" / "prometheus" / "rules.yaml"
 NEAR_TIE = 0.1
 ORDERS = range(20, 40)
-"""Seeds of the orders; 0 to 19 were looked at before `fix_threshold` was code, so they prove less."""
+"""Seeds of the orders. 0 to 19 were looked at before `fix_threshold` was code: they prove less."""
 
 ALLOWANCE = 1.5
 STEP = 100  # records between two looks at a window
