@@ -13,7 +13,7 @@ import yaml
 
 from connectors.drift import Drift
 from tests.conftest import missing
-from tests.drift.__main__ import read_thresholds
+from tests.drift.__main__ import fix_threshold, read_thresholds
 from tests.test_docs import anchors
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 CASES = RULES.with_name("rules_test.yaml")
+DRIFT = ROOT / "docs" / "results" / "drift.txt"
 GOLDEN = ROOT / "tests" / "connectors" / "metrics.txt"
 Rule = dict[str, Any]
 
@@ -126,6 +127,12 @@ def test_the_report_of_drift_reads_the_thresholds_of_the_rules() -> None:
     limits = read_thresholds()
     assert list(limits) == list(Drift._fields)
     assert all(0 < limit < 0.1 for limit in limits.values())
+
+
+def test_the_thresholds_of_drift_follow_from_validation_images() -> None:
+    validation, _, _ = DRIFT.read_text().partition("test images")
+    found = re.findall(r"^(\w+)(?: +[\d.]+){2} +([\d.]+) +[\d.]+$", validation, re.MULTILINE)
+    assert {name: fix_threshold(float(largest)) for name, largest in found} == read_thresholds()
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))
