@@ -46,7 +46,7 @@ from typing import TYPE_CHECKING
 from .errors import Exit, Stop
 
 try:
-    from . import __version__, command_line, daemon, logs, registry
+    from . import __version__, command_line, daemon, instrumentation, logs, registry
     from .commands import dlq, doctor, listen, send, watch
     from .verbs import (
         Check,
@@ -103,7 +103,8 @@ def _run_command(arguments: Sequence[str]) -> int:
     settings = load_settings(verb, broker, flags, prog)
     match settings:
         case Send():
-            send.send(settings, registry.open_publisher(broker, settings))
+            publisher = registry.open_publisher(broker, settings)
+            send.send(settings, instrumentation.trace_publisher(settings, publisher))
         case Listen():
             listen.listen(settings, registry.open_reader(broker, settings))
         case LivePage():

@@ -15,11 +15,10 @@ import signal
 import time
 from contextlib import ExitStack, closing, contextmanager
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import quote
 
-from . import __version__, codec, loop, metrics, page_server
+from . import __version__, codec, instrumentation, loop, metrics, page_server
 from .cloudevents import CloudEvents
 from .commands import doctor
 from .committer import CommitThread
@@ -117,17 +116,12 @@ def choose_format(settings: Daemon) -> tuple[Decode, Encode]:
 def trace_packs(settings: Daemon, client: Client) -> tuple[Client, Decode, Encode]:
     """Return client, decode and encode, with spans if the process has an SDK of OpenTelemetry."""
     decode, encode = choose_format(settings)
-    if find_spec("opentelemetry") is None:  # an extra
+    traces = instrumentation.open_traces(settings)
+    if traces is None:
         return client, decode, encode
-    from . import tracing  # noqa: PLC0415 - imports the extra
-
-    tracer = tracing.find_tracer()
-    if tracer is None:
-        return client, decode, encode
-    traces = tracing.Traces(tracer, settings.describe_traces())
     _log.info("Making spans of packs, by OpenTelemetry.")
     return (
-        tracing.TracedClient(client, traces),
+        traces.follow(client),
         partial(traces.decode, decode),
         partial(traces.encode, encode),
     )

@@ -322,6 +322,9 @@ class Daemon(Server, Pace, Log, Monitoring):
     attribute_prefix: ClassVar[str] = ""
     """How the names of headers begin that are attributes of a CloudEvent."""
 
+    messaging_group: ClassVar[str] = "messaging.consumer.group.name"
+    """The attribute of what daemons share, in the words of OpenTelemetry."""
+
     tombstones: Literal["dead-letter", "skip"] = Field(
         default="dead-letter", description="what becomes of records without a value"
     )
@@ -335,14 +338,20 @@ class Daemon(Server, Pace, Log, Monitoring):
         """Return `group` and `topic`, labels of `connector_info`: who reads, and what."""
         return {"group": "", "topic": ""}
 
+    def describe_topic(self, topic: str) -> dict[str, str]:
+        """Return a topic in the words of OpenTelemetry: attributes of spans."""
+        found = {"messaging.system": self.messaging_system, "messaging.destination.name": topic}
+        return {name: value for name, value in found.items() if value}
+
     def describe_traces(self) -> dict[str, str]:
-        """Return what OpenTelemetry calls the same: attributes of each span of a pack."""
+        """Return the attributes of each span of a pack."""
         source = self.describe_source()
-        return {
-            "messaging.system": self.messaging_system,
-            "messaging.destination.name": source["topic"],
-            "messaging.consumer.group.name": source["group"],
-        }
+        shared = {self.messaging_group: source["group"]} if source["group"] else {}
+        return {**self.describe_topic(source["topic"]), **shared}
+
+    def describe_results(self) -> dict[str, str]:
+        """Return the attributes of each span of a result."""
+        return self.describe_topic("")
 
 
 DAEMON_ONLY = frozenset(Daemon.model_fields) - frozenset(Settings.model_fields)
@@ -364,6 +373,10 @@ class Send(Settings):
         default=None, description="most images per second"
     )
     repeat: Count = Field(default=1, description="send everything so many times")
+
+    def describe_sending(self) -> dict[str, str]:
+        """Return the attributes of each span of an image that is sent."""
+        return {}
 
     @model_validator(mode="after")
     def _something_to_send(self) -> Self:

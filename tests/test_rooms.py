@@ -259,6 +259,12 @@ LAWS = [
         {"opentelemetry"},
         CLOCKS,
     ),
+    Law(
+        "connectors/instrumentation.py",
+        {"connectors.records", "connectors.tracing", "connectors.verbs"},
+        {"opentelemetry"},  # a type
+        CLOCKS,
+    ),
     Law("connectors/page_server.py", {"connectors.errors"}, set()),
     Law("connectors/logs.py", {"connectors.text"}, set(), CLOCKS - {"logging"}),
     Law(
@@ -307,11 +313,11 @@ LAWS = [
             "connectors.description",
             "connectors.images",
             "connectors.inference",
+            "connectors.instrumentation",
             "connectors.logs",
             "connectors.metrics",
             "connectors.page_server",
             "connectors.status",
-            "connectors.tracing",
             "connectors.brokers.publishing",  # a type
             "connectors.verbs",
             "connectors.watchdog",
@@ -326,6 +332,7 @@ LAWS = [
             "connectors.commands",
             "connectors.daemon",
             "connectors.errors",
+            "connectors.instrumentation",
             "connectors.logs",
             "connectors.registry",
             "connectors.settings",  # a type

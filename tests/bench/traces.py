@@ -1,4 +1,4 @@
-"""What spans of packs cost: `python -m tests.bench.traces`. Prints CPU a record, with and without.
+"""What spans cost: `python -m tests.bench.traces`. Prints CPU a record, with and without.
 
 Relay, loop and codec are ours; broker and service are fakes, so only what the spans add counts.
 The SDK hands each span to an exporter that keeps it: what sends them away costs more, elsewhere.
@@ -30,14 +30,18 @@ if TYPE_CHECKING:
 
     from connectors.records import Answer, Client, Message
 
-RECORDS, PACK, ROUNDS = 20_000, 64, 7
+RECORDS, PACK, ROUNDS = 10_000, 64, 5
 BODY = {"class": 9, "label": "Ankle boot", "score": 0.99, "top": [], "model": {}}
 
 
 class Fakes:
-    """A broker that has RECORDS records, and a service that answers at once."""
+    """A broker that has RECORDS records, and a service that answers at once.
 
-    def __init__(self) -> None:
+    `flags` are those of each record's trace context, 01 if it is sampled; None: it has none.
+    """
+
+    def __init__(self, flags: bytes | None) -> None:
+        self.flags = flags
         self.left, self.committed = RECORDS, 0
         self.out: list[Request] = []
         self.encode = codec.encode
@@ -48,8 +52,8 @@ class Fakes:
         return [self.record(self.left + number) for number in range(count)]
 
     def record(self, offset: int) -> Record:
-        parent = b"00-%032x-%016x-01" % (offset + 1, offset + 1)
-        headers = (("traceparent", parent),)
+        parent = b"00-%032x-%016x-%s" % (offset + 1, offset + 1, self.flags or b"")
+        headers = (("traceparent", parent),) if self.flags else ()
         return Record(f"images/0/{offset}", b"image", None, headers, 0, "images/0", offset)
 
     def commit(self, settled: Sequence[Settled]) -> None:
@@ -73,9 +77,9 @@ class Fakes:
         """Nothing is open."""
 
 
-def measure(traces: Traces | None) -> float:
+def measure(traces: Traces | None, flags: bytes | None) -> float:
     """Return microseconds of CPU a record."""
-    fakes, decode = Fakes(), codec.decode
+    fakes, decode = Fakes(flags), codec.decode
     client: Client = fakes
     if traces:
         client = TracedClient(fakes, traces)
@@ -96,13 +100,27 @@ def measure(traces: Traces | None) -> float:
 def main() -> int:
     """Measure in turns; print medians."""
     provider = TracerProvider()
-    provider.add_span_processor(BatchSpanProcessor(InMemorySpanExporter()))
-    traces = Traces(provider.get_tracer("bench"), {})
-    rounds = [(measure(None), measure(traces)) for _ in range(ROUNDS)]
-    without, with_spans = (median(values) for values in zip(*rounds, strict=True))
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(BatchSpanProcessor(exporter))
+    traces = Traces(provider.get_tracer("bench"), {}, {})
+    cases = {
+        "without an SDK": partial(measure, None, b"01"),
+        "with spans, no record has a trace": partial(measure, traces, None),
+        "with spans, no trace is sampled": partial(measure, traces, b"00"),
+        "with spans, each trace is sampled": partial(measure, traces, b"01"),
+    }
+    found: dict[str, list[float]] = {name: [] for name in cases}
+    for _ in range(ROUNDS):
+        for name, case in cases.items():
+            found[name].append(case())
+            exporter.clear()
     print(f"{RECORDS} records in packs of {PACK}, {ROUNDS} rounds in turns, medians")
-    print(f"without an SDK {without:6.1f} µs of CPU a record")
-    print(f"with spans     {with_spans:6.1f} µs, {with_spans - without:.1f} more")
+    without = median(found["without an SDK"])
+    for name, values in found.items():
+        more = median(values) - without
+        print(
+            f"{name:34}{median(values):6.1f} µs of CPU a record{f', {more:.1f} more' * bool(more)}"
+        )
     return 0
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from connectors.drift import ALERT_ABOVE, Drift
 from tests.conftest import missing
-from tests.drift.__main__ import read_thresholds
+from tests.drift.__main__ import fix_threshold, read_thresholds
 from tests.test_docs import anchors
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent.parent
 RULES = ROOT / "deploy" / "prometheus" / "rules.yaml"
 CASES = RULES.with_name("rules_test.yaml")
+DRIFT = ROOT / "docs" / "results" / "drift.txt"
 GOLDEN = ROOT / "tests" / "connectors" / "metrics.txt"
 Rule = dict[str, Any]
 
@@ -58,7 +59,8 @@ def test_each_rule_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() 
     cases = yaml.safe_load(CASES.read_text())["tests"]
     checks = [check for case in cases for check in case["alert_rule_test"]]
     fires = {check["alertname"] for check in checks if check["exp_alerts"]}
-    assert fires == {rule["alert"] for rule in ALERTS}
+    silent = {check["alertname"] for check in checks if not check["exp_alerts"]}
+    assert fires == silent == {rule["alert"] for rule in ALERTS}
 
 
 def mutate_thresholds(rule: Rule) -> Iterator[Rule]:
@@ -126,6 +128,12 @@ def test_the_report_of_drift_reads_the_thresholds_of_the_rules() -> None:
     assert list(limits) == list(Drift._fields)
     assert limits == ALERT_ABOVE._asdict()  # which the live page shows
     assert all(0 < limit < 0.1 for limit in limits.values())
+
+
+def test_the_thresholds_of_drift_follow_from_validation_images() -> None:
+    validation, _, _ = DRIFT.read_text().partition("test images")
+    found = re.findall(r"^(\w+)(?: +[\d.]+){2} +([\d.]+) +[\d.]+$", validation, re.MULTILINE)
+    assert {name: fix_threshold(float(largest)) for name, largest in found} == read_thresholds()
 
 
 @pytest.mark.parametrize("rule", ALERTS, ids=lambda rule: str(rule["alert"]))

@@ -167,6 +167,10 @@ class KafkaSettings(Daemon):
         """See `Daemon.describe_source`."""
         return {"group": self.group, "topic": self.input_topic}
 
+    def describe_results(self) -> dict[str, str]:
+        """See `Daemon.describe_results`."""
+        return self.describe_topic(self.output_topic)
+
     def list_exposures(self) -> Iterator[str]:
         """See `Service.list_exposures`; the `kafka` table goes before the flags."""
         yield from super().list_exposures()
@@ -222,6 +226,10 @@ class SendKafka(Send, KafkaSettings):
     unused: ClassVar[frozenset[str]] = Send.unused | GROUP_ONLY
 
     input_topic: str = Field(description="images in", min_length=1)
+
+    def describe_sending(self) -> dict[str, str]:
+        """See `Send.describe_sending`."""
+        return self.describe_topic(self.input_topic)
 
 
 class ListenKafka(Listen, KafkaSettings):

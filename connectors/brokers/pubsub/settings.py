@@ -65,6 +65,7 @@ class PubSubSettings(Daemon):
 
     messaging_system: ClassVar[str] = "gcp_pubsub"
     attribute_prefix: ClassVar[str] = "ce-"
+    messaging_group: ClassVar[str] = "messaging.destination.subscription.name"
 
     project: Annotated[
         str, matching("[^/ ]+", "it is the project's id alone, such as my-project")
@@ -106,6 +107,10 @@ class PubSubSettings(Daemon):
         """See `Daemon.describe_source`; a subscription is what daemons share, as a group."""
         return {"group": self.subscription, "topic": self.input_topic}
 
+    def describe_results(self) -> dict[str, str]:
+        """See `Daemon.describe_results`."""
+        return self.describe_topic(self.output_topic)
+
 
 class RunPubSub(PubSubSettings):
     """Relay images from a Pub/Sub subscription to the inference API, and its predictions on.
@@ -136,6 +141,10 @@ class SendPubSub(Send, PubSubSettings):
         default=False,
         description="make each image's name its ordering key, at the price of a request for each",
     )
+
+    def describe_sending(self) -> dict[str, str]:
+        """See `Send.describe_sending`."""
+        return self.describe_topic(self.input_topic)
 
 
 class ListenPubSub(Listen, PubSubSettings):
