@@ -239,7 +239,7 @@ class Pace(Settings):
         default=64 << 20, description="most bytes held; one poll may exceed it"
     )
     commit_interval: Seconds = Field(
-        default=0.1, description="least seconds from the end of one commit to the next"
+        default=0.05, description="least seconds from the end of one commit to the next"
     )
     tries: Count = Field(
         default=3, description="failures of a record, alone, before it is rejected"
