@@ -157,7 +157,7 @@ class Policy:
     max_rejection_ratio: float  # of the last `rejection_window` outcomes, likewise
 
     pack_bytes: int = 5_000_000  # of images in a request; TorchServe takes 6.5 MB of body
-    commit_rest: float = 3.0  # least time between commits, in durations of the last one
+    commit_rest: float = 1.0  # least time between commits, in durations of the last one
     busy_first: float = 0.05  # the longest wait after the first Busy; doubles
     busy_limit: float = 2.0
     trial_first: float = 2.0  # the longest wait for the first trial; doubles

@@ -233,13 +233,13 @@ class Pace(Settings):
     pack: Count = Field(
         default=128, le=1024, description="most images in one request; 1,024 at most"
     )
-    in_flight: Count = Field(default=4, description="most requests out at once")
+    in_flight: Count = Field(default=6, description="most requests out at once")
     window: Count = Field(default=4096, description="most records held")
     window_bytes: Count = Field(
         default=64 << 20, description="most bytes held; one poll may exceed it"
     )
     commit_interval: Seconds = Field(
-        default=0.1, description="least seconds from the end of one commit to the next"
+        default=0.05, description="least seconds from the end of one commit to the next"
     )
     tries: Count = Field(
         default=3, description="failures of a record, alone, before it is rejected"

@@ -5,20 +5,24 @@ code 0 only when the daemon is, in the median of the rounds, so many times as fa
 of several kinds do, and an older tree with --base; what is wanted is printed beside what was found.
 
 `python -m tests.bench packed` compares the forms in which images can be packed into a request, by
-the CPU that they cost TorchServe.
+the CPU that they cost TorchServe. `python -m tests.bench single` asks for one image a request and
+compares our settings of TorchServe with its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tests.bench import packed
+from tests.bench import ceiling, packed, single
 from tests.bench.base import checked_out
 from tests.bench.benchmark import compare
 from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, add_base, serve_base
@@ -28,10 +32,11 @@ from tools.servers.kafka import Kafka
 from tools.servers.process import ROOT, StackError
 from tools.servers.torchserve import TorchServe
 
-BENCHMARKS = ("kafka", "pubsub", "packed")
+BENCHMARKS = ("kafka", "pubsub", "packed", "single")
+CEILING = "ceiling"
 LEAST_RATIO = 2.0
-RECORDS = {"kafka": 30_000, "pubsub": 5_000, "packed": 5_000}
-ROUNDS = {"kafka": 3, "pubsub": 5, "packed": 5}
+RECORDS = {"kafka": 30_000, "pubsub": 5_000, "packed": 5_000, "single": 2_000}
+ROUNDS = {"kafka": 3, "pubsub": 5, "packed": 5, "single": 3}
 
 
 def say(text: str) -> None:
@@ -46,7 +51,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--records", type=int, help=f"of each run; default: {RECORDS}")
     made.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
     made.add_argument(
-        "--only", help=f"kafka: some of {', '.join(CONTESTANTS)}, base; comma separated"
+        "--only", help=f"kafka: some of {', '.join(CONTESTANTS)}, {CEILING}, base; comma separated"
     )
     made.add_argument("--base", metavar="COMMIT", help="kafka: an older tree beside this one")
     made.add_argument("--output", type=Path, help="default: run/bench-BROKER.json")
@@ -73,16 +78,19 @@ def run_kafka(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Rep
     """Compare relays of several kinds."""
     tree = stack.enter_context(checked_out(asked.base, scratch)) if asked.base else None
     contestants = add_base(CONTESTANTS, tree)
-    names = asked.only.split(",") if asked.only else list(contestants)
-    if unknown := set(names) - set(contestants):
+    names = asked.only.split(",") if asked.only else [*contestants, CEILING]
+    if unknown := set(names) - {*contestants, CEILING}:
         raise StackError(f"there is no contestant {min(unknown)!r}: {', '.join(contestants)}")
+    alone = ceiling.measure(asked.records, os.cpu_count() or 1) if CEILING in names else None
+    began = time.monotonic()
     servers = {ROOT: stack.enter_context(TorchServe())}
+    say(f"TorchServe predicted {time.monotonic() - began:.1f} s after its start")
     if tree:
         servers[tree] = stack.enter_context(serve_base(tree))
     kafka = stack.enter_context(Kafka())
     benchmark = stack.enter_context(KafkaBenchmark(kafka, servers, scratch, asked.records))
-    chosen = {name: contestants[name] for name in names}
-    found = measure_in_turns(benchmark, chosen, asked.rounds, say)
+    chosen = {name: contestants[name] for name in names if name != CEILING}
+    found = replace(measure_in_turns(benchmark, chosen, asked.rounds, say), ceiling=alone)
     targets = list_targets(found)
     text = "\n".join([found.render(), "", *(target.render() for target in targets)])
     return Report(found.to_dict(), text, all(target.met for target in targets))
@@ -96,6 +104,14 @@ def run_packed(asked: argparse.Namespace, _: Path, stack: ExitStack) -> Report:
     return Report({"text": text}, text, passed=True)
 
 
+def run_single(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Report:
+    """Compare our settings of TorchServe with its own, by requests of one image."""
+    ours = stack.enter_context(TorchServe())
+    stock = stack.enter_context(single.serve_stock(scratch))
+    found = single.compare_settings(ours.url, stock.url, asked.rounds, asked.records, say)
+    return Report(found.to_dict(), found.render(), found.passed)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     asked = parser().parse_args(argv)
@@ -104,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     asked.records = asked.records or RECORDS[asked.broker]
     asked.rounds = asked.rounds or ROUNDS[asked.broker]
-    run = {"pubsub": run_pubsub, "kafka": run_kafka, "packed": run_packed}[asked.broker]
+    run = {"pubsub": run_pubsub, "kafka": run_kafka, "packed": run_packed, "single": run_single}[
+        asked.broker
+    ]
     output = asked.output or ROOT / "run" / f"bench-{asked.broker}.json"
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fmnist-bench-") as scratch:

@@ -1,43 +1,45 @@
 """What both cores can do without a broker and a server: decode, predict, nothing else.
 
-One process for each core, one thread of torch in each, batches as large as a pack.
+One process for each core, each with the handler and the network of the archive, as a worker has
+them, and batches as large as a pack.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
+import json
+import sys
+import tempfile
 import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
-from PIL import Image
 
 from connectors.images import encode_png
 from tools.exported import first_images
 from tools.servers.torchserve import ARCHIVE
 
-PACK = 64
-_network: Any = None
+PACK = 128
+_worker: Any = None
 
 
-def load() -> None:
-    """Load the archive's network into this process."""
-    global _network  # noqa: PLW0603 - one of each process
-    torch.set_num_threads(1)
-    with zipfile.ZipFile(ARCHIVE) as opened:
-        _network = torch.jit.load(io.BytesIO(opened.read("model.pt")))  # type: ignore[no-untyped-call] # torch
+def load(folder: Path) -> None:
+    """Load the unpacked archive into this process."""
+    global _worker  # noqa: PLW0603 - one of each process
+    sys.path.insert(0, str(folder))  # the handler's own modules, as TorchServe does
+    from tests.handler.torchserve import Served  # noqa: PLC0415 - imports the handler
+
+    _worker = Served(folder, measured=False)
 
 
 def predict(files: list[bytes]) -> int:
     """Decode and predict one pack; return how many images it had."""
-    pixels = np.stack([np.asarray(Image.open(io.BytesIO(one))) for one in files])
-    with torch.inference_mode():
-        return len(_network(torch.from_numpy(pixels)[:, None]).argmax(1))
+    from tests.handler.torchserve import pack  # noqa: PLC0415 - imports the handler
+
+    _, _, content = _worker.reply(pack(*files))
+    return sum("class" in item for item in json.loads(content)["predictions"])
 
 
 def measure(records: int, cores: int) -> float:
@@ -45,11 +47,15 @@ def measure(records: int, cores: int) -> float:
     files = [encode_png(28, 28, image.tobytes()) for image in first_images(min(records, 10_000))]
     files = [files[number % len(files)] for number in range(records)]
     packs = [files[start : start + PACK] for start in range(0, records, PACK)]
-    with ProcessPoolExecutor(cores, get_context("spawn"), initializer=load) as pool:
-        list(pool.map(predict, packs[: 8 * cores]))
-        start = time.monotonic()
-        done = sum(pool.map(predict, packs))
-        return done / (time.monotonic() - start)
+    with tempfile.TemporaryDirectory(prefix="fmnist-bench-") as folder:
+        with zipfile.ZipFile(ARCHIVE) as opened:
+            opened.extractall(folder)
+        arguments, spawn = (Path(folder),), get_context("spawn")
+        with ProcessPoolExecutor(cores, spawn, initializer=load, initargs=arguments) as pool:
+            list(pool.map(predict, packs[: 8 * cores]))
+            start = time.monotonic()
+            done = sum(pool.map(predict, packs))
+            return done / (time.monotonic() - start)
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -20,7 +21,7 @@ from connectors.images import encode_png
 from tests.bench.figures import compute_rate
 from tests.bench.latency import Arrivals, Latency, compute_latency, send_load
 from tests.bench.measured import Measured
-from tests.bench.usage import Usage, find_torchserve, measure
+from tests.bench.usage import Usage, find_torchserve, measure, measure_machine
 from tests.chaos.brokers.kafka.observer import read_topic
 from tests.chaos.load import MAX_RATE
 from tools.exported import first_images
@@ -73,11 +74,15 @@ def add_base(contestants: Mapping[str, Contestant], tree: Path | None) -> dict[s
 
 
 class Snapshot(NamedTuple):
-    """What was used until a moment: seconds of the monotonic and of the wall clock."""
+    """What was used until a moment: seconds of the monotonic and of the wall clock.
+
+    `machine_s`: CPU seconds of all processes.
+    """
 
     monotonic: float
     wall: float
     usage: Mapping[str, Usage]
+    machine_s: float
 
 
 class KafkaBenchmark:
@@ -117,13 +122,14 @@ class KafkaBenchmark:
 
     def run(self, contestant: Contestant) -> Measured:
         """Let one relay answer the whole backlog. Raises StackError when a result is missing."""
-        group = self._create_topics()
+        group, began = self._create_topics(), time.monotonic()
         with self._started(contestant, group, self._backlog) as relay:
             self._wait(relay, START_TIMEOUT_S, partial(self._has_results, f"{group}-predictions"))
             first = self._take_snapshot(relay, contestant)
             self._wait(relay, RUN_TIMEOUT_S, partial(self._is_done, group))
             last = self._take_snapshot(relay, contestant)
-        return self._compute(f"{group}-predictions", first, last)
+        found = self._compute(f"{group}-predictions", first, last)
+        return replace(found, start_s=first.monotonic - began)
 
     def measure_latency(self, contestant: Contestant, rate: float, seconds: float) -> Latency:
         """Return how long records wait for their committed result; `rate`: records a second."""
@@ -201,7 +207,7 @@ class KafkaBenchmark:
                 pids |= find_torchserve(self._servers[contestant.tree].process.child.pid)
             case "instant":
                 pids["service"] = self._instant.child.pid
-        return Snapshot(time.monotonic(), time.time(), measure(pids))
+        return Snapshot(time.monotonic(), time.time(), measure(pids), measure_machine())
 
     def _compute(self, topic: str, first: Snapshot, last: Snapshot) -> Measured:
         found = read_topic(self._bootstrap, topic)
@@ -215,11 +221,13 @@ class KafkaBenchmark:
             name: usage.cpu_s - first.usage.get(name, NOTHING).cpu_s
             for name, usage in last.usage.items()
         }
+        seconds = last.monotonic - first.monotonic
         return Measured(
             records_s=compute_rate(moments),
-            cpu_us={name: 1e6 * seconds / counted for name, seconds in used.items()},
+            cpu_us={name: 1e6 * cpu_s / counted for name, cpu_s in used.items()},
             rss_mb={name: usage.rss_bytes / 1e6 for name, usage in last.usage.items()},
-            cores=sum(used.values()) / (last.monotonic - first.monotonic),
+            cores=sum(used.values()) / seconds,
+            machine_cores=(last.machine_s - first.machine_s) / seconds,
         )
 
 

@@ -17,12 +17,18 @@ PARTS = ("relay", "worker", "jvm", "kafka", "service")
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One run: records a second; CPU µs a record and resident MB by process; cores in use."""
+    """One run: records a second; CPU µs a record and resident MB by process.
+
+    `cores`: in use by these processes; `machine_cores`: by all, others' work included. `start_s`:
+    seconds from the start of the relay to its first result.
+    """
 
     records_s: float
     cpu_us: Mapping[str, float]
     rss_mb: Mapping[str, float]
     cores: float
+    machine_cores: float = 0.0
+    start_s: float = 0.0
 
     @property
     def total_cpu_us(self) -> float:
@@ -52,13 +58,17 @@ class Target:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """All runs by contestant; the latency of ours at `rate` records a second."""
+    """All runs by contestant; the latency of ours at `rate` records a second.
+
+    `ceiling`: images a second of decoding and predicting alone, on all cores.
+    """
 
     records: int
     cores: int
     runs: Mapping[str, Sequence[Measured]]
     rate: float = 0.0
     latency: Latency | None = None
+    ceiling: float | None = None
 
     def add_latency(self, rate: float, latency: Latency) -> Self:
         """Return the same with a latency."""
@@ -82,16 +92,22 @@ class Table:
             "runs": {name: [asdict(run) for run in found] for name, found in self.runs.items()},
             "rate": self.rate,
             "latency": self.latency and self.latency._asdict(),
+            "ceiling": self.ceiling,
         }
 
     def render(self) -> str:
         """Return a line for each contestant, for people."""
         head = f"{'records/s':>10}{'spread':>16}" + "".join(f"{part:>9}" for part in PARTS)
-        lines = [f"{'CPU µs a record of':>60}", f"{'':<16}{head}{'all':>9}{'cores':>7}"]
+        lines = [
+            f"{'CPU µs a record of':>60}",
+            f"{'':<16}{head}{'all':>9}{'cores':>7}{'busy':>6}{'start':>7}",
+        ]
         lines += [self._render_run(name) for name in self.runs]
         if self.latency:
             p50, p95, p99 = self.latency
             lines.append(f"at {self.rate:,.0f}/s: p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f} ms")
+        if self.ceiling:
+            lines.append(f"decoding and predicting alone: {self.ceiling:,.0f}/s")
         return "\n".join(lines)
 
     def _render_run(self, name: str) -> str:
@@ -100,4 +116,5 @@ class Table:
         spread = f"{min(rates):,.0f}-{max(rates):,.0f}"
         parts = "".join(f"{middle.cpu_us.get(part, 0):>9.0f}" for part in PARTS)
         line = f"{name:<16}{middle.records_s:>10,.0f}{spread:>16}{parts}"
-        return f"{line}{middle.total_cpu_us:>9.0f}{middle.cores:>7.2f}"
+        line += f"{middle.total_cpu_us:>9.0f}{middle.cores:>7.2f}{middle.machine_cores:>6.2f}"
+        return f"{line}{middle.start_s:>7.1f}"

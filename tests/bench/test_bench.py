@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from math import inf
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -17,7 +19,7 @@ from tests.bench.instant_service import answer
 from tests.bench.kafka import CONTESTANTS, Contestant
 from tests.bench.latency import Latency, compute_latency
 from tests.bench.measured import Measured, Table, Target
-from tests.bench.turns import list_targets, measure_in_turns
+from tests.bench.turns import list_first_of_trees, list_targets, measure_in_turns
 from tests.bench.usage import measure
 
 if TYPE_CHECKING:
@@ -126,6 +128,12 @@ def test_relays_run_forwards_and_backwards_in_turns_after_one_that_does_not_coun
     assert len(lines) == 2 * len(names)
 
 
+def test_the_server_of_each_tree_is_warmed_up_once() -> None:
+    ours, base = CONTESTANTS["exactly once"], CONTESTANTS["exactly once"]._replace(tree=Path("old"))
+    once = CONTESTANTS["at least once"]
+    assert list(list_first_of_trees([ours, once, base])) == [ours, base]
+
+
 def test_the_latency_is_that_of_ours_at_half_its_rate() -> None:
     benchmark = FakeRelays()
     chosen = {"exactly once": CONTESTANTS["exactly once"]}
@@ -170,9 +178,24 @@ def test_the_median_of_the_rounds_ratios_counts_not_the_ratio_of_medians() -> No
 
 def test_the_table_shows_cpu_by_process_and_their_sum() -> None:
     run = measured(1234.0, {"relay": 200.0, "worker": 300.0}, cores=1.5)
-    table = Table(records=1, cores=2, runs={"ours": [run]})
-    line = table.render().splitlines()[-1].split()
-    assert line == ["ours", "1,234", "1,234-1,234", "200", "300", "0", "0", "0", "500", "1.50"]
+    run = replace(run, machine_cores=1.9, start_s=2.5)
+    table = Table(records=1, cores=2, runs={"ours": [run]}, ceiling=5000.0)
+    *_, line, ceiling = (one.split() for one in table.render().splitlines())
+    assert ceiling[-1] == "5,000/s"
+    assert line == [
+        "ours",
+        "1,234",
+        "1,234-1,234",
+        "200",
+        "300",
+        "0",
+        "0",
+        "0",
+        "500",
+        "1.50",
+        "1.90",
+        "2.5",
+    ]
     assert table.to_dict()["runs"]["ours"][0]["cpu_us"] == {"relay": 200.0, "worker": 300.0}
 
 

@@ -35,6 +35,12 @@ def measure_process(process: psutil.Process) -> Usage:
     return Usage(0.0, 0)
 
 
+def measure_machine() -> float:
+    """Return the CPU seconds that this machine has used since it began, whoever used them."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
+
+
 def measure(pids: Mapping[str, int]) -> dict[str, Usage]:
     """Return the usage by name.
 

@@ -68,7 +68,7 @@ def test_a_flag_beats_a_variable_beats_the_file_beats_the_default(
     monkeypatch.setenv("CONNECTOR_TRIES", "2")
     settings = loaded("--config", file, "--pack", "3")
     assert (settings.pack, settings.tries, settings.group) == (3, 2, "file")
-    assert settings.in_flight == 4
+    assert settings.in_flight == 6
 
 
 def test_the_file_can_be_named_by_a_variable(
