@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,8 @@ GATEWAY = f"{NETWORK}.1"
 LINK = "fmchaos0"
 MOUNTS = Path("/proc/mounts")
 LOCK = Path(tempfile.gettempdir()) / f"{PREFIX}network.lock"
+LOCK_TIMEOUT_S = 300.0  # of several checkouts on one machine
+LOCK_INTERVAL_S = 0.5
 COMMAND_TIMEOUT_S = 20.0
 PACKAGES = {"ip": "iproute2", "iptables": "iptables"}
 
@@ -144,16 +147,28 @@ def _ip(namespace: str, *arguments: str) -> None:
 def open_network() -> Iterator[Network]:
     """Yield an empty network, and remove all of it; leftovers are removed first.
 
-    Raises StackError when another process has one.
+    A machine has one at a time. Raises StackError when another process keeps it for long.
     """
-    with LOCK.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StackError(f"another run has the network (lock {LOCK}): wait for it") from None
+    with hold_lock():
         remove_leftovers()
         with ExitStack() as stack:
             yield Network(stack)
+
+
+@contextmanager
+def hold_lock(timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
+    """Be the only process with a network until the end of the block; `timeout`: seconds."""
+    deadline = time.monotonic() + timeout
+    with LOCK.open("a") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StackError(f"another run has the network ({LOCK}): wait for it") from None
+            time.sleep(LOCK_INTERVAL_S)
+        yield
 
 
 def remove_leftovers() -> None:
