@@ -172,7 +172,10 @@ def hold_lock(timeout: float = LOCK_TIMEOUT_S) -> Iterator[None]:
 
 
 def remove_leftovers() -> None:
-    """End what runs in namespaces of a run that was killed; remove these, and its disks."""
+    """End what runs in namespaces of a run that was killed; remove these, and its disks.
+
+    Whoever calls it has the lock.
+    """
     if shutil.which("ip") is None:
         return
     _remove_link()
