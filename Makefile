@@ -142,7 +142,7 @@ chaos: setup maven model_store/fmnist.mar ## faults under load; CASE=kills, outa
 .PHONY: chaos-controls
 chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
 	$(CHAOS) controls --broker $(BROKER)
-	$(if $(filter kafka,$(BROKER)),$(CHAOS) link && $(CHAOS) reload)
+	$(if $(filter kafka,$(BROKER)),$(CHAOS) link && $(CHAOS) reload && $(CHAOS) cluster --control --rounds 1 --faults one-way-cut)
 
 .PHONY: outage
 outage: CASE := outage

@@ -7,6 +7,7 @@ import json
 import shutil
 import socket
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, cast
@@ -25,6 +26,7 @@ from tests.chaos.goodput import Sample, find_longest_silence
 from tests.chaos.load import PICTURES, POISON
 from tests.chaos.scenarios import cluster
 from tests.chaos.schedule import Fault, Kind
+from tests.chaos.test_chaos import GOOD
 from tools.servers.process import Process, StackError
 
 if TYPE_CHECKING:
@@ -275,6 +277,17 @@ def test_without_faketime_the_clock_is_left_out_with_a_reason(
     case = cluster.select_case(parse())
     assert "clock jump" not in case.kinds
     assert "apt-get install faketime" in case.skipped["clock jump"]
+
+
+@pytest.mark.parametrize(
+    ("lost", "doubled", "results", "noticed"),
+    [(1, 0, 9, True), (0, 1, 9, False), (0, 0, 9, False), (9, 0, 0, False)],
+)
+def test_the_control_is_noticed_by_what_it_lost_and_nothing_else(
+    lost: int, doubled: int, results: int, *, noticed: bool
+) -> None:
+    report = replace(GOOD, results=results, findings={"lost": lost, "doubled": doubled})
+    assert cluster.judge_control(report).passed == noticed
 
 
 @pytest.mark.parametrize(

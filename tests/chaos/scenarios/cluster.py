@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import secrets
 from collections import Counter
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -30,11 +30,14 @@ from tests.chaos.clock import MISSING, ShiftedClock, find_library
 from tests.chaos.goodput import sample_outcomes
 from tests.chaos.load import PICTURES, POISON, generate_inputs
 from tests.chaos.network import GATEWAY, Network, open_network, require_programs
+from tests.chaos.patched import make_program, require_patch
 from tests.chaos.report import Report
 from tests.chaos.runner import run_case
+from tests.chaos.scenarios.controls import describe_detection
 from tests.chaos.schedule import DURATIONS_S, Fault, Kind
 from tests.chaos.targets import RelayProcess, Target
 from tests.chaos.testbed import Testbed, make_load
+from tests.chaos.verdict import Verdict
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.chaos.load import Input
+    from tests.chaos.verdict import Result
 
     Say = Callable[[str], None]
 
@@ -57,6 +61,8 @@ KINDS: tuple[Kind, ...] = (
 JOINING_S = 10.0  # for the relays, before the first fault
 SPACING_S = 22.0  # from one fault to the next, if the cluster is whole again by then
 RELAY_ADDRESS = 21
+CONTROL = "one-acknowledgement"
+AT_LEAST_ONCE = ("--delivery", "at-least-once")
 MAX_INPUTS = 1_000_000  # more than are sent before the faults are over
 
 
@@ -130,7 +136,7 @@ class ClusterTestbed(Testbed):
         argv = partial(relay_argv, case.program, servers, service.url)
         relays = [RelayProcess(one.instance, [], folder, exits) for one in hosts]
         for number, (relay, one) in enumerate(zip(relays, hosts, strict=True)):
-            command = argv(one.instance)
+            command = [*argv(one.instance), *case.flags]
             relay.process.argv = one.host.command(
                 clock.command(command) if clock and number == 0 else command
             )
@@ -200,19 +206,32 @@ def add_arguments(parser: argparse.ArgumentParser, broker: str) -> None:  # noqa
     parser.add_argument("--rounds", type=int, default=3, help="how often each fault comes")
     names = [kind.replace(" ", "-") for kind in KINDS]
     parser.add_argument("--faults", nargs="+", choices=names, default=names, help="of each round")
+    text = "a relay that asks the leader alone for its acknowledgement; it must lose records"
+    parser.add_argument("--control", action="store_true", help=text)
     parser.add_argument("--rate", type=float, default=120.0, help="records a second")
     parser.add_argument("--relays", type=int, default=2)
     parser.add_argument("--partitions", type=int, default=6)
 
 
-def run(asked: argparse.Namespace, folder: Path, say: Say) -> Report:
+def run(asked: argparse.Namespace, folder: Path, say: Say) -> Result:
     """See `Scenario.run`."""
     require_programs()
     case = select_case(asked)
     for kind, why in case.skipped.items():
         say(f"{kind} is left out: {why}")
     say(f"{len(case.make_schedule())} faults, seed {case.seed}; starting {case.brokers} brokers")
-    return run_case(partial(ClusterTestbed.open, case, folder, say), say)
+    if asked.control:
+        require_patch(CONTROL, "kafka")
+        case = replace(case, program=make_program(CONTROL), flags=AT_LEAST_ONCE)
+    report = run_case(partial(ClusterTestbed.open, case, folder, say), say)
+    return judge_control(report) if asked.control else report
+
+
+def judge_control(report: Report) -> Verdict:
+    """Say whether the judge has seen that records were lost, by relays that did work."""
+    seen = report.findings["lost"] > 0 and report.results > 0
+    missed = [] if seen else [f"{CONTROL} was not noticed"]
+    return Verdict({CONTROL: describe_detection(report)}, missed)
 
 
 def select_case(asked: argparse.Namespace) -> ClusterCase:
