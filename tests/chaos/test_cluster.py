@@ -279,6 +279,13 @@ def test_without_faketime_the_clock_is_left_out_with_a_reason(
     assert "apt-get install faketime" in case.skipped["clock jump"]
 
 
+def test_a_run_without_any_fault_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "find_library", lambda: None)
+    monkeypatch.setattr(cluster, "require_programs", lambda: None)
+    with pytest.raises(StackError, match="no fault is left: libfaketime is not there"):
+        cluster.run(parse("--faults", "clock-jump"), tmp_path, print)
+
+
 @pytest.mark.parametrize(
     ("lost", "doubled", "results", "noticed"),
     [(1, 0, 9, True), (0, 1, 9, False), (0, 0, 9, False), (9, 0, 0, False)],

@@ -38,6 +38,7 @@ from tests.chaos.schedule import DURATIONS_S, Fault, Kind
 from tests.chaos.targets import RelayProcess, Target
 from tests.chaos.testbed import Testbed, make_load
 from tests.chaos.verdict import Verdict
+from tools.servers.process import StackError
 
 if TYPE_CHECKING:
     import argparse
@@ -62,6 +63,7 @@ JOINING_S = 10.0  # for the relays, before the first fault
 SPACING_S = 22.0  # from one fault to the next, if the cluster is whole again by then
 RELAY_ADDRESS = 21
 CONTROL = "one-acknowledgement"
+CONTROL_TIMEOUT_S = 25.0  # without an outcome, and what is missing is lost
 AT_LEAST_ONCE = ("--delivery", "at-least-once")
 MAX_INPUTS = 1_000_000  # more than are sent before the faults are over
 
@@ -131,16 +133,13 @@ class ClusterTestbed(Testbed):
         say(f"{case.brokers} brokers: {servers}")
         service = stack.enter_context(serve(InstantService(POISON, GATEWAY)))
         hosts = add_relay_hosts(network, case.relays)
-        clock = make_clock(case, folder)
-        exits = Counter[int]()
-        argv = partial(relay_argv, case.program, servers, service.url)
-        relays = [RelayProcess(one.instance, [], folder, exits) for one in hosts]
-        for number, (relay, one) in enumerate(zip(relays, hosts, strict=True)):
-            command = [*argv(one.instance), *case.flags]
-            relay.process.argv = one.host.command(
-                clock.command(command) if clock and number == 0 else command
-            )
-            stack.callback(relay.kill)
+        clock, exits = make_clock(case, folder), Counter[int]()
+        relays = []
+        for one in hosts:
+            argv = [*relay_argv(case.program, servers, service.url, one.instance), *case.flags]
+            argv = clock.command(argv) if clock and one is hosts[0] else argv
+            relays.append(RelayProcess(one.instance, one.host.command(argv), folder, exits))
+            stack.callback(relays[-1].kill)
         classes = {picture: classify_bytes(picture) for picture in PICTURES}
         observer = open_observer(servers, case.partitions, classes, stack)
         samples = stack.enter_context(sample_outcomes(observer.log))
@@ -203,7 +202,9 @@ def add_arguments(parser: argparse.ArgumentParser, broker: str) -> None:  # noqa
     """See `Scenario.add_arguments`."""
     parser.add_argument("--seed", type=int, help="of the faults' lengths; default: a random one")
     parser.add_argument("--brokers", type=int, choices=(3, 4, 5), default=3)
-    parser.add_argument("--rounds", type=int, default=3, help="how often each fault comes")
+    rounds = range(1, 51)
+    text = "how often each fault comes"
+    parser.add_argument("--rounds", type=int, choices=rounds, metavar="N", default=3, help=text)
     names = [kind.replace(" ", "-") for kind in KINDS]
     parser.add_argument("--faults", nargs="+", choices=names, default=names, help="of each round")
     text = "a relay that asks the leader alone for its acknowledgement; it must lose records"
@@ -219,10 +220,17 @@ def run(asked: argparse.Namespace, folder: Path, say: Say) -> Result:
     case = select_case(asked)
     for kind, why in case.skipped.items():
         say(f"{kind} is left out: {why}")
+    if not case.kinds:
+        raise StackError(f"no fault is left: {MISSING}")
     say(f"{len(case.make_schedule())} faults, seed {case.seed}; starting {case.brokers} brokers")
     if asked.control:
         require_patch(CONTROL, "kafka")
-        case = replace(case, program=make_program(CONTROL), flags=AT_LEAST_ONCE)
+        case = replace(
+            case,
+            program=make_program(CONTROL),
+            flags=AT_LEAST_ONCE,
+            outcome_timeout=CONTROL_TIMEOUT_S,
+        )
     report = run_case(partial(ClusterTestbed.open, case, folder, say), say)
     return judge_control(report) if asked.control else report
 
