@@ -279,6 +279,15 @@ def test_without_faketime_the_clock_is_left_out_with_a_reason(
     assert "apt-get install faketime" in case.skipped["clock jump"]
 
 
+@pytest.mark.parametrize("text", ["0", "-1", "many"])
+def test_rounds_that_are_none_are_refused_in_one_sentence(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse(f"--rounds={text}")
+    assert f"{text} is no number of rounds: give 1 or more" in capsys.readouterr().err
+
+
 def test_a_run_without_any_fault_is_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "find_library", lambda: None)
     monkeypatch.setattr(cluster, "require_programs", lambda: None)
