@@ -6,7 +6,7 @@ BUDGET ?= 3m
 BROKER ?= kafka
 AUDIT_VENV ?= build/audit-venv
 SBOM ?= build/sbom.json
-CASE ?= kills
+CASE ?= $(if $(CLUSTER),cluster,kills)
 ROW ?= 60
 SERVE = $(BIN)/python -m tools.serve $(if $(ARCHIVE),--archive $(ARCHIVE)) $(if $(PORT),--port $(PORT)) \
   $(if $(FOLDER),--folder $(FOLDER))
@@ -16,10 +16,10 @@ ROLLOUT = $(BIN)/python -m tools.rollout $(if $(ARCHIVE),--archive $(ARCHIVE)) \
   $(if $(VERSION),--version $(VERSION)) $(if $(FOLDER),--folder $(FOLDER)) $(if $(PROXY),--proxy $(PROXY)) \
   $(if $(DRY),--dry-run)
 CHAOS = $(BIN)/python -m tests.chaos
-# LENGTH and RATE are Kafka's; a seed is drawn by kills and controls alone.
+# LENGTH and RATE are Kafka's; a seed is drawn by kills, controls and cluster alone.
 CHAOS_FLAGS = --broker $(BROKER) $(if $(filter kafka,$(BROKER)),\
   $(if $(LENGTH),$(if $(filter soak,$(CASE)),--length,--duration) $(LENGTH)) $(if $(RATE),--rate $(RATE))) \
-  $(if $(filter kills controls,$(CASE)),$(if $(SEED),--seed $(SEED)))
+  $(if $(filter kills controls cluster,$(CASE)),$(if $(SEED),--seed $(SEED))) $(if $(CLUSTER),--brokers $(CLUSTER))
 # What decides alone, without a service: every branch of it is tested.
 PURE := connectors.records connectors.headers connectors.codec connectors.cloudevents connectors.relay connectors.loop connectors.text connectors.images connectors.drift \
   connectors.image_header connectors.commands.live_view \
@@ -141,13 +141,13 @@ check: setup ## format, lint, types and the fast tests: no server, no service
 	@echo "check: left out: the tests that start servers (marked system); make test runs all"
 
 .PHONY: chaos
-chaos: setup maven model_store/fmnist.mar ## faults under load; CASE=kills, outage, … (tests.chaos --help) BROKER=kafka, pubsub LENGTH=1200 SEED=… RATE=…
+chaos: setup maven model_store/fmnist.mar ## faults under load; CASE=kills, outage, … (tests.chaos --help) CLUSTER=3 BROKER=kafka, pubsub LENGTH=1200 SEED=… RATE=…
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: chaos-controls
 chaos-controls: setup maven model_store/fmnist.mar ## relays with known bugs: each must be noticed; 15 minutes; BROKER=kafka, pubsub
 	$(CHAOS) controls --broker $(BROKER)
-	$(if $(filter kafka,$(BROKER)),$(CHAOS) link && $(CHAOS) reload)
+	$(if $(filter kafka,$(BROKER)),$(CHAOS) link && $(CHAOS) reload && $(CHAOS) cluster --control --rounds 1 --faults one-way-cut)
 
 .PHONY: outage
 outage: CASE := outage

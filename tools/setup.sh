@@ -62,7 +62,7 @@ maven() {
 }
 
 # What tests need beyond the product: a package and its program, one a line.
-PROGRAMS=${PROGRAMS:-nginx:nginx openssl:openssl prometheus:promtool chromium:chromium}
+PROGRAMS=${PROGRAMS:-nginx:nginx openssl:openssl prometheus:promtool chromium:chromium iproute2:ip iptables:iptables}
 
 # Only root can install; to others the tests say what is missing: they skip, in CI they fail.
 programs() {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import struct
 import sys
@@ -13,9 +14,10 @@ from http.client import HTTPConnection, HTTPException
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
+from zlib import crc32
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 Bad = Literal["503", "500", "507", "prediction failed", "reset", "timeout"]
 """TorchServe's bad answers, and two ways to give none."""
@@ -56,8 +58,8 @@ class AnswerProxy(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, target: str, delay: float = 0.0) -> None:
-        super().__init__(("127.0.0.1", 0), _Exchange)
+    def __init__(self, target: str, delay: float = 0.0, host: str = "127.0.0.1") -> None:
+        super().__init__((host, 0), _Exchange)
         self.target = urlsplit(target)
         self.delay = delay  # seconds before each answer
         self.given: Counter[Bad] = Counter()
@@ -67,12 +69,22 @@ class AnswerProxy(ThreadingHTTPServer):
     @property
     def url(self) -> str:
         """The address that the relays ask."""
-        return f"http://127.0.0.1:{self.server_port}{self.target.path}"
+        return f"http://{self.server_address[0]!s}:{self.server_port}{self.target.path}"
 
-    @property
-    def authority(self) -> tuple[str, int]:
-        """Host and port of the real service."""
-        return cast("str", self.target.hostname), cast("int", self.target.port)
+    def ask(self, path: str, kind: str, body: bytes) -> Reply | None:
+        """Return the answer of the real service; None when it gives none."""
+        authority = cast("str", self.target.hostname), cast("int", self.target.port)
+        connection = HTTPConnection(*authority, timeout=SERVICE_TIMEOUT_S)
+        try:
+            connection.request("POST", path, body, {"Content-Type": kind})
+            answer = connection.getresponse()
+            return Reply(answer.status, answer.headers["Content-Type"] or "", answer.read())
+        except ConnectionRefusedError:
+            return _make_error(502, "BadGateway", "nobody listens")
+        except (OSError, HTTPException):
+            return None
+        finally:
+            connection.close()
 
     def order(self, bad: Bad, count: int) -> None:
         """Answer the next `count` requests so."""
@@ -98,6 +110,41 @@ class AnswerProxy(ThreadingHTTPServer):
         """Pass over connections that broke, as those of killed relays do."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+class InstantService(AnswerProxy):
+    """Answers by itself and at once, as the handler of this project does: no service behind it.
+
+    `unreadable`: what it calls no image; of anything else the class is `classify_bytes`.
+    """
+
+    def __init__(self, unreadable: Collection[bytes], host: str) -> None:
+        super().__init__("http://nobody/predictions/instant", host=host)
+        self._unreadable = frozenset(unreadable)
+
+    def ask(self, path: str, kind: str, body: bytes) -> Reply | None:  # noqa: ARG002 - there is one model
+        """See `AnswerProxy.ask`."""
+        items = [self._answer_image(image) for image in split_parts(kind, body)]
+        answer = {"predictions": items, "model": {"name": "instant", "version": "1.0"}}
+        return Reply(200, "application/json", json.dumps(answer).encode())
+
+    def _answer_image(self, image: bytes) -> dict[str, Any]:
+        if image in self._unreadable:
+            return {"error": {"code": "not_an_image", "message": "cannot be read"}}
+        number = classify_bytes(image)
+        best = {"class": number, "label": f"class {number}", "score": 0.5}
+        return best | {"top": [best]}
+
+
+def classify_bytes(image: bytes) -> int:
+    """Return a class, 0 to 9, that depends on every byte of an image and on nothing else."""
+    return crc32(image) % 10
+
+
+def split_parts(kind: str, body: bytes) -> list[bytes]:
+    """Return the images of a request, as TorchServe's dialect packs them."""
+    boundary = b"--" + kind.partition("boundary=")[2].encode()
+    return [part.partition(b"\r\n\r\n")[2][:-2] for part in body.split(boundary)[1:-1]]
 
 
 Proxy = TypeVar("Proxy", bound=AnswerProxy)
@@ -136,21 +183,9 @@ class _Exchange(BaseHTTPRequestHandler):
     def _make_reply(self, body: bytes) -> Reply | None:
         bad = self.server.take_bad()
         self.server.over.wait(SERVICE_TIMEOUT_S / 2 if bad == "timeout" else self.server.delay)
-        return REPLIES.get(bad) if bad else self._pass_on(body)
-
-    def _pass_on(self, body: bytes) -> Reply | None:
-        connection = HTTPConnection(*self.server.authority, timeout=SERVICE_TIMEOUT_S)
-        try:
-            kind = {"Content-Type": self.headers["Content-Type"]}
-            connection.request("POST", self.path, body, kind)
-            answer = connection.getresponse()
-            return Reply(answer.status, answer.headers["Content-Type"] or "", answer.read())
-        except ConnectionRefusedError:
-            return _make_error(502, "BadGateway", "nobody listens")
-        except (OSError, HTTPException):
-            return None
-        finally:
-            connection.close()
+        if bad:
+            return REPLIES.get(bad)
+        return self.server.ask(self.path, self.headers["Content-Type"], body)
 
     def _answer(self, reply: Reply) -> None:
         with suppress(OSError):  # killed meanwhile

@@ -52,6 +52,20 @@ def find_recovery(samples: Sequence[Sample], since: float, required: float) -> f
     return None
 
 
+def find_longest_silence(samples: Sequence[Sample], since: float) -> float:
+    """Return the longest time without an outcome, in seconds, of what was sampled since a moment.
+
+    One that had begun before counts from its beginning.
+    """
+    longest, total, progress = 0.0, 0, since
+    for each in samples:
+        if each.total > total:
+            total, progress = each.total, each.at
+        elif each.at >= since:
+            longest = max(longest, each.at - progress)
+    return longest
+
+
 @contextmanager
 def sample_outcomes(log: OperationLog) -> Iterator[list[Sample]]:
     """Yield a list that grows by a sample each SAMPLE_INTERVAL_S until the end of the block."""

@@ -19,6 +19,12 @@ Kind = Literal[
     "service restarted",
     "bad answers",  # a proxy's, in place of TorchServe's
     "stream cut",  # all connections to the broker, and none can be made for a while; Pub/Sub's
+    "leader cut",  # the broker that leads a partition hears and reaches nobody; so on of a cluster
+    "follower cut",  # it and the leader do not hear each other, all others hear both
+    "one-way cut",  # packets are dropped in one direction only
+    "coordinator cut",  # a relay and the coordinator of its group, or of its transactions
+    "disk full",  # a broker's
+    "clock jump",  # a relay's wall clock
 ]
 
 LEAST_COUNTS: Mapping[Kind, int] = {
@@ -48,6 +54,12 @@ DURATIONS_S: Mapping[Kind, tuple[float, float]] = {
     "service restarted": (0.0, 3.0),
     "bad answers": (0.0, 0.0),
     "stream cut": (-3.0, 3.0),  # below 0: a new connection can be made at once
+    "leader cut": (8.0, 12.0),  # longer than a broker's session, and a relay's
+    "follower cut": (8.0, 12.0),
+    "one-way cut": (8.0, 12.0),
+    "coordinator cut": (8.0, 12.0),
+    "disk full": (6.0, 10.0),
+    "clock jump": (6.0, 10.0),
 }
 """The shortest and the longest, but for what stopping and starting take."""
 

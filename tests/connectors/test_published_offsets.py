@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from kafka import TopicPartition
 
+from connectors.brokers.kafka import published_offsets
+from connectors.brokers.kafka.clients import CALL_TIMEOUT
 from connectors.brokers.kafka.published_offsets import SOURCE, PublishedOffsets, SourceRecord
 from connectors.brokers.kafka.settings import RunKafka
 
@@ -74,6 +76,21 @@ def published(topics: Topics) -> PublishedOffsets:
 
 def source(partition: int, offset: int) -> bytes:
     return SourceRecord("images", partition, offset, "ours").encoded()
+
+
+def test_a_leader_that_is_silent_is_given_up_while_its_successor_can_still_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: dict[str, float] = {}
+
+    def open_client(_: object, __: object, ours: dict[str, float]) -> tuple[None, None]:
+        opened.update(ours)
+        return None, None
+
+    monkeypatch.setattr(published_offsets, "open_client", open_client)
+    settings = RunKafka(input_topic="images", output_topic="predictions", group="ours")
+    PublishedOffsets(settings, {"predictions"})
+    assert opened["request_timeout_ms"] * 2 <= CALL_TIMEOUT * 1000
 
 
 @pytest.mark.parametrize("forged", [100, 101, 999_999, 10**18, 10**19 - 1])

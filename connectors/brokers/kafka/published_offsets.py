@@ -91,6 +91,10 @@ class PublishedOffsets:
             "auto_offset_reset": "none",
             "fetch_max_wait_ms": 100,
             "max_partition_fetch_bytes": 64 << 10,
+            # A leader that has gone in silence is given up, and its successor asked, within the
+            # time that one answer may take; else all of it passes, and the same leader is asked
+            # once more.
+            "request_timeout_ms": round(CALL_TIMEOUT * 1000) // 2,
         }
         self._consumer: Untyped = None
         if topics:

@@ -62,6 +62,11 @@ SCENARIOS = {
         f"{ALL} from `make archive`",
         "4 minutes",
     ),
+    "cluster": Entry(
+        "three brokers: cut off, cut one way, out of disk; a clock that jumps",
+        "root, ip and iptables (faketime for the clock); no service",
+        "9 minutes",
+    ),
     "soak": Entry("the memory of a relay at full speed", ALL, "15 minutes"),
     "token": Entry("tokens are renewed under load, for three of their lives", ALL, "5 minutes"),
 }

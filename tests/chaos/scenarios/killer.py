@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from connectors.images import encode_png
-from tests.chaos.answers import AnswerProxy, OnAnswer, serve
+from tests.chaos.answers import AnswerProxy, OnAnswer, serve, split_parts
 from tests.chaos.brokers.kafka.observer import KafkaObserver, read_topic
 from tests.chaos.brokers.kafka.producer import TopicProducer
 from tests.chaos.brokers.kafka.testbed import (
@@ -73,12 +73,6 @@ class Call(NamedTuple):
     new: int
     killer: bool
     others: int  # pictures of the other partitions that had been answered until then
-
-
-def split_parts(kind: str, body: bytes) -> list[bytes]:
-    """Return the images of a request, as TorchServe's dialect packs them."""
-    boundary = b"--" + kind.partition("boundary=")[2].encode()
-    return [part.partition(b"\r\n\r\n")[2][:-2] for part in body.split(boundary)[1:-1]]
 
 
 class Calls:

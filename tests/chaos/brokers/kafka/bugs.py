@@ -126,6 +126,15 @@ def believe_offsets() -> None:
     replace_attribute(consumer.GroupConsumer, "verify_offsets", lambda _: lambda *_: None)
 
 
+def take_one_acknowledgement() -> None:
+    """A result counts when the leader has it, though nobody else may; with at-least-once alone."""
+
+    def make(original: Any) -> Any:
+        return lambda settings: original(settings) | {"acks": 1}
+
+    replace_attribute(producer, "producer_arguments", make)
+
+
 BUGS: Mapping[str, Callable[[], None]] = {
     "late-generation": use_late_generation,
     "no-generation": use_no_generation,
@@ -134,4 +143,5 @@ BUGS: Mapping[str, Callable[[], None]] = {
     "abort-ignored": ignore_abort,
     "cut-off-ignored": ignore_cut_off,
     "offsets-believed": believe_offsets,
+    "one-acknowledgement": take_one_acknowledgement,
 }
