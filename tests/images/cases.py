@@ -1,0 +1,265 @@
+"""What is asked of the images: the server alone, the rendered pod, the other format."""
+
+from __future__ import annotations
+
+import signal
+import tempfile
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import requests
+
+from tests.chaos.verdict import Verdict
+from tests.deploy.rules import find_connector, find_pod
+from tests.deploy.test_manifests import render
+from tests.images.pod import find_probe, find_server, make_playable, write_yaml
+from tests.images.podman import Container, check_podman, image_size_bytes, podman
+from tests.system.daemons import names
+from tests.system.test_relay import Site, pictures
+from tools.exported import classes, first_images
+from tools.servers.kafka import kafka
+from tools.servers.process import ROOT, check_free, free_ports
+from tools.servers.torchserve import PORTS, read_properties
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tests.deploy.rules import Objects
+
+SERVER, CONNECTOR = "localhost/fmnist-server", "localhost/fmnist-connector"
+MAX_SERVER_BYTES, MAX_CONNECTOR_BYTES = 1_500_000_000, 250_000_000
+IMAGES = 1_000
+"""As many pictures as must become results one by one."""
+LOAD = 6_000
+"""Records that are there at once when a container is stopped or killed; 1,000 and more a second."""
+USER = "10001:10001"
+FOLDER = "/run/fmnist"
+"""The only place where the server may write."""
+
+PREDICT = """
+import json, sys, urllib.request
+data = open("tests/data/ankle-boot.png", "rb").read()
+asked = urllib.request.Request(sys.argv[1], data, {"Content-Type": "image/png"})
+print(json.load(urllib.request.urlopen(asked, timeout=30))["label"])
+"""
+PING = """
+import json, urllib.request
+print(json.load(urllib.request.urlopen("http://127.0.0.1:8080/ping", timeout=5))["status"])
+"""
+WRITE = "import pathlib; pathlib.Path('/opt/fmnist/written').touch()"
+
+
+class Findings:
+    """Figures, and what among them is not as promised."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+        self.broken: list[str] = []
+
+    def note(self, name: str, value: object, *, promised: bool = True) -> None:
+        """Keep a figure, and its name when it is not as promised."""
+        self.found[name] = value
+        if not promised:
+            self.broken.append(f"{name.replace('_', ' ')}: {value}")
+
+    def conclude(self) -> Verdict:
+        """Return the verdict."""
+        return Verdict(self.found, self.broken)
+
+
+def start_server(stack: ExitStack, *options: str) -> Container:
+    """Start TorchServe alone, as tightly as the pod does; its loopback is its own."""
+    container = Container(next(names))
+    stack.callback(container.remove)
+    tight = ("--read-only", "--read-only-tmpfs=false", "--user", USER, "--cap-drop", "ALL")
+    alone = ("--security-opt", "no-new-privileges", "--network", "none")
+    tmpfs = f"type=tmpfs,destination={FOLDER},exec,U=true,tmpfs-mode=700"
+    run = ("run", "--detach", "--name", container.name, *tight, *alone)
+    podman(*run, "--mount", tmpfs, *options, SERVER)
+    return container
+
+
+def check_server() -> Verdict:
+    """TorchServe serves on a read-only root, is seen to be sick, and ends when asked."""
+    check_podman(SERVER)
+    probe = find_probe(render("kafka"))
+    findings = Findings()
+    size = image_size_bytes(SERVER)
+    findings.note("bytes_of_the_image", size, promised=size < MAX_SERVER_BYTES)
+    with ExitStack() as stack:
+        server = start_server(stack)
+        findings.note("ready_after_seconds", round(server.wait_until_ready(probe), 1))
+        url = (
+            f"{read_properties(ROOT / 'config.properties')['inference_address']}/predictions/fmnist"
+        )
+        label = podman("exec", server.name, "python3", "-c", PREDICT, url)
+        findings.note("prediction", label, promised=label == "Ankle boot")
+        user = podman("exec", server.name, "id", "-u")
+        findings.note("user", user, promised=user == USER.partition(":")[0])
+        wrote = server.ask(["python3", "-c", WRITE])
+        findings.note("exit_of_a_write", wrote.returncode, promised="Read-only" in wrote.stderr)
+        note_sickness(findings, server, probe)
+        findings.note("seconds_to_stop", round(server.stop(30), 1))
+        code = server.state()["ExitCode"]
+        findings.note("exit_after_SIGTERM", code, promised=code == 0)
+    return findings.conclude()
+
+
+def note_sickness(findings: Findings, server: Container, probe: Sequence[str]) -> None:
+    """Let its workers hang: /ping calls it healthy, the command of the probe must not."""
+    well = server.ask(probe).returncode
+    findings.note("probe_of_a_server_that_is_well", well, promised=well == 0)
+    hung = server.signal_workers(signal.SIGSTOP)
+    findings.note("workers_that_hang", hung, promised=hung > 0)
+    findings.note("ping_of_the_sick_server", server.ask_python(PING))
+    sick = server.ask(probe).returncode
+    findings.note("probe_of_the_sick_server", sick, promised=sick == 1)
+    server.signal_workers(signal.SIGCONT)
+    findings.note("seconds_to_recover", round(server.wait_until_ready(probe), 1))
+
+
+class Pod(NamedTuple):
+    """The rendered pod, played, between the topics of `site`."""
+
+    rendered: Objects
+    site: Site
+    server: Container
+    connector: Container
+    metrics: str
+
+    @property
+    def grace_s(self) -> int:
+        """The grace that the manifest gives."""
+        seconds: int = find_pod(self.rendered)["terminationGracePeriodSeconds"]
+        return seconds
+
+    def settings(self) -> dict[str, str | int]:
+        """What connector.toml must say here."""
+        return {
+            "bootstrap_servers": self.site.kafka.bootstrap_servers,
+            "input_topic": self.site.topics[0],
+            "output_topic": self.site.topics[1],
+            "group": self.site.name,
+            "metrics_port": int(self.metrics.rpartition(":")[2]),
+        }
+
+    def play(self, folder: Path, stack: ExitStack) -> None:
+        """Start it; the images get the names that the manifest gives them."""
+        for image, container in ((SERVER, find_server), (CONNECTOR, find_connector)):
+            podman("tag", image, container(self.rendered)["image"])
+        file = folder / "pod.yaml"
+        file.write_text(write_yaml(make_playable(self.rendered, self.settings())))
+        stack.callback(podman, "pod", "rm", "--force", "fmnist-pod")
+        podman("kube", "play", str(file))
+
+    def count_results(self) -> int:
+        """Return how many results are committed now."""
+        return len(self.site.read(self.site.topics[1], 0))
+
+    def status(self, path: str) -> int:
+        """Return what /livez or /readyz answers."""
+        return requests.get(self.metrics + path, timeout=10).status_code
+
+
+def open_pod(stack: ExitStack) -> Pod:
+    """Start Kafka on the host and the rendered pod, and wait until the server predicts."""
+    for address in map(read_properties(ROOT / "config.properties").__getitem__, PORTS):
+        check_free(int(address.rpartition(":")[2]))
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    site = Site(kafka=stack.enter_context(kafka()), folder=folder, stack=stack)
+    site.create()
+    server, connector = Container("fmnist-pod-server"), Container("fmnist-pod-connector")
+    metrics = f"http://127.0.0.1:{free_ports(1)[0]}"
+    pod = Pod(render("kafka"), site, server, connector, metrics)
+    pod.play(folder, stack)
+    return pod
+
+
+def check_pair() -> Verdict:
+    """The rendered pod beside Kafka: a stop, a kill, a sick server; nothing lost or doubled."""
+    check_podman(SERVER, CONNECTOR)
+    findings = Findings()
+    size = image_size_bytes(CONNECTOR)
+    findings.note("bytes_of_the_connector", size, promised=size < MAX_CONNECTOR_BYTES)
+    with ExitStack() as stack:
+        pod = open_pod(stack)
+        probe = find_probe(pod.rendered)
+        findings.note("ready_after_seconds", round(pod.server.wait_until_ready(probe), 1))
+        note_results(findings, pod)
+        note_sickness(findings, pod.server, probe)
+        note_kill(findings, pod)
+        note_stop(findings, pod)
+        note_balance(findings, pod, IMAGES + 2 * LOAD)
+        for name, container in (("connector", pod.connector), ("server", pod.server)):
+            findings.note(f"seconds_to_stop_the_{name}", round(container.stop(pod.grace_s), 1))
+            code = container.state()["ExitCode"]
+            findings.note(f"exit_of_the_{name}", code, promised=code == 0)
+    return findings.conclude()
+
+
+def note_results(findings: Findings, pod: Pod) -> None:
+    """1,000 images become 1,000 results, with the classes of the exported model."""
+    pod.site.produce(pictures(IMAGES))
+    seen = pod.site.read(pod.site.topics[1], IMAGES)
+    findings.note("images", IMAGES)
+    findings.note("results", len(seen), promised=len(seen) == IMAGES)
+    served = {int(dict(one.headers)["index"]): one.result["class"] for one in seen}
+    differ = sum(served[i] != one for i, one in enumerate(classes(first_images(IMAGES))))
+    findings.note("classes_unlike_the_models", differ, promised=differ == 0)
+    for path in ("/livez", "/readyz"):
+        status = pod.status(path)
+        findings.note(f"status_of_{path}", status, promised=status == requests.codes.ok)
+
+
+def put_under_load(pod: Pod) -> int:
+    """Produce many records and return when some have become results, how many there are."""
+    before = pod.count_results()
+    feeder = threading.Thread(target=pod.site.produce, args=(pictures(LOAD),))
+    feeder.start()
+    while (now := pod.count_results()) == before:
+        pass
+    feeder.join(60)
+    return now
+
+
+def note_kill(findings: Findings, pod: Pod) -> None:
+    """The connector is killed under load: it comes back, and the server notices nothing."""
+    put_under_load(pod)
+    before = pod.server.state()["StartedAt"], pod.server.list_workers()
+    started = pod.connector.state()["StartedAt"]
+    podman("kill", "--signal", "KILL", pod.connector.name)
+    left = IMAGES + LOAD - pod.count_results()
+    findings.note("open_records_after_the_kill", left, promised=left > 0)
+    pod.site.read(pod.site.topics[1], IMAGES + LOAD)
+    again = pod.connector.state()
+    back = again["Running"] and again["StartedAt"] != started
+    findings.note("connector_is_back", back, promised=back)
+    same = (pod.server.state()["StartedAt"], pod.server.list_workers()) == before
+    findings.note("server_is_untouched", same, promised=same)
+
+
+def note_stop(findings: Findings, pod: Pod) -> None:
+    """The connector is stopped under load with the manifest's grace, and started again."""
+    put_under_load(pod)
+    findings.note("seconds_to_stop_under_load", round(pod.connector.stop(pod.grace_s), 1))
+    code = pod.connector.state()["ExitCode"]
+    findings.note("exit_under_load", code, promised=code == 0)
+    left = IMAGES + 2 * LOAD - pod.count_results()
+    findings.note("open_records_after_the_stop", left, promised=left > 0)
+    podman("start", pod.connector.name)
+
+
+def note_balance(findings: Findings, pod: Pod, total: int) -> None:
+    """Count what was lost, doubled or rejected of all that was produced."""
+    seen = pod.site.read(pod.site.topics[1], total)
+    different = len({one.result["id"] for one in seen})
+    dead = len(pod.site.read(pod.site.topics[2], 0))
+    findings.note("records", total)
+    findings.note("lost", total - different, promised=total == different)
+    findings.note("doubled", len(seen) - different, promised=len(seen) == different)
+    findings.note("dead_letters", dead, promised=dead == 0)
+
+
+CASES: Mapping[str, Callable[[], Verdict]] = {"server": check_server, "pair": check_pair}
