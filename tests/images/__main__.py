@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 from tests.chaos.verdict import conclude
-from tests.images.cases import CASES
+from tests.images.cases import CASES, Images
 from tools.servers.process import ROOT
 
 
@@ -16,13 +17,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.images", description=__doc__)
     parser.add_argument("cases", nargs="*", choices=[[], *CASES], default=[], metavar="CASE")
     parser.add_argument("--output", type=Path, default=ROOT / "run", metavar="FOLDER")
+    parser.add_argument("--server", default=Images().server, metavar="IMAGE")
+    parser.add_argument("--connector", default=Images().connector, metavar="IMAGE")
     asked = parser.parse_args(argv)
+    images = Images(asked.server, asked.connector)
     asked.output.mkdir(parents=True, exist_ok=True)
     code = 0
     for name in asked.cases or CASES:
         _say(name)
         output = asked.output / f"images-{name}.json"
-        code = conclude(CASES[name], output, _say) or code
+        code = conclude(partial(CASES[name], images), output, _say) or code
     return code
 
 

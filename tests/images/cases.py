@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 import signal
 import tempfile
 import threading
+import time
+import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,11 +20,12 @@ from tests.deploy.rules import find_connector, find_pod
 from tests.deploy.test_manifests import render
 from tests.images.pod import find_probe, find_server, make_playable, write_yaml
 from tests.images.podman import Container, check_podman, image_size_bytes, podman
-from tests.system.daemons import names
+from tests.system.daemons import names, png
 from tests.system.test_relay import Site, pictures
+from tools.archive import export, pack
 from tools.exported import classes, first_images
 from tools.servers.kafka import kafka
-from tools.servers.process import ROOT, check_free, free_ports
+from tools.servers.process import ROOT, StackError, check_free, free_ports
 from tools.servers.torchserve import PORTS, read_properties
 
 if TYPE_CHECKING:
@@ -28,21 +33,24 @@ if TYPE_CHECKING:
 
     from tests.deploy.rules import Objects
 
-SERVER, CONNECTOR = "localhost/fmnist-server", "localhost/fmnist-connector"
 MAX_SERVER_BYTES, MAX_CONNECTOR_BYTES = 1_500_000_000, 250_000_000
 IMAGES = 1_000
 """As many pictures as must become results one by one."""
 LOAD = 6_000
 """Records that are there at once when a container is stopped or killed; 1,000 and more a second."""
+REFUSAL_S = 60.0
+"""Seconds in which a worker has tried to load its archive."""
 USER = "10001:10001"
 FOLDER = "/run/fmnist"
 """The only place where the server may write."""
 
 PREDICT = """
-import json, sys, urllib.request
-data = open("tests/data/ankle-boot.png", "rb").read()
-asked = urllib.request.Request(sys.argv[1], data, {"Content-Type": "image/png"})
-print(json.load(urllib.request.urlopen(asked, timeout=30))["label"])
+import json, pathlib, sys, urllib.request
+def predict(path):
+    headers = {"Content-Type": "image/png"}
+    asked = urllib.request.Request(sys.argv[1], path.read_bytes(), headers)
+    return json.load(urllib.request.urlopen(asked, timeout=30))["class"]
+print(json.dumps([predict(path) for path in sorted(pathlib.Path("/pictures").iterdir())]))
 """
 PING = """
 import json, urllib.request
@@ -69,42 +77,121 @@ class Findings:
         return Verdict(self.found, self.broken)
 
 
-def start_server(stack: ExitStack, *options: str) -> Container:
+class Images(NamedTuple):
+    """The names of what was built."""
+
+    server: str = "localhost/fmnist-server"
+    connector: str = "localhost/fmnist-connector"
+
+
+def start_server(stack: ExitStack, image: str, *options: str) -> Container:
     """Start TorchServe alone, as tightly as the pod does; its loopback is its own."""
     container = Container(next(names))
     stack.callback(container.remove)
     tight = ("--read-only", "--read-only-tmpfs=false", "--user", USER, "--cap-drop", "ALL")
     alone = ("--security-opt", "no-new-privileges", "--network", "none")
     tmpfs = f"type=tmpfs,destination={FOLDER},exec,U=true,tmpfs-mode=700"
+    pictures = f"{write_pictures(stack)}:/pictures:ro"
     run = ("run", "--detach", "--name", container.name, *tight, *alone)
-    podman(*run, "--mount", tmpfs, *options, SERVER)
+    podman(*run, "--mount", tmpfs, "--volume", pictures, *options, image)
     return container
 
 
-def check_server() -> Verdict:
+def make_public_folder(stack: ExitStack) -> Path:
+    """Return a new folder that the user of a container can read."""
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    folder.chmod(0o755)
+    return folder
+
+
+def write_pictures(stack: ExitStack) -> Path:
+    """Return a folder with the first test images as files."""
+    folder = make_public_folder(stack)
+    for number, image in enumerate(first_images(IMAGES)):
+        (folder / f"{number:04}.png").write_bytes(png(image))
+    return folder
+
+
+def check_server(images: Images) -> Verdict:
     """TorchServe serves on a read-only root, is seen to be sick, and ends when asked."""
-    check_podman(SERVER)
+    check_podman(images.server)
     probe = find_probe(render("kafka"))
     findings = Findings()
-    size = image_size_bytes(SERVER)
+    size = image_size_bytes(images.server)
     findings.note("bytes_of_the_image", size, promised=size < MAX_SERVER_BYTES)
     with ExitStack() as stack:
-        server = start_server(stack)
+        server = start_server(stack, images.server)
         findings.note("ready_after_seconds", round(server.wait_until_ready(probe), 1))
-        url = (
-            f"{read_properties(ROOT / 'config.properties')['inference_address']}/predictions/fmnist"
-        )
-        label = podman("exec", server.name, "python3", "-c", PREDICT, url)
-        findings.note("prediction", label, promised=label == "Ankle boot")
+        note_classes(findings, server)
         user = podman("exec", server.name, "id", "-u")
         findings.note("user", user, promised=user == USER.partition(":")[0])
         wrote = server.ask(["python3", "-c", WRITE])
         findings.note("exit_of_a_write", wrote.returncode, promised="Read-only" in wrote.stderr)
         note_sickness(findings, server, probe)
-        findings.note("seconds_to_stop", round(server.stop(30), 1))
-        code = server.state()["ExitCode"]
-        findings.note("exit_after_SIGTERM", code, promised=code == 0)
+        note_end(findings, server)
     return findings.conclude()
+
+
+def note_classes(findings: Findings, server: Container) -> None:
+    """It answers each picture as the exported model does."""
+    url = f"{read_properties(ROOT / 'config.properties')['inference_address']}/predictions/fmnist"
+    found = json.loads(podman("exec", server.name, "python3", "-c", PREDICT, url))
+    expected = classes(first_images(IMAGES)).tolist()
+    findings.note("images", len(found), promised=len(found) == IMAGES)
+    differ = sum(one != other for one, other in zip(found, expected, strict=True))
+    findings.note("classes_unlike_the_models", differ, promised=differ == 0)
+
+
+def note_end(findings: Findings, server: Container) -> None:
+    """SIGTERM ends it in good order."""
+    findings.note("seconds_to_stop", round(server.stop(30), 1))
+    code = server.state()["ExitCode"]
+    findings.note("exit_after_SIGTERM", code, promised=code == 0)
+
+
+def check_pt2(images: Images) -> Verdict:
+    """An archive of torch.export, brought by a volume, answers where there is no compiler.
+
+    Unless the image's torch is older than the one that wrote it: then the log says so.
+    """
+    check_podman(images.server)
+    findings = Findings()
+    with ExitStack() as stack:
+        store = make_public_folder(stack)
+        archive = pack(export("latest", "fmnist", "pt2"), store)
+        volume = f"{store}:/opt/fmnist/model_store:ro"
+        server = start_server(stack, images.server, "--volume", volume)
+        inside = server.ask_python("import torch; print(torch.__version__)")
+        with zipfile.ZipFile(archive) as opened:
+            wrote = json.loads(opened.read("model.json"))["versions"]["torch"]
+        findings.note("torch_of_the_archive", wrote)
+        findings.note("torch_of_the_image", inside)
+        compilers = server.ask(["sh", "-c", "command -v cc gcc g++ clang"]).stdout.split()
+        findings.note("compilers", len(compilers), promised=not compilers)
+        if read_release(inside) < read_release(wrote):
+            note_refusal(findings, server)
+        else:
+            probe = find_probe(render("kafka"))
+            findings.note("ready_after_seconds", round(server.wait_until_ready(probe), 1))
+            note_classes(findings, server)
+        note_end(findings, server)
+    return findings.conclude()
+
+
+def read_release(version: str) -> tuple[int, ...]:
+    """Return major and minor number of a version."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+
+
+def note_refusal(findings: Findings, server: Container) -> None:
+    """TorchServe's log names both versions of torch."""
+    read = f"print(open('{FOLDER}/server/torchserve.log').read())"
+    deadline = time.monotonic() + REFUSAL_S
+    while "and this is the older" not in (log := server.ask_python(read)):
+        if time.monotonic() > deadline:
+            raise StackError(f"the server does not say why it cannot start:\n{log[-2000:]}")
+        time.sleep(0.5)
+    findings.note("refused_by_name", value=True)
 
 
 def note_sickness(findings: Findings, server: Container, probe: Sequence[str]) -> None:
@@ -145,10 +232,10 @@ class Pod(NamedTuple):
             "metrics_port": int(self.metrics.rpartition(":")[2]),
         }
 
-    def play(self, folder: Path, stack: ExitStack) -> None:
+    def play(self, images: Images, folder: Path, stack: ExitStack) -> None:
         """Start it; the images get the names that the manifest gives them."""
-        for image, container in ((SERVER, find_server), (CONNECTOR, find_connector)):
-            podman("tag", image, container(self.rendered)["image"])
+        podman("tag", images.server, find_server(self.rendered)["image"])
+        podman("tag", images.connector, find_connector(self.rendered)["image"])
         file = folder / "pod.yaml"
         file.write_text(write_yaml(make_playable(self.rendered, self.settings())))
         stack.callback(podman, "pod", "rm", "--force", "fmnist-pod")
@@ -163,7 +250,7 @@ class Pod(NamedTuple):
         return requests.get(self.metrics + path, timeout=10).status_code
 
 
-def open_pod(stack: ExitStack) -> Pod:
+def open_pod(images: Images, stack: ExitStack) -> Pod:
     """Start Kafka on the host and the rendered pod, and wait until the server predicts."""
     for address in map(read_properties(ROOT / "config.properties").__getitem__, PORTS):
         check_free(int(address.rpartition(":")[2]))
@@ -173,18 +260,18 @@ def open_pod(stack: ExitStack) -> Pod:
     server, connector = Container("fmnist-pod-server"), Container("fmnist-pod-connector")
     metrics = f"http://127.0.0.1:{free_ports(1)[0]}"
     pod = Pod(render("kafka"), site, server, connector, metrics)
-    pod.play(folder, stack)
+    pod.play(images, folder, stack)
     return pod
 
 
-def check_pair() -> Verdict:
+def check_pair(images: Images) -> Verdict:
     """The rendered pod beside Kafka: a stop, a kill, a sick server; nothing lost or doubled."""
-    check_podman(SERVER, CONNECTOR)
+    check_podman(*images)
     findings = Findings()
-    size = image_size_bytes(CONNECTOR)
+    size = image_size_bytes(images.connector)
     findings.note("bytes_of_the_connector", size, promised=size < MAX_CONNECTOR_BYTES)
     with ExitStack() as stack:
-        pod = open_pod(stack)
+        pod = open_pod(images, stack)
         probe = find_probe(pod.rendered)
         findings.note("ready_after_seconds", round(pod.server.wait_until_ready(probe), 1))
         note_results(findings, pod)
@@ -262,4 +349,8 @@ def note_balance(findings: Findings, pod: Pod, total: int) -> None:
     findings.note("dead_letters", dead, promised=dead == 0)
 
 
-CASES: Mapping[str, Callable[[], Verdict]] = {"server": check_server, "pair": check_pair}
+CASES: Mapping[str, Callable[[Images], Verdict]] = {
+    "server": check_server,
+    "pair": check_pair,
+    "pt2": check_pt2,
+}
