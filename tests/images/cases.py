@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import requests
 
 from tests.chaos.verdict import Verdict
-from tests.deploy.rules import find_connector, find_pod
+from tests.deploy.rules import find_connector, find_pod, select
 from tests.deploy.test_manifests import render
-from tests.images.pod import find_probe, find_server, make_playable, write_yaml
-from tests.images.podman import Container, check_podman, image_size_bytes, podman
+from tests.images.pod import POD, find_probe, find_server, make_playable, write_yaml
+from tests.images.podman import Container, check_podman, image_size_bytes, podman, try_podman
 from tests.system.daemons import names, png
 from tests.system.test_relay import Site, pictures
 from tools.archive import export, pack
@@ -236,9 +236,11 @@ class Pod(NamedTuple):
         """Start it; the images get the names that the manifest gives them."""
         podman("tag", images.server, find_server(self.rendered)["image"])
         podman("tag", images.connector, find_connector(self.rendered)["image"])
+        objects = make_playable(self.rendered, self.settings())
         file = folder / "pod.yaml"
-        file.write_text(write_yaml(make_playable(self.rendered, self.settings())))
-        stack.callback(podman, "pod", "rm", "--force", "fmnist-pod")
+        file.write_text(write_yaml(objects))
+        clean_up(objects)  # a volume that is there would keep the file of an earlier run
+        stack.callback(clean_up, objects)
         podman("kube", "play", str(file))
 
     def count_results(self) -> int:
@@ -250,6 +252,13 @@ class Pod(NamedTuple):
         return requests.get(self.metrics + path, timeout=10).status_code
 
 
+def clean_up(objects: Objects) -> None:
+    """Remove what `podman kube play` made of the objects."""
+    try_podman("pod", "rm", "--force", POD)
+    for one in select(objects, "ConfigMap"):
+        try_podman("volume", "rm", "--force", one["metadata"]["name"])
+
+
 def open_pod(images: Images, stack: ExitStack) -> Pod:
     """Start Kafka on the host and the rendered pod, and wait until the server predicts."""
     for address in map(read_properties(ROOT / "config.properties").__getitem__, PORTS):
@@ -257,7 +266,7 @@ def open_pod(images: Images, stack: ExitStack) -> Pod:
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     site = Site(kafka=stack.enter_context(kafka()), folder=folder, stack=stack)
     site.create()
-    server, connector = Container("fmnist-pod-server"), Container("fmnist-pod-connector")
+    server, connector = Container(f"{POD}-server"), Container(f"{POD}-connector")
     metrics = f"http://127.0.0.1:{free_ports(1)[0]}"
     pod = Pod(render("kafka"), site, server, connector, metrics)
     pod.play(images, folder, stack)

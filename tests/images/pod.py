@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from tests.deploy.rules import find_pod, list_containers, select
+from tests.deploy.rules import list_containers, select
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,23 +16,39 @@ if TYPE_CHECKING:
     from tests.deploy.rules import Object, Objects
 
 
+POD = "fmnist"
+"""The name of the pod; its containers are called after it."""
+
+
+LEFT_OUT = ("restartPolicy", "startupProbe", "livenessProbe", "readinessProbe", "ports")
+"""What a container of a played pod cannot have; the pod's own restartPolicy holds."""
+
+
 def make_playable(rendered: Objects, settings: Mapping[str, str | int]) -> Objects:
-    """Return ConfigMap and Deployment of the rendered objects, with settings of connector.toml.
+    """Return the ConfigMap and one pod of the Deployment, with settings of connector.toml.
 
     podman knows no native sidecars: they become the first containers. Its probes need systemd: the
-    caller asks them. Kafka is on the host's loopback, so the pod is in the host's network.
+    caller asks them. It knows no secret that may be missing. Kafka is on the host's loopback, so
+    the pod is in the host's network, which needs no ports.
     """
-    objects = deepcopy([*select(rendered, "ConfigMap"), *select(rendered, "Deployment")])
-    for one in select(objects, "ConfigMap"):
+    maps = deepcopy(select(rendered, "ConfigMap"))
+    for one in maps:
         text = one["data"]["connector.toml"]
         one["data"]["connector.toml"] = replace_settings(text, settings)
-    pod = find_pod(objects)
+    (deployment,) = deepcopy(select(rendered, "Deployment"))
+    template = deployment["spec"]["template"]
+    pod = template["spec"]
+    optional = [one["name"] for one in pod["volumes"] if one.get("secret", {}).get("optional")]
+    pod["volumes"] = [one for one in pod["volumes"] if one["name"] not in optional]
     pod["hostNetwork"] = True
     pod["containers"] = [*pod.pop("initContainers", ()), *pod["containers"]]
     for container in pod["containers"]:
-        for key in ("restartPolicy", "startupProbe", "livenessProbe", "readinessProbe"):
+        mounts = container["volumeMounts"]
+        container["volumeMounts"] = [one for one in mounts if one["name"] not in optional]
+        for key in LEFT_OUT:
             container.pop(key, None)
-    return objects
+    metadata = {"name": POD, "labels": template["metadata"]["labels"]}
+    return [*maps, {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": pod}]
 
 
 def replace_settings(toml: str, settings: Mapping[str, str | int]) -> str:
