@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import requests
 
+from tests.chaos.brokers.kafka.observer import read_committed_offsets
 from tests.chaos.verdict import Verdict
 from tests.deploy.rules import find_connector, find_pod, select
 from tests.deploy.test_manifests import render
 from tests.images.pod import POD, find_probe, find_server, make_playable, write_yaml
 from tests.images.podman import Container, check_podman, image_size_bytes, podman, try_podman
-from tests.system.daemons import names, png
+from tests.system.daemons import names, png, wait_until
 from tests.system.test_relay import Site, pictures
 from tools.archive import export, pack
 from tools.exported import classes, first_images
@@ -243,9 +244,10 @@ class Pod(NamedTuple):
         stack.callback(clean_up, objects)
         podman("kube", "play", str(file))
 
-    def count_results(self) -> int:
-        """Return how many results are committed now."""
-        return len(self.site.read(self.site.topics[1], 0))
+    def count_finished(self) -> int:
+        """Return how many records are committed, each with its result, now."""
+        committed = read_committed_offsets(self.site.kafka.bootstrap_servers, self.site.name)
+        return sum(committed.values())
 
     def status(self, path: str) -> int:
         """Return what /livez or /readyz answers."""
@@ -309,15 +311,13 @@ def note_results(findings: Findings, pod: Pod) -> None:
         findings.note(f"status_of_{path}", status, promised=status == requests.codes.ok)
 
 
-def put_under_load(pod: Pod) -> int:
-    """Produce many records and return when some have become results, how many there are."""
-    before = pod.count_results()
-    feeder = threading.Thread(target=pod.site.produce, args=(pictures(LOAD),))
+def put_under_load(pod: Pod) -> None:
+    """Produce many records and return when some of them are finished."""
+    before, records = pod.count_finished(), pictures(LOAD)
+    feeder = threading.Thread(target=pod.site.produce, args=(records,))
     feeder.start()
-    while (now := pod.count_results()) == before:
-        pass
+    wait_until(lambda: pod.count_finished() > before)
     feeder.join(60)
-    return now
 
 
 def note_kill(findings: Findings, pod: Pod) -> None:
@@ -326,7 +326,7 @@ def note_kill(findings: Findings, pod: Pod) -> None:
     before = pod.server.state()["StartedAt"], pod.server.list_workers()
     started = pod.connector.state()["StartedAt"]
     podman("kill", "--signal", "KILL", pod.connector.name)
-    left = IMAGES + LOAD - pod.count_results()
+    left = IMAGES + LOAD - pod.count_finished()
     findings.note("open_records_after_the_kill", left, promised=left > 0)
     pod.site.read(pod.site.topics[1], IMAGES + LOAD)
     again = pod.connector.state()
@@ -342,7 +342,7 @@ def note_stop(findings: Findings, pod: Pod) -> None:
     findings.note("seconds_to_stop_under_load", round(pod.connector.stop(pod.grace_s), 1))
     code = pod.connector.state()["ExitCode"]
     findings.note("exit_under_load", code, promised=code == 0)
-    left = IMAGES + 2 * LOAD - pod.count_results()
+    left = IMAGES + 2 * LOAD - pod.count_finished()
     findings.note("open_records_after_the_stop", left, promised=left > 0)
     podman("start", pod.connector.name)
 
