@@ -325,7 +325,7 @@ def note_kill(findings: Findings, pod: Pod) -> None:
     put_under_load(pod)
     before = pod.server.state()["StartedAt"], pod.server.list_workers()
     started = pod.connector.state()["StartedAt"]
-    podman("kill", "--signal", "KILL", pod.connector.name)
+    pod.connector.kill()
     left = IMAGES + LOAD - pod.count_finished()
     findings.note("open_records_after_the_kill", left, promised=left > 0)
     pod.site.read(pod.site.topics[1], IMAGES + LOAD)
