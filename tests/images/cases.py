@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 import signal
+import sys
 import tempfile
 import threading
 import time
 import zipfile
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +32,7 @@ from tools.servers.process import ROOT, StackError, check_free, free_ports
 from tools.servers.torchserve import PORTS, read_properties
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from tests.deploy.rules import Objects
 
@@ -41,6 +43,8 @@ LOAD = 6_000
 """Records that are there at once when a container is stopped or killed; 1,000 and more a second."""
 REFUSAL_S = 60.0
 """Seconds in which a worker has tried to load its archive."""
+READ_S = 240.0
+"""Seconds until all results must be there, a dead member's session among them."""
 USER = "10001:10001"
 FOLDER = "/run/fmnist"
 """The only place where the server may write."""
@@ -272,7 +276,15 @@ def open_pod(images: Images, stack: ExitStack) -> Pod:
     metrics = f"http://127.0.0.1:{free_ports(1)[0]}"
     pod = Pod(render("kafka"), site, server, connector, metrics)
     pod.play(images, folder, stack)
+    stack.push(partial(show_end, pod))
     return pod
+
+
+def show_end(pod: Pod, kind: type[BaseException] | None, *_: object) -> None:
+    """After a failure, show what both containers printed."""
+    if kind:
+        for container in (pod.server, pod.connector):
+            sys.stderr.write(f"{container.name}:\n{container.tail()}\n")
 
 
 def check_pair(images: Images) -> Verdict:
@@ -300,7 +312,7 @@ def check_pair(images: Images) -> Verdict:
 def note_results(findings: Findings, pod: Pod) -> None:
     """1,000 images become 1,000 results, with the classes of the exported model."""
     pod.site.produce(pictures(IMAGES))
-    seen = pod.site.read(pod.site.topics[1], IMAGES)
+    seen = pod.site.read(pod.site.topics[1], IMAGES, READ_S)
     findings.note("images", IMAGES)
     findings.note("results", len(seen), promised=len(seen) == IMAGES)
     served = {int(dict(one.headers)["index"]): one.result["class"] for one in seen}
@@ -311,24 +323,26 @@ def note_results(findings: Findings, pod: Pod) -> None:
         findings.note(f"status_of_{path}", status, promised=status == requests.codes.ok)
 
 
-def put_under_load(pod: Pod) -> None:
-    """Produce many records and return when some of them are finished."""
+@contextmanager
+def under_load(pod: Pod) -> Iterator[None]:
+    """Produce many records; the block begins when some of them are finished."""
     before, records = pod.count_finished(), pictures(LOAD)
     feeder = threading.Thread(target=pod.site.produce, args=(records,))
     feeder.start()
     wait_until(lambda: pod.count_finished() > before)
-    feeder.join(60)
+    yield
+    feeder.join()
 
 
 def note_kill(findings: Findings, pod: Pod) -> None:
     """The connector is killed under load: it comes back, and the server notices nothing."""
-    put_under_load(pod)
     before = pod.server.state()["StartedAt"], pod.server.list_workers()
     started = pod.connector.state()["StartedAt"]
-    pod.connector.kill()
-    left = IMAGES + LOAD - pod.count_finished()
+    with under_load(pod):
+        pod.connector.kill()
+        left = IMAGES + LOAD - pod.count_finished()
     findings.note("open_records_after_the_kill", left, promised=left > 0)
-    pod.site.read(pod.site.topics[1], IMAGES + LOAD)
+    pod.site.read(pod.site.topics[1], IMAGES + LOAD, READ_S)
     again = pod.connector.state()
     back = again["Running"] and again["StartedAt"] != started
     findings.note("connector_is_back", back, promised=back)
@@ -338,18 +352,18 @@ def note_kill(findings: Findings, pod: Pod) -> None:
 
 def note_stop(findings: Findings, pod: Pod) -> None:
     """The connector is stopped under load with the manifest's grace, and started again."""
-    put_under_load(pod)
-    findings.note("seconds_to_stop_under_load", round(pod.connector.stop(pod.grace_s), 1))
+    with under_load(pod):
+        findings.note("seconds_to_stop_under_load", round(pod.connector.stop(pod.grace_s), 1))
+        left = IMAGES + 2 * LOAD - pod.count_finished()
     code = pod.connector.state()["ExitCode"]
     findings.note("exit_under_load", code, promised=code == 0)
-    left = IMAGES + 2 * LOAD - pod.count_finished()
     findings.note("open_records_after_the_stop", left, promised=left > 0)
     podman("start", pod.connector.name)
 
 
 def note_balance(findings: Findings, pod: Pod, total: int) -> None:
     """Count what was lost, doubled or rejected of all that was produced."""
-    seen = pod.site.read(pod.site.topics[1], total)
+    seen = pod.site.read(pod.site.topics[1], total, READ_S)
     different = len({one.result["id"] for one in seen})
     dead = len(pod.site.read(pod.site.topics[2], 0))
     findings.note("records", total)
