@@ -12,6 +12,7 @@ from tests.connectors.test_main import relayed
 if TYPE_CHECKING:
     from tests.connectors.test_client import Asked
 
+DIED = b'{"code": 503, "type": "InternalServerException", "message": "Worker died."}'
 RECORDS = 100
 REQUESTS_OF_A_CONNECTION = 20
 """After so many a healthy server closes it, so that the daemon meets the sick one again."""
@@ -24,7 +25,7 @@ class OneIsSick(Replicas):
         super().next(peer, asked)
         close = (("Connection", "close"),)
         if self._of_peer[peer] == 0:
-            return Script(503, b'{"code": 503}', close)
+            return Script(503, DIED, close)
         last = self.requests.total() % REQUESTS_OF_A_CONNECTION == 0
         return Script(body=predictions(1), headers=close if last else ())
 
