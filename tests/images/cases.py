@@ -316,7 +316,7 @@ def note_results(findings: Findings, pod: Pod) -> None:
     findings.note("images", IMAGES)
     findings.note("results", len(seen), promised=len(seen) == IMAGES)
     served = {int(dict(one.headers)["index"]): one.result["class"] for one in seen}
-    differ = sum(served[i] != one for i, one in enumerate(classes(first_images(IMAGES))))
+    differ = sum(served[i] != one for i, one in enumerate(classes(first_images(IMAGES)).tolist()))
     findings.note("classes_unlike_the_models", differ, promised=differ == 0)
     for path in ("/livez", "/readyz"):
         status = pod.status(path)
