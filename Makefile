@@ -56,6 +56,18 @@ images: archive ## images of connector and server; BROKER=pubsub BUILDER="docker
 	$(BUILD) --build-arg BROKER=$(BROKER) -t fmnist-connector$(if $(filter pubsub,$(BROKER)),-pubsub) -f deploy/images/connector.Dockerfile .
 	$(BUILD) $(TORCH_INDEX:%=--build-arg TORCH_INDEX=%) -t fmnist-server -f deploy/images/server.Dockerfile .
 
+# The base of the images where no registry has one.
+DEBIAN ?= mmdebstrap --variant=apt --include=ca-certificates
+
+.PHONY: base-image
+base-image: ## Debian 13 by mmdebstrap, localhost/debian:trixie; then make images BASE=localhost/debian:trixie
+	@tools/setup.sh images
+	$(DEBIAN) trixie - http://deb.debian.org/debian | podman import - localhost/debian:trixie
+
+.PHONY: test-images
+test-images: deploy-venv maven images ## the images in containers: the server alone, the rendered pod beside Kafka, format pt2; by podman
+	$(BIN)/python -m tests.images $(CASES)
+
 .PHONY: serve
 serve: setup model_store/fmnist.mar $(if $(LITSERVE),litserve-venv) ## TorchServe in the foreground; Ctrl-C ends it; ARCHIVE=model_store/… PORT=9080 SERVER=litserve
 	@$(if $(LITSERVE),$(LITSERVE),$(SERVE))

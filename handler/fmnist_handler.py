@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 import warnings
 import zipfile
@@ -62,6 +63,14 @@ class FmnistHandler:
     def initialize(self, context: Context) -> None:
         """Load what lies in the archive, and warm up. Raises ValueError, OSError, RuntimeError."""
         show_failures()
+        try:
+            self.load_archive(context)
+        except (ValueError, OSError, RuntimeError) as error:
+            logger.warning("The archive cannot be served: %s", error)
+            raise
+
+    def load_archive(self, context: Context) -> None:
+        """See `initialize`."""
         folder = Path(context.system_properties["model_dir"])
         self.settings = wire.read_settings(context.model_yaml_config)
         self.card = json.loads((folder / "model.json").read_text(encoding="utf-8"))
@@ -162,7 +171,24 @@ def load(folder: Path, card: Mapping[str, Any], target: torch.device) -> Network
             f"model.json: format {named!r} is unknown; this handler serves {' and '.join(FORMATS)}"
         )
     name, load_file = FORMATS[named]
+    if named == "pt2":
+        check_torch(card)
     return load_file(folder / name, target)
+
+
+def check_torch(card: Mapping[str, Any]) -> None:
+    """Raise ValueError when this torch is older than the one that wrote the program."""
+    wrote = card.get("versions", {}).get("torch", "0")
+    if read_release(wrote) > read_release(torch.__version__):
+        raise ValueError(
+            f"model.pt2 is of torch {wrote}, and this is the older {torch.__version__}: serve it "
+            "with that torch or a newer one, or make the archive with --format torchscript"
+        )
+
+
+def read_release(version: str) -> tuple[int, ...]:
+    """Return major and minor number of a version; what follows them may differ."""
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:2])
 
 
 def load_torchscript(path: Path, target: torch.device) -> Network:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Brings what this project needs, into the checkout: a virtual environment, Java, the data set.
 #   tools/setup.sh                      all of it; quick when it is done already
-#   tools/setup.sh environment|java|data|maven|audit|programs|deploy|litserve  one of them
+#   tools/setup.sh environment|java|data|maven|audit|programs|deploy|litserve|images  one of them
 #   PYTHON=python3.12 tools/setup.sh    with this interpreter
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -64,10 +64,13 @@ maven() {
 # What tests need beyond the product: a package and its program, one a line.
 PROGRAMS=${PROGRAMS:-nginx:nginx openssl:openssl prometheus:promtool chromium:chromium iproute2:ip iptables:iptables}
 
+# What builds the images of deploy/ and runs them.
+IMAGE_PROGRAMS="buildah:buildah podman:podman runc:runc catatonit:catatonit mmdebstrap:mmdebstrap"
+
 # Only root can install; to others the tests say what is missing: they skip, in CI they fail.
 programs() {
   local program absent=""
-  for program in $PROGRAMS; do
+  for program; do
     PATH="$PATH:/usr/sbin" command -v "${program#*:}" >/dev/null || absent="$absent ${program%:*}"
   done
   [ -n "$absent" ] || return 0
@@ -192,9 +195,12 @@ case "${1:-all}" in
   data) data ;;
   maven) maven ;;
   audit) audit ;;
-  programs) programs ;;
+  # shellcheck disable=SC2086 # several programs
+  programs) programs $PROGRAMS ;;
+  # shellcheck disable=SC2086
+  images) programs $IMAGE_PROGRAMS ;;
   deploy) deploy ;;
   litserve) litserve ;;
   browser) browser ;;
-  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs, deploy, litserve, browser" ;;
+  *) fail "there is no step '$1'; the steps are environment, java, data, maven, audit, programs, deploy, litserve, browser, images" ;;
 esac

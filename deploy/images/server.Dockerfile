@@ -1,7 +1,8 @@
 # TorchServe for CPUs with the archive of this checkout (make archive). From its root: make images, or
 #   docker build -f deploy/images/server.Dockerfile -t fmnist-server .
 # BASE: Debian 13, or what has its packages. TORCH_INDEX: an index of wheels to take torch from, such as
-# PyTorch's own for CPUs or CUDA; without one it is Debian's package, which is for CPUs.
+# PyTorch's own for CPUs or CUDA, in the version of the lock file; without one it is Debian's package, which is
+# for CPUs and older: it serves TorchScript alone.
 ARG BASE=debian:trixie-slim
 FROM ${BASE}
 ARG TORCH_INDEX=
@@ -18,7 +19,8 @@ RUN python3 -m venv --system-site-packages .venv \
         awk -v name="$name==" 'index($0, name) == 1 {on = 1} on {print} on && !/\\$/ {exit}' requirements.txt; \
     done >locked.txt \
     && .venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r locked.txt \
-    && if [ -n "$TORCH_INDEX" ]; then .venv/bin/pip install --no-cache-dir torch --index-url "$TORCH_INDEX"; fi \
+    && if [ -n "$TORCH_INDEX" ]; then .venv/bin/pip install --no-cache-dir --index-url "$TORCH_INDEX" \
+            "$(sed -n 's/^\(torch==[0-9.]*\).*/\1/p' requirements.txt)"; fi \
     && .venv/bin/pip uninstall -y pip && rm locked.txt requirements.txt
 COPY config.properties ./
 COPY serving serving

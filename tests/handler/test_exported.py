@@ -147,6 +147,25 @@ def test_a_program_that_is_not_whole_stops_the_worker(
         Served(broken)
 
 
+def test_a_program_of_a_newer_torch_stops_the_worker_and_names_both(
+    folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    newer = shutil.copytree(folders["pt2"], tmp_path / "newer")
+    card = json.loads((newer / "model.json").read_text())
+
+    def write(torch: str) -> None:
+        versions = card["versions"] | {"torch": torch}
+        (newer / "model.json").write_text(json.dumps(card | {"versions": versions}))
+
+    write("2.0.9")
+    Served(newer)
+    write("9.0.1+cpu")
+    with pytest.raises(ValueError, match=r"of torch 9\.0\.1\+cpu, and this is the older 2"):
+        Served(newer)
+    # The server's log shows what a worker prints to stderr alone.
+    assert "The archive cannot be served: model.pt2 is of torch 9" in capfd.readouterr().err
+
+
 def test_a_program_for_images_of_another_size_stops_the_worker(
     folders: dict[str, Path], tmp_path: Path
 ) -> None:
