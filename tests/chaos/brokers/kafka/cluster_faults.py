@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.chaos.brokers.kafka.testbed import GROUP, TOPICS
-from tests.chaos.clock import NO_JUMP
 from tests.chaos.goodput import find_longest_silence
 from tools.servers.process import StackError
 
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 
 REPAIR_TIMEOUT_S = 120.0
 CHECK_INTERVAL_S = 0.2
-JUMPS = ("+2h", "-2h", "+1d")
+HOUR_S = 3600.0
+JUMPS_S = (2 * HOUR_S, -2 * HOUR_S, 24 * HOUR_S)
 """Kafka refuses what is stamped more than an hour ahead (`message.timestamp.after.max.ms`)."""
 
 
@@ -80,7 +80,7 @@ class ClusterTarget:
         self,
         cluster: KafkaCluster,
         relays: Sequence[RelayHost],
-        clock: ShiftedClock | None,
+        clock: ShiftedClock,
         samples: Sequence[Sample],
         say: Callable[[str], None],
     ) -> None:
@@ -183,15 +183,13 @@ class ClusterTarget:
 
     def _shift_clock(self, strike: Strike, number: int, over: Event) -> bool:
         """Let the clock of the first relay jump, and jump back."""
-        if self._clock is None:
-            return False
-        jump = JUMPS[number % len(JUMPS)]
-        strike.what = f"{self._relays[0].instance}, {jump} and back"
+        jump = JUMPS_S[number % len(JUMPS_S)]
+        strike.what = f"{self._relays[0].instance}, {jump / HOUR_S:+g} h and back"
         self._clock.shift(jump)
         try:
             over.wait(strike.seconds)
         finally:
-            self._clock.shift(NO_JUMP)
+            self._clock.shift(0)
         return True
 
     def _await_repair(self, strike: Strike, over: Event) -> float:
