@@ -2,8 +2,8 @@
 
 It runs a module by a clock that is as many seconds off as FILE says. The monotonic clock goes on as
 ever, as it does where an operator or NTP sets a machine's time. The clock is replaced in Python,
-where kafka-python stamps messages by it. Under libfaketime 0.9.10 a transactional producer of
-kafka-python does not start, though its clock be right.
+where kafka-python stamps messages by it. Under libfaketime 0.9.10 with a clock file a transactional
+producer of kafka-python does not get ready, even while the clock is right.
 """
 
 from __future__ import annotations
