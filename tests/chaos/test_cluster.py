@@ -83,6 +83,7 @@ class FakeCluster:
             for number, host in enumerate(hosts, 1)
         ]
         self.whole = True
+        self.members = 2
 
     def find_leader(self, topic: str, partition: int) -> Node:
         assert topic == "images"
@@ -99,6 +100,10 @@ class FakeCluster:
 
     def is_whole(self) -> bool:
         return self.whole
+
+    def count_members(self, group: str) -> int:
+        assert group == "chaos"
+        return self.members
 
     def require_alive(self) -> None:
         pass
@@ -261,12 +266,30 @@ def test_a_program_runs_by_its_shifted_clock(tmp_path: Path) -> None:
     assert argument == "argument"
 
 
-def test_a_cluster_that_does_not_become_whole_ends_the_run(
-    struck: Struck, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("whole", "members"), [(False, 2), (True, 1)])
+def test_nothing_is_cut_while_a_replica_lags_or_a_relay_is_missing(
+    struck: Struck, monkeypatch: pytest.MonkeyPatch, *, whole: bool, members: int
 ) -> None:
-    struck.cluster.whole = False
+    struck.cluster.whole, struck.cluster.members = whole, members
     monkeypatch.setattr(cluster_faults, "REPAIR_TIMEOUT_S", 0.0)
-    with pytest.raises(StackError, match=r"leader cut .*the replicas are not in sync"):
+    with pytest.raises(StackError, match="before leader cut all is not whole within 0 s"):
+        struck.inject("leader cut")
+    assert struck.list_drops() == {}
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_run_ends_where_all_does_not_become_whole_or_nothing_comes_out(
+    struck: Struck, monkeypatch: pytest.MonkeyPatch, *, whole: bool
+) -> None:
+    def heal(_: FakeHost) -> int:
+        struck.cluster.whole = whole
+        return 1
+
+    monkeypatch.setattr(struck.target, "_samples", [Sample(0.0, 7)])
+    monkeypatch.setattr(FakeHost, "heal", heal)
+    monkeypatch.setattr(cluster_faults, "REPAIR_TIMEOUT_S", 0.0)
+    why = "no outcome comes" if whole else "all is not whole"
+    with pytest.raises(StackError, match=rf"after leader cut \(broker 1 and everybody\) {why}"):
         struck.inject("leader cut")
 
 

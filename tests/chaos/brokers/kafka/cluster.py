@@ -154,6 +154,13 @@ class KafkaCluster:
             return all(sorted(one.replicas) == sorted(one.in_sync) for one in known)
         return False
 
+    def count_members(self, group: str) -> int:
+        """Return how many members share out the partitions; 0 while they do not agree."""
+        with suppress(KafkaError, OSError), self._admin() as admin:
+            found = admin.describe_groups([group])[group]
+            return len(found["members"]) if found["group_state"] == "Stable" else 0
+        return 0
+
     def start(self) -> None:
         """Start all nodes, and wait until they know each other."""
         for node in self.nodes:
