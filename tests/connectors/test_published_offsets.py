@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from kafka import TopicPartition
+from kafka import errors as kafka_errors
 
 from connectors.brokers.kafka import published_offsets
 from connectors.brokers.kafka.clients import CALL_TIMEOUT
@@ -27,11 +28,18 @@ class Topics:
         self.records: defaultdict[TopicPartition, list[bytes]] = defaultdict(list)
         self._ends, self._grow = ends, grow
         self._subscription = SimpleNamespace(assignment={})
+        self._cluster = SimpleNamespace(request_update=self._learn_leaders)
+        self.moved = False  # another broker leads, and the library does not know
+
+    def _learn_leaders(self) -> None:
+        self.moved = False
 
     def partitions_for_topic(self, _: str) -> set[int]:
         return {0, 1}
 
     def beginning_offsets(self, places: Iterable[TopicPartition], **_: object) -> object:
+        if self.moved:
+            raise kafka_errors.KafkaTimeoutError("Failed to get offsets by timestamps")
         return dict.fromkeys(places, 0)
 
     def end_offsets(self, places: Collection[TopicPartition], **_: object) -> object:
@@ -91,6 +99,15 @@ def test_a_leader_that_is_silent_is_given_up_while_its_successor_can_still_answe
     settings = RunKafka(input_topic="images", output_topic="predictions", group="ours")
     PublishedOffsets(settings, {"predictions"})
     assert opened["request_timeout_ms"] * 2 <= CALL_TIMEOUT * 1000
+
+
+def test_who_leads_now_is_learned_before_offsets_are_asked_for() -> None:
+    topics = Topics(dict.fromkeys(INPUT, 100))
+    topics.records[TopicPartition("predictions", 0)] = [source(0, 7)]
+    offsets = published(topics)
+    for _ in range(2):
+        topics.moved = True
+        assert offsets.find_ends(INPUT) == {INPUT[0]: 8}
 
 
 @pytest.mark.parametrize("forged", [100, 101, 999_999, 10**18, 10**19 - 1])

@@ -173,6 +173,15 @@ def forget_fetches(consumer: Untyped) -> None:
     consumer._coordinator._offset_fetch_futures.clear()  # noqa: SLF001 - there is no public way; tested
 
 
+def refresh_leaders(consumer: Untyped) -> None:
+    """Let a consumer learn who leads its partitions now, before it asks for their offsets.
+
+    Told that another broker leads, the library asks the same one again, until its time is over, and
+    so each time anew until its metadata are 5 minutes old. It takes new ones as soon as they come.
+    """
+    consumer._cluster.request_update()  # noqa: SLF001 - there is no public way; tested
+
+
 def rejoin(consumer: Untyped) -> None:
     """Let a member that is not settled go on joining; it does no harm to one that does.
 

@@ -24,6 +24,7 @@ from .clients import (
     position_of,
     raise_if_permanent,
     raise_kept_error,
+    refresh_leaders,
     rejoin,
 )
 
@@ -281,6 +282,7 @@ class GroupConsumer:
         The latest is committed at once, or whatever comes before the first commit would be
         skipped by the next rewind.
         """
+        refresh_leaders(self._consumer)
         if self._settings.start == "earliest":
             found = self._consumer.beginning_offsets([partition], timeout_ms=CALL_TIMEOUT * 1000)
             return int(found[partition])
@@ -291,6 +293,7 @@ class GroupConsumer:
 
     def _out_of_range(self, error: KafkaError) -> Stop:
         ((partition, wanted),) = error.args[0].items()
+        refresh_leaders(self._consumer)
         first = self._consumer.beginning_offsets([partition], timeout_ms=CALL_TIMEOUT * 1000)[
             partition
         ]

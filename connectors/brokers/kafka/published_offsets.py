@@ -11,7 +11,14 @@ from kafka import KafkaConsumer, TopicPartition
 from kafka import errors as kafka_errors
 
 from ...headers import OURS
-from .clients import CALL_TIMEOUT, CLOSE_TIMEOUT, find_unreadable, open_client, position_of
+from .clients import (
+    CALL_TIMEOUT,
+    CLOSE_TIMEOUT,
+    find_unreadable,
+    open_client,
+    position_of,
+    refresh_leaders,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -109,6 +116,7 @@ class PublishedOffsets:
         left = self._list_partitions(partitions)
         if not left:
             return {}
+        refresh_leaders(self._consumer)
         firsts = self._consumer.beginning_offsets(left, timeout_ms=CALL_TIMEOUT * 1000)
         lasts = self._consumer.end_offsets(left, timeout_ms=CALL_TIMEOUT * 1000)
         found: dict[TopicPartition, int] = {}

@@ -64,7 +64,7 @@ SCENARIOS = {
     ),
     "cluster": Entry(
         "three brokers: cut off, cut one way, out of disk; a clock that jumps",
-        "root, ip and iptables (faketime for the clock); no service",
+        "root, ip and iptables; no service",
         "9 minutes",
     ),
     "soak": Entry("the memory of a relay at full speed", ALL, "15 minutes"),

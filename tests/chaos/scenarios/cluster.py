@@ -2,8 +2,8 @@
 
 Every topic is on three brokers, and two must have a record before it counts. Two relays, each on a
 host of its own, ask a service that answers at once. One fault comes after the other, each when the
-cluster is whole again. The promise is exactly once. Needs root, iproute2 and iptables; the clock
-needs libfaketime. `broker 2` and `relay 0` are hosts; the machine itself holds load and observer.
+cluster is whole again. The promise is exactly once. Needs root, iproute2 and iptables. Load,
+observer and service are outside of the namespaces.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.chaos.brokers.kafka.testbed import (
     open_observer,
     relay_argv,
 )
-from tests.chaos.clock import MISSING, ShiftedClock, find_library
+from tests.chaos.clock import ShiftedClock
 from tests.chaos.goodput import sample_outcomes
 from tests.chaos.load import PICTURES, POISON, generate_inputs
 from tests.chaos.network import GATEWAY, Network, open_network, require_programs
@@ -39,7 +39,6 @@ from tests.chaos.schedule import DURATIONS_S, Fault, Kind
 from tests.chaos.targets import RelayProcess, Target
 from tests.chaos.testbed import Testbed, make_load
 from tests.chaos.verdict import Verdict
-from tools.servers.process import StackError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -70,7 +69,7 @@ MAX_INPUTS = 1_000_000  # more than are sent before the faults are over
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterCase(KafkaCase):
-    """What is run. `kinds`: the faults of each round, in this order. `skipped`: why not others."""
+    """What is run. `kinds`: the faults of each round, in this order."""
 
     name: str = "cluster"
     rate: float = 120.0
@@ -79,7 +78,6 @@ class ClusterCase(KafkaCase):
     brokers: int = 3
     rounds: int = 3
     kinds: tuple[Kind, ...] = KINDS
-    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def count_required(self) -> Mapping[Kind, int]:
         """See `Case.count_required`."""
@@ -96,10 +94,9 @@ class ClusterCase(KafkaCase):
 
 @dataclass(kw_only=True)
 class ClusterReport(Report):
-    """What happened. `skipped`: why faults of a kind were left out."""
+    """What happened, and what each fault struck."""
 
     strikes: list[dict[str, Any]] = field(default_factory=list)
-    skipped: dict[str, str] = field(default_factory=dict)
 
     def _list_rows(self) -> Iterator[tuple[str, object]]:
         for kind in self.wanted:
@@ -107,8 +104,6 @@ class ClusterReport(Report):
             for what in ("silence", "repair"):
                 longest = max((one[what] for one in some), default=0.0)
                 yield f"{kind}: longest {what}, seconds", f"{longest:.1f}"
-        for kind, why in self.skipped.items():
-            yield f"{kind}: left out", why
         yield from super()._list_rows()
 
 
@@ -133,11 +128,11 @@ class ClusterTestbed(Testbed):
         say(f"{case.brokers} brokers: {servers}")
         service = stack.enter_context(serve(InstantService(POISON, GATEWAY)))
         hosts = add_relay_hosts(network, case.relays)
-        clock, exits = make_clock(case, folder), Counter[int]()
+        clock, exits = ShiftedClock(folder / "clock"), Counter[int]()
         relays = []
         for one in hosts:
             argv = [*relay_argv(case.program, servers, service.url, one.instance), *case.flags]
-            argv = clock.command(argv) if clock and one is hosts[0] else argv
+            argv = clock.command(argv) if one is hosts[0] else argv
             relays.append(RelayProcess(one.instance, one.host.command(argv), folder, exits))
             stack.callback(relays[-1].kill)
         classes = {picture: classify_bytes(picture) for picture in PICTURES}
@@ -172,8 +167,7 @@ class ClusterTestbed(Testbed):
 
     def describe_broker(self) -> dict[str, Any]:
         """See `Testbed.describe_broker`."""
-        strikes = [asdict(one) for one in self.target.strikes]
-        return {"strikes": strikes, "skipped": dict(self.case.skipped)}
+        return {"strikes": [asdict(one) for one in self.target.strikes]}
 
 
 def add_relay_hosts(network: Network, count: int) -> list[RelayHost]:
@@ -183,12 +177,6 @@ def add_relay_hosts(network: Network, count: int) -> list[RelayHost]:
         RelayHost(network.add_host(name, RELAY_ADDRESS + number), name)
         for number, name in enumerate(names)
     ]
-
-
-def make_clock(case: ClusterCase, folder: Path) -> ShiftedClock | None:
-    """Return the first relay's own clock; None: it has the machine's."""
-    library = find_library() if "clock jump" in case.kinds else None
-    return ShiftedClock(library, folder / "clock") if library else None
 
 
 def generate_load(case: ClusterCase, wanted: Callable[[], bool]) -> Iterator[Input]:
@@ -224,10 +212,6 @@ def run(asked: argparse.Namespace, folder: Path, say: Say) -> Result:
     """See `Scenario.run`."""
     require_programs()
     case = select_case(asked)
-    for kind, why in case.skipped.items():
-        say(f"{kind} is left out: {why}")
-    if not case.kinds:
-        raise StackError(f"no fault is left: {MISSING}")
     say(f"{len(case.make_schedule())} faults, seed {case.seed}; starting {case.brokers} brokers")
     if asked.control:
         require_patch(CONTROL, "kafka")
@@ -249,12 +233,8 @@ def judge_control(report: Report) -> Verdict:
 
 
 def select_case(asked: argparse.Namespace) -> ClusterCase:
-    """Return what the flags ask for, without what this machine lacks."""
+    """Return what the flags ask for."""
     kinds = [kind for kind in KINDS if kind.replace(" ", "-") in asked.faults]
-    skipped = {}
-    if "clock jump" in kinds and find_library() is None:
-        kinds.remove("clock jump")
-        skipped = {"clock jump": MISSING}
     return ClusterCase(
         duration=JOINING_S + SPACING_S * len(kinds) * asked.rounds,
         seed=secrets.randbelow(2**31) if asked.seed is None else asked.seed,
@@ -264,5 +244,4 @@ def select_case(asked: argparse.Namespace) -> ClusterCase:
         brokers=asked.brokers,
         rounds=asked.rounds,
         kinds=tuple(kinds),
-        skipped=skipped,
     )

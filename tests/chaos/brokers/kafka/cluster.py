@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 REPLICAS = 3
 MIN_IN_SYNC = 2
 START_TIMEOUT_S = 120.0
-QUESTION_TIMEOUT_S = 20.0
 POLL_INTERVAL_S = 0.5
 DISK_MB = 256
 FIRST_ADDRESS = 11
@@ -149,10 +148,17 @@ class KafkaCluster:
 
     def is_whole(self) -> bool:
         """Say whether every replica of every partition is in sync."""
-        with suppress(KafkaError, OSError):
+        with suppress(StackError):
             known = self.list_partitions().values()
             return all(sorted(one.replicas) == sorted(one.in_sync) for one in known)
         return False
+
+    def count_members(self, group: str) -> int:
+        """Return how many members share out the partitions; 0 while they do not agree."""
+        with suppress(StackError), self._admin() as admin:
+            found = admin.describe_groups([group])[group]
+            return len(found["members"]) if found["group_state"] == "Stable" else 0
+        return 0
 
     def start(self) -> None:
         """Start all nodes, and wait until they know each other."""
@@ -181,21 +187,25 @@ class KafkaCluster:
             admin.wait_for_topics([name], timeout_ms=10_000)
 
     def _count_brokers(self) -> int:
-        with suppress(KafkaError, OSError), self._admin() as admin:
+        with suppress(StackError), self._admin() as admin:
             return len(admin.describe_cluster()["brokers"])
         return 0
 
     @contextmanager
     def _admin(self) -> Iterator[Any]:
-        admin = KafkaAdminClient(
-            bootstrap_servers=self.bootstrap_servers,
-            bootstrap_timeout_ms=5_000,
-            request_timeout_ms=5_000,
-        )
+        """Yield a client for questions. Raises StackError when the brokers do not answer."""
         try:
-            yield admin
-        finally:
-            admin.close()
+            admin = KafkaAdminClient(
+                bootstrap_servers=self.bootstrap_servers,
+                bootstrap_timeout_ms=5_000,
+                request_timeout_ms=5_000,
+            )
+            try:
+                yield admin
+            finally:
+                admin.close()
+        except (KafkaError, OSError) as error:
+            raise StackError(f"the brokers do not answer: {error!r}") from error
 
 
 def open_cluster(network: Network, count: int, folder: Path, stack: ExitStack) -> KafkaCluster:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from tests.chaos.brokers.kafka.testbed import GROUP, TOPICS
-from tests.chaos.clock import NO_JUMP
 from tests.chaos.goodput import find_longest_silence
 from tools.servers.process import StackError
 
@@ -24,7 +23,8 @@ if TYPE_CHECKING:
 
 REPAIR_TIMEOUT_S = 120.0
 CHECK_INTERVAL_S = 0.2
-JUMPS = ("+2h", "-2h", "+1d")
+HOUR_S = 3600.0
+JUMPS_S = (2 * HOUR_S, -2 * HOUR_S, 24 * HOUR_S)
 """Kafka refuses what is stamped more than an hour ahead (`message.timestamp.after.max.ms`)."""
 
 
@@ -80,7 +80,7 @@ class ClusterTarget:
         self,
         cluster: KafkaCluster,
         relays: Sequence[RelayHost],
-        clock: ShiftedClock | None,
+        clock: ShiftedClock,
         samples: Sequence[Sample],
         say: Callable[[str], None],
     ) -> None:
@@ -98,6 +98,7 @@ class ClusterTarget:
 
     def inject(self, fault: Fault, over: Event) -> bool:
         """See `Target.inject`; returns when the cluster is whole again."""
+        self._wait(self._is_whole, f"before {fault.kind} all is not whole", over)
         strike = Strike(fault.kind, round(fault.at, 1), fault.seconds)
         began = time.monotonic()
         happened = self._strike(strike, self._rounds[fault.kind], over)
@@ -183,33 +184,37 @@ class ClusterTarget:
 
     def _shift_clock(self, strike: Strike, number: int, over: Event) -> bool:
         """Let the clock of the first relay jump, and jump back."""
-        if self._clock is None:
-            return False
-        jump = JUMPS[number % len(JUMPS)]
-        strike.what = f"{self._relays[0].instance}, {jump} and back"
+        jump = JUMPS_S[number % len(JUMPS_S)]
+        strike.what = f"{self._relays[0].instance}, {jump / HOUR_S:+g} h and back"
         self._clock.shift(jump)
         try:
             over.wait(strike.seconds)
         finally:
-            self._clock.shift(NO_JUMP)
+            self._clock.shift(0)
         return True
 
     def _await_repair(self, strike: Strike, over: Event) -> float:
-        """Return after how many seconds every replica was in sync, and an outcome has come since.
-
-        Raises StackError when that takes REPAIR_TIMEOUT_S.
-        """
+        """Return after how many seconds all is whole, and an outcome has come since."""
         began = time.monotonic()
-        seen = None
-        while not over.is_set() and seen in (None, self._count_outcomes()):
-            if seen is None and self._cluster.is_whole():
-                seen = self._count_outcomes()
-            if time.monotonic() - began > REPAIR_TIMEOUT_S:
-                what = "the replicas are not in sync" if seen is None else "no outcome comes"
-                raise StackError(f"{strike.kind} ({strike.what}): {what} after its end")
+        self._wait(self._is_whole, f"after {strike.kind} ({strike.what}) all is not whole", over)
+        seen = self._count_outcomes()
+        no_outcome = f"after {strike.kind} ({strike.what}) no outcome comes"
+        self._wait(lambda: self._count_outcomes() > seen, no_outcome, over)
+        return round(time.monotonic() - began, 1)
+
+    def _is_whole(self) -> bool:
+        """Say whether every replica is in sync, and every relay has its share."""
+        members = self._cluster.count_members(GROUP)
+        return self._cluster.is_whole() and members == len(self._relays)
+
+    def _wait(self, condition: Callable[[], bool], otherwise: str, over: Event) -> None:
+        """Return when it holds or all is over; raises StackError after REPAIR_TIMEOUT_S."""
+        deadline = time.monotonic() + REPAIR_TIMEOUT_S
+        while not over.is_set() and not condition():
+            if time.monotonic() > deadline:
+                raise StackError(f"{otherwise} within {REPAIR_TIMEOUT_S:g} s")
             self.supervise()
             over.wait(CHECK_INTERVAL_S)
-        return round(time.monotonic() - began, 1)
 
     def _count_outcomes(self) -> int:
         return self._samples[-1].total if self._samples else 0
