@@ -292,6 +292,15 @@ def test_on_one_host_connector_and_server_share_loopback_and_times_fit() -> None
 
 
 @pytest.mark.parametrize("name", ["connector", "server"])
+def test_what_is_large_and_in_no_image_is_not_sent_to_the_builder(name: str) -> None:
+    ignored = set((ROOT / ".dockerignore").read_text().split())
+    text = (DEPLOY / "images" / f"{name}.Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
+    assert ignored >= {".git", ".venv", "build", "data", "runs"}
+    assert not ignored & {source.partition("/")[0] for source in " ".join(copied).split()}
+
+
+@pytest.mark.parametrize("name", ["connector", "server"])
 def test_each_image_copies_what_is_there_and_runs_as_nobody(name: str) -> None:
     text = (DEPLOY / "images" / f"{name}.Dockerfile").read_text()
     copied = re.findall(r"^COPY (?!--from)(.+) \S+$", text, re.MULTILINE)
