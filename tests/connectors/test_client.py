@@ -56,6 +56,13 @@ class Script(NamedTuple):
     length: int | None = None
 
 
+class _Server(ThreadingHTTPServer):
+    """Takes many connections at once: with five in its queue, the kernel lets others wait."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 class Service:
     """A local HTTP server that answers from a script, the last answer for ever."""
 
@@ -97,8 +104,7 @@ class Service:
             def log_message(self, *_: object) -> None:
                 """Quiet."""
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-            server.daemon_threads = True
+        with _Server(("127.0.0.1", 0), Handler) as server:
             thread = threading.Thread(target=server.serve_forever, args=(0.01,))
             thread.start()
             try:
