@@ -18,6 +18,7 @@ from tools.exported import first_images
 from tools.servers.torchserve import ARCHIVE, PORTS, TorchServe
 
 if TYPE_CHECKING:
+    from asyncio import StreamReader, StreamWriter
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
@@ -38,18 +39,34 @@ class Load(NamedTuple):
 
 
 async def ask_in_turn(url: str, message: bytes, left: Iterator[int], delays_s: list[float]) -> int:
-    """Ask over one connection while there is something left; return how often it failed."""
-    address, failed = urlsplit(url), 0
-    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    """Ask over one connection while there is something left; return how often it failed.
+
+    After a failure the connection is another: a server that refuses may close it.
+    """
+    address, failed, writer = urlsplit(url), 0, None
     for _ in left:
+        if writer is None:
+            reader, writer = await asyncio.open_connection(address.hostname, address.port)
         began = time.monotonic()
+        if await _ask(reader, writer, message) != HTTPStatus.OK:
+            failed += 1
+            writer.close()
+            writer = None
+        delays_s.append(time.monotonic() - began)
+    if writer is not None:
+        writer.close()
+    return failed
+
+
+async def _ask(reader: StreamReader, writer: StreamWriter, message: bytes) -> int | None:
+    """Return the status of an answer that was read to its end; None when there was none."""
+    try:
         writer.write(message)
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(_read_length(head))
-        delays_s.append(time.monotonic() - began)
-        failed += head.split(None, 2)[1] != b"%d" % HTTPStatus.OK
-    writer.close()
-    return failed
+    except (ConnectionError, asyncio.IncompleteReadError):
+        return None
+    return int(head.split(None, 2)[1])
 
 
 def _read_length(head: bytes) -> int:

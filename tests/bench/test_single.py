@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Sometimes(BaseHTTPRequestHandler):
-    """Answers every fourth request with 503."""
+    """Answers every fourth request with 503, and closes the connection, at times without a word."""
 
     protocol_version = "HTTP/1.1"
     asked = 0
@@ -24,7 +24,10 @@ class Sometimes(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         assert self.rfile.read(int(self.headers["Content-Length"])).startswith(b"\x89PNG")
         type(self).asked += 1
-        self.send_response(503 if self.asked % 4 == 0 else 200)
+        self.close_connection = self.asked % 4 == 0
+        if self.asked % 8 == 0:
+            return
+        self.send_response(503 if self.close_connection else 200)
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"{}")
