@@ -65,9 +65,10 @@ class Daemons(ABC):
     def flags(self) -> Sequence[str]:
         """The broker, and what a daemon has to know of it and of the topics."""
 
-    def daemon(self, url: str, *flags: str) -> Process:
-        """Start one."""
-        command = [sys.executable, "-m", "connectors", *self.flags(), "--url", url, *flags]
+    def daemon(self, url: str, *flags: str, under: Sequence[str] = ()) -> Process:
+        """Start one, `under` another program if one is named."""
+        ours = [sys.executable, "-m", "connectors", *self.flags(), "--url", url, *flags]
+        command = [*under, *ours]
         log = self.folder / f"daemon{len(self.daemons)}.log"
         process = Process(command, log, self.environment, ROOT).start()
         self.stack.callback(process.kill)
