@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import time
 from contextlib import ExitStack, closing, suppress
@@ -1016,6 +1017,27 @@ def test_the_last_outcome_is_found_behind_what_others_wrote(kafka: KafkaHarness)
     for name, value in (SOURCE, theirs), (SOURCE, b"?"), (NotUtf8("x"), b""), *[("x", b"")] * 20:
         kafka.produce(topics.output, b"x", partition=1, headers=((name, value),))
     assert consumer.find_ends(places) == {places[1]: 9}
+
+
+def test_an_empty_partition_that_is_assigned_anew_is_read_to_its_end(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    consumer = PublishedOffsets(kafka.settings(topics, group="ours"), {topics.output})
+    kafka.stack.callback(consumer.close)
+    places = [TopicPartition(topics.input, 0)]
+    assert consumer.find_ends(places) == {}
+    consumer._consumer.assign(places)  # as another share may be, without a fetch
+    assert consumer.find_ends(places) == {}
+
+
+def test_where_reading_stands_is_told_while_a_transaction_is_open(kafka: KafkaHarness) -> None:
+    topics = kafka.topics(partitions=1)
+    pending = kafka.begin(topics.output, b"elder's")
+    consumer = PublishedOffsets(kafka.settings(topics, group="ours"), {topics.output})
+    kafka.stack.callback(consumer.close)
+    place = re.escape(f"{topics.output}/0 (read to 0 of 1)")
+    with pytest.raises(KafkaTimeoutError, match=f"the ends of {place} cannot be read yet"):
+        consumer.find_ends([TopicPartition(topics.input, 0)])
+    pending.abort()
 
 
 @pytest.mark.parametrize("beyond", [0, 1, 999_999, (1 << 63) - 10])

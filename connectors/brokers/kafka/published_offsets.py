@@ -102,6 +102,10 @@ class PublishedOffsets:
             # time that one answer may take; else all of it passes, and the same leader is asked
             # once more.
             "request_timeout_ms": round(CALL_TIMEOUT * 1000) // 2,
+            # In a session a broker is silent about partitions in which nothing has changed. Those
+            # that are assigned anew meanwhile, without a fetch in between, would never be told
+            # where they end.
+            "enable_incremental_fetch_sessions": False,
         }
         self._consumer: Untyped = None
         if topics:
@@ -185,9 +189,7 @@ class PublishedOffsets:
         ends: dict[TopicPartition, int] = {}
         while not all(position_of(self._consumer, one) >= ends.get(one, 1 << 63) for one in starts):
             if time.monotonic() > deadline:
-                raise kafka_errors.KafkaTimeoutError(
-                    f"the ends of {', '.join(sorted(self._topics))} cannot be read yet"
-                )
+                raise kafka_errors.KafkaTimeoutError(self._describe_unread(starts, ends))
             for record in self._fetch():
                 source = source_of(record.headers)
                 if source and source[::3] == (self._settings.input_topic, self._settings.group):
@@ -196,6 +198,18 @@ class PublishedOffsets:
             # Not the end for readers of what is committed: a transaction may be open before it.
             known = {one: self._consumer.highwater(one) for one in starts.keys() - ends}
             ends |= {one: end for one, end in known.items() if end is not None}
+
+    def _describe_unread(
+        self, starts: Mapping[TopicPartition, int], ends: Mapping[TopicPartition, int]
+    ) -> str:
+        """Say which partitions could not be read to the end, and how far they could."""
+        positions = {one: position_of(self._consumer, one) for one in sorted(starts)}
+        unread = (
+            f"{one.topic}/{one.partition} (read to {at} of {ends.get(one, '?')})"
+            for one, at in positions.items()
+            if one not in ends or at < ends[one]
+        )
+        return f"the ends of {', '.join(unread)} cannot be read yet"
 
     def _fetch(self) -> list[Untyped]:
         """What comes next; a record that the library cannot take apart is none of ours."""
