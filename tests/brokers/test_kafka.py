@@ -185,12 +185,15 @@ class KafkaHarness:
         return f"{topic}/{partition}/{answer.base_offset}"
 
     def leader(self, topic: str, partition: int) -> int:
-        (description,) = self.admin.describe_topics([topic])
-        return next(
-            int(one["leader_id"])
-            for one in description["partitions"]
-            if one["partition_index"] == partition
-        )
+        """Ask until it is there: a partition that was just added may not be described yet."""
+        for _ in self.patience():
+            (description,) = self.admin.describe_topics([topic])
+            leaders = {
+                one["partition_index"]: one["leader_id"] for one in description["partitions"]
+            }
+            if leaders.get(partition, -1) >= 0:
+                break
+        return int(leaders[partition])
 
     def begin(self, topic: str, value: bytes, *, partition: int = 0) -> Elsewhere:
         producer = self.closing(
