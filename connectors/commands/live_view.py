@@ -123,15 +123,16 @@ class LiveView:
     def see(self, sightings: Iterable[Sighting], now: float) -> None:
         """Take what was read; what was there before the start is shown, but not counted."""
         self._advance(now)
-        ordered = sorted(sightings, key=lambda one: one.record.time)
-        for one in ordered:
+        answers: list[dict[str, Any]] = []
+        for one in sorted(sightings, key=lambda one: one.record.time):
             if one.dead:
                 self._see_dead_letter(one.record, earlier=one.earlier)
-            else:
-                self._see_result(one.record, earlier=one.earlier)
-        fresh = (one.record for one in ordered if not (one.dead or one.earlier))
-        answers = (read_answer(read_result(record)) for record in fresh)
-        self._predicted = self._predicted.followed_by(filter(None, answers))
+            elif one.earlier:
+                self._picked.append(one.record)
+            elif answer := self._see_result(one.record):
+                answers.append(answer)
+        if answers:
+            self._predicted = self._predicted.followed_by(answers)
 
     def _advance(self, now: float) -> None:
         """Begin the steps that are due; those that passed unseen are empty."""
@@ -141,10 +142,9 @@ class LiveView:
         while now - self._slots[-1].begin >= SLOT:
             self._slots.append(Slot(self._slots[-1].begin + SLOT))
 
-    def _see_result(self, record: Record, *, earlier: bool) -> None:
+    def _see_result(self, record: Record) -> dict[str, Any] | None:
+        """Count a new result; return what drift is measured of, if it is there."""
         self._picked.append(record)
-        if earlier:
-            return
         found = read_result(record)
         slot = self._slots[-1]
         slot.results += 1
@@ -158,6 +158,7 @@ class LiveView:
             self._counts["labelled"] += 1
             self._counts["right"] += decode_text(label) == str(found["class"])
         self._note_settled(str(found.get("id", "")))
+        return read_answer(found)
 
     def _see_dead_letter(self, record: Record, *, earlier: bool) -> None:
         fields = describe_dead_letter(record)

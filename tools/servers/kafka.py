@@ -21,7 +21,7 @@ from tools.servers.jars import fetch_jars
 from tools.servers.process import ROOT, Process, StackError, check_free, free_ports, java
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
 POM = ROOT / "tools" / "kafka" / "pom.xml"
 LOG4J = ROOT / "tools" / "kafka" / "log4j2.properties"
@@ -81,6 +81,17 @@ class Secured(NamedTuple):
 def fetch_libraries(build: Path = BUILD) -> Path:
     """Return the folder of Kafka's jars; Maven fetches them when they or the pom are new."""
     return fetch_jars(POM, build)
+
+
+def make_command(jvm: Sequence[str]) -> list[str]:
+    """Return how a program of Kafka is started; its class and its arguments follow."""
+    return [java(), *jvm, f"-Dlog4j2.configurationFile={LOG4J}", "-cp", f"{fetch_libraries()}/*"]
+
+
+def format_storage(command: Sequence[str], config: Path, cluster_id: str) -> None:
+    """Give the new data folder of a configuration the name of its cluster."""
+    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(config)]
+    subprocess.run([*command, *tool], check=True, capture_output=True, timeout=60)
 
 
 def create_topic(bootstrap_servers: str, name: str, partitions: int = 1, **config: object) -> None:
@@ -215,18 +226,10 @@ class Kafka(Cluster):
         config = self.folder / "server.properties"
         config.touch(mode=0o600)  # it holds the password
         config.write_text(self.properties, encoding="utf-8")
-        program = [java(), *JVM, f"-Dlog4j2.configurationFile={LOG4J}"]
-        program += ["-cp", f"{fetch_libraries()}/*"]
+        command = make_command(JVM)
         if not (self.folder / "data" / "meta.properties").exists():
-            tool = [
-                "kafka.tools.StorageTool",
-                "format",
-                f"--cluster-id={secrets.token_urlsafe(16)}",
-            ]
-            subprocess.run(
-                [*program, *tool, "-c", str(config)], check=True, capture_output=True, timeout=60
-            )
-        self.process = Process([*program, "kafka.Kafka", str(config)], self.folder / "kafka.log")
+            format_storage(command, config, secrets.token_urlsafe(16))
+        self.process = Process([*command, "kafka.Kafka", str(config)], self.folder / "kafka.log")
 
     def start(self, timeout: float = 60.0) -> Self:
         """Start it, on the ports and the data of before, and wait until it answers."""

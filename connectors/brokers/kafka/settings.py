@@ -243,7 +243,7 @@ class ListenKafka(Listen, KafkaSettings):
     output_topic: str = Field(description="predictions out", min_length=1)
 
 
-class WatchKafka(LivePage, KafkaSettings):
+class WatchKafka(LivePage, RunKafka):
     """Serve a live page of what daemons do: lag, rates, the newest images, dead letters.
 
     It joins no group, commits nothing and produces nothing. --group: whose lag is shown.
@@ -252,14 +252,6 @@ class WatchKafka(LivePage, KafkaSettings):
     """
 
     unused: ClassVar[frozenset[str]] = LivePage.unused | GROUP_ONLY - {"group"}
-
-    input_topic: str = Field(description="images in", min_length=1)
-    output_topic: str = Field(description="predictions out", min_length=1)
-
-    @model_validator(mode="after")
-    def _topics_differ(self) -> Self:
-        require_different(self, "input_topic", "output_topic", "dead_letter_topic")
-        return self
 
     def describe_page(self) -> dict[str, str]:
         """See `LivePage.describe_page`."""

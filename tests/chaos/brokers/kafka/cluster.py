@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import subprocess
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaError
 
 from tests.chaos.network import mount_disk
-from tools.servers.kafka import LOG4J, fetch_libraries
-from tools.servers.process import Process, StackError, java
+from tools.servers.kafka import format_storage, make_command
+from tools.servers.process import Process, StackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -223,7 +222,7 @@ def open_cluster(network: Network, count: int, folder: Path, stack: ExitStack) -
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         stack.enter_context(mount_disk(home.name, home / "disk", DISK_MB))
         node = _make_node(number, host, voters, home)
-        _format(home / "server.properties", cluster_id)
+        format_storage(make_command(JVM), home / "server.properties", cluster_id)
         stack.callback(node.kill)
         nodes.append(node)
     cluster = KafkaCluster(nodes)
@@ -243,16 +242,6 @@ def _make_node(number: int, host: Host, voters: str, home: Path) -> Node:
             min_in_sync=MIN_IN_SYNC,
         )
     )
-    argv = host.command([*_program(), "kafka.Kafka", str(config)])
+    argv = host.command([*make_command(JVM), "kafka.Kafka", str(config)])
     log = home.with_name(f"{home.name}.log")
     return Node(number, host, home / "disk", Process(argv, log, cwd=home))
-
-
-def _program() -> list[str]:
-    return [java(), *JVM, f"-Dlog4j2.configurationFile={LOG4J}", "-cp", f"{fetch_libraries()}/*"]
-
-
-def _format(config: Path, cluster_id: str) -> None:
-    """Give a new data folder the name of the cluster."""
-    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", str(config)]
-    subprocess.run([*_program(), *tool], check=True, capture_output=True, timeout=60)
