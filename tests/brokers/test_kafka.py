@@ -10,6 +10,7 @@ import socket
 import time
 from contextlib import ExitStack, closing, suppress
 from itertools import count
+from threading import Thread
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pytest
@@ -28,8 +29,14 @@ from kafka.errors import (
     KafkaTimeoutError,
     NotLeaderForPartitionError,
 )
+from kafka.future import Future
 from kafka.protocol.consumer import SyncGroupRequest
-from kafka.protocol.producer import EndTxnRequest, ProduceRequest
+from kafka.protocol.producer import (
+    AddOffsetsToTxnRequest,
+    EndTxnRequest,
+    ProduceRequest,
+    TxnOffsetCommitRequest,
+)
 from kafka.record.memory_records import MemoryRecordsBuilder
 
 from connectors.brokers.kafka import clients, published_offsets
@@ -835,6 +842,50 @@ def test_a_transaction_whose_connection_broke_is_followed_by_a_new_producer(
     broker.commit(predicted([second]))
     assert producer_of(broker) is not earlier
     assert sources(kafka.read_committed(topics.output)) == [first.id, second.id]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [AddOffsetsToTxnRequest, TxnOffsetCommitRequest, EndTxnRequest],
+    ids=lambda kind: kind.__name__,
+)
+def test_a_transaction_that_nobody_answers_is_given_up_when_its_time_is_over(
+    kafka: KafkaHarness, kind: type
+) -> None:
+    topics = kafka.topics(partitions=1)
+    kafka.produce(topics.input, b"x")
+    settings = kafka.settings(topics, group=kafka.group("group"), transaction_timeout=2.0)
+    broker = kafka.closing(KafkaBroker(settings, conformance.encode, sleep=lambda _: None))
+    (record,) = take(kafka, broker, 1)
+    leave_unanswered(producer_of(broker), kind)
+    found: list[str] = []
+
+    def commit() -> None:
+        try:
+            broker.commit(predicted([record]))
+        except Rewound as why:
+            found.append(str(why))
+
+    thread = Thread(target=commit, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
+    assert "a transaction timed out" in found[0]
+    again = take(kafka, broker, 1)
+    broker.commit(predicted(again))
+    assert sources(kafka.read_committed(topics.output)) == [record.id]
+    assert kafka.committed(topics) == {0: 1}
+
+
+def leave_unanswered(producer: Untyped, kind: type) -> None:
+    """Send no request of this kind, and let its answer be waited for."""
+    net_client = producer._sender._client
+    send = net_client.send
+
+    def swallow(node: int, request: object, **options: object) -> Untyped:
+        return Future() if isinstance(request, kind) else send(node, request, **options)
+
+    net_client.send = swallow
 
 
 def test_a_quiet_transaction_keeps_its_producer(kafka: KafkaHarness) -> None:

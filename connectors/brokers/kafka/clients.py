@@ -55,7 +55,7 @@ CLIENT_TIMEOUTS = {
     "reconnect_backoff_max_ms": 1_000,
     "max_block_ms": 10_000,
 }
-"""What bounds each wait of the library, but for the end of a transaction, which has no bound."""
+"""What bounds each wait of the library, but for those of a transaction: see `BoundedProducer`."""
 
 CALL_TIMEOUT = 10.0
 """Seconds for one question to the broker."""

@@ -142,6 +142,37 @@ class Delivery(Protocol):
         ...
 
 
+class BoundedProducer(KafkaProducer):  # type: ignore[misc]  # kafka-python ships no types
+    """Ends its wait for a transaction when the coordinator has given it up.
+
+    The library waits without a deadline for the answers to the offsets and to the end of a
+    transaction, and asks again for ever when a connection breaks or a coordinator moves. After the
+    transaction's own time-out the coordinator aborts what it has not begun to end, so no answer is
+    worth waiting for. What came of it is asked by the next producer (`init_transactions`).
+    """
+
+    def begin_transaction(self) -> None:
+        """Begin, and let the time for the rest of it run."""
+        super().begin_transaction()
+        timeout: float = self.config["transaction_timeout_ms"] / 1000
+        self._transaction_ends_at = time.monotonic() + timeout
+
+    def send_offsets_to_transaction(self, offsets: Offsets, group_metadata: Untyped) -> None:
+        """See the library; raises KafkaTimeoutError as well."""
+        manager = self._transaction_manager
+        self._wait(manager.send_offsets_to_transaction(offsets, group_metadata), "its offsets")
+
+    def commit_transaction(self) -> None:
+        """See the library; raises KafkaTimeoutError as well: whether it is committed, who knows."""
+        self._wait(self._transaction_manager.begin_commit(), "its end")
+
+    def _wait(self, result: Untyped, what: str) -> None:
+        self._sender.wakeup()
+        left = max(0.0, self._transaction_ends_at - time.monotonic())
+        if not result.wait(timeout_ms=left * 1000):
+            raise kafka_errors.KafkaTimeoutError(f"a transaction timed out before {what} was known")
+
+
 class ExactlyOnce:
     """Results, dead letters and offsets in one transaction, never open across anything else."""
 
@@ -164,7 +195,7 @@ class ExactlyOnce:
             "transactional_id": f"{self._settings.group}-{self._settings.instance}",
             "transaction_timeout_ms": round(self._timeout * 1000),
         }
-        self._producer, self._net_client = open_client(KafkaProducer, self._settings, ours)
+        self._producer, self._net_client = open_client(BoundedProducer, self._settings, ours)
         self._producer.init_transactions()
         self._healthy = True
 

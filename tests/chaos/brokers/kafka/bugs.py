@@ -76,7 +76,9 @@ def commit_offsets_first() -> None:
         return poll
 
     replace_attribute(consumer.GroupConsumer, "poll", make)
-    replace_attribute(KafkaProducer, "send_offsets_to_transaction", lambda _: lambda *_: None)
+    replace_attribute(
+        producer.BoundedProducer, "send_offsets_to_transaction", lambda _: lambda *_: None
+    )
 
 
 def send_dead_letters_outside() -> None:
