@@ -6,7 +6,9 @@ of several kinds do, and an older tree with --base; what is wanted is printed be
 
 `python -m tests.bench packed` compares the forms in which images can be packed into a request, by
 the CPU that they cost TorchServe. `python -m tests.bench single` asks for one image a request and
-compares our settings of TorchServe with its own.
+compares our settings of TorchServe with its own. `python -m tests.bench relays` measures one, two
+and four relays of a group, and what it costs that one joins, leaves or dies. `python -m tests.bench
+sweep` changes one setting after the other. These two also draw a picture beside their JSON.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.bench import ceiling, packed, single
+from tests.bench import ceiling, packed, relays, single, sweep
 from tests.bench.base import checked_out
 from tests.bench.benchmark import compare
 from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, add_base, serve_base
@@ -32,11 +35,21 @@ from tools.servers.kafka import Kafka
 from tools.servers.process import ROOT, StackError
 from tools.servers.torchserve import TorchServe
 
-BENCHMARKS = ("kafka", "pubsub", "packed", "single")
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+BENCHMARKS = ("kafka", "pubsub", "packed", "single", "relays", "sweep")
 CEILING = "ceiling"
 LEAST_RATIO = 2.0
-RECORDS = {"kafka": 30_000, "pubsub": 5_000, "packed": 5_000, "single": 2_000}
-ROUNDS = {"kafka": 3, "pubsub": 5, "packed": 5, "single": 3}
+RECORDS = {
+    "kafka": 30_000,
+    "pubsub": 5_000,
+    "packed": 5_000,
+    "single": 2_000,
+    "relays": 96_000,
+    "sweep": 12_000,
+}
+ROUNDS = {"kafka": 3, "pubsub": 5, "packed": 5, "single": 3, "relays": 1, "sweep": 1}
 
 
 def say(text: str) -> None:
@@ -112,6 +125,35 @@ def run_single(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Re
     return Report(found.to_dict(), found.render(), found.passed)
 
 
+def run_relays(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Report:
+    """Compare groups of several sizes, and disturb one."""
+    kafka = stack.enter_context(Kafka())
+    group = KafkaBenchmark(kafka, {}, scratch, asked.records, partitions=relays.PARTITIONS)
+    found = relays.measure(stack.enter_context(group), say)
+    found.draw(asked.output.with_suffix(".svg"))
+    return Report(found.to_dict(), found.render(), passed=True)
+
+
+def run_sweep(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Report:
+    """Change one setting after the other."""
+    servers = {ROOT: stack.enter_context(TorchServe())}
+    kafka = stack.enter_context(Kafka())
+    make = partial(KafkaBenchmark, kafka, servers, scratch)
+    found = sweep.measure(make, asked.records, asked.only, say)
+    found.draw(asked.output.with_suffix(".svg"))
+    return Report(found.to_dict(), found.render(), passed=True)
+
+
+RUNS: Mapping[str, Callable[[argparse.Namespace, Path, ExitStack], Report]] = {
+    "pubsub": run_pubsub,
+    "kafka": run_kafka,
+    "packed": run_packed,
+    "single": run_single,
+    "relays": run_relays,
+    "sweep": run_sweep,
+}
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the benchmark; return the exit code."""
     asked = parser().parse_args(argv)
@@ -120,15 +162,12 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     asked.records = asked.records or RECORDS[asked.broker]
     asked.rounds = asked.rounds or ROUNDS[asked.broker]
-    run = {"pubsub": run_pubsub, "kafka": run_kafka, "packed": run_packed, "single": run_single}[
-        asked.broker
-    ]
-    output = asked.output or ROOT / "run" / f"bench-{asked.broker}.json"
-    output.parent.mkdir(parents=True, exist_ok=True)
+    asked.output = asked.output or ROOT / "run" / f"bench-{asked.broker}.json"
+    asked.output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="fmnist-bench-") as scratch:
         try:
             with ExitStack() as stack:
-                found = run(asked, Path(scratch), stack)
+                found = RUNS[asked.broker](asked, Path(scratch), stack)
         except StackError as error:
             say(str(error))
             for log in sorted(Path(scratch).glob("*.log")):
@@ -137,7 +176,7 @@ def main(argv: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             say("stopped; nothing is left running")
             return 130
-    output.write_text(json.dumps(found.figures, indent=2) + "\n")
+    asked.output.write_text(json.dumps(found.figures, indent=2) + "\n")
     print(found.text)
     return 0 if found.passed else 1
 

@@ -15,13 +15,14 @@ from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+import numpy as np
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from connectors.images import encode_png
 from tests.bench.figures import compute_rate
 from tests.bench.latency import Arrivals, Latency, compute_latency, send_load
 from tests.bench.measured import Measured
-from tests.bench.usage import Usage, find_torchserve, measure, measure_machine
+from tests.bench.usage import Usage, find_torchserve, measure, measure_all, measure_machine
 from tests.chaos.brokers.kafka.observer import read_topic
 from tests.chaos.load import MAX_RATE
 from tools.exported import first_images
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from tools.servers.kafka import Kafka
 
 PARTITIONS = 4
@@ -39,8 +42,10 @@ TEST_IMAGES = 10_000
 START_TIMEOUT_S = 60.0
 RUN_TIMEOUT_S = 600.0
 TICK_S = 0.1
+SIZE = 28
 names = (f"bench-{number}" for number in count())
 """Of groups, and of the topics that are called after them."""
+logs = (f"relay-{number}" for number in count())
 OUTPUTS = ("predictions", "dead")
 NOTHING = Usage(0.0, 0)
 
@@ -88,15 +93,25 @@ class Snapshot(NamedTuple):
 class KafkaBenchmark:
     """A backlog in `kafka`, and an instant service; made ready by `with`.
 
-    `servers`: the TorchServe of each tree that contestants run from. The logs go to `folder`.
+    `servers`: the TorchServe of each tree that contestants run from. The logs go to `folder`. Each
+    topic has so many `partitions`; images have `size` times `size` pixels.
     """
 
     def __init__(
-        self, kafka: Kafka, servers: Mapping[Path, TorchServe], folder: Path, records: int
+        self,
+        kafka: Kafka,
+        servers: Mapping[Path, TorchServe],
+        folder: Path,
+        records: int,
+        *,
+        partitions: int = PARTITIONS,
+        size: int = SIZE,
     ) -> None:
         self.records = records
+        self.partitions = partitions
+        self.bootstrap_servers = kafka.plain_servers
+        self._size = size
         self._kafka = kafka
-        self._bootstrap = kafka.plain_servers
         self._servers = servers
         self._folder = folder
         self._backlog = f"{next(names)}-images"
@@ -109,9 +124,9 @@ class KafkaBenchmark:
             self._instant = Process(argv, self._folder / "instant.log", cwd=ROOT).start()
             stack.callback(self._instant.stop)
             self._instant_url = f"http://127.0.0.1:{port}/predictions/instant"
-            self._admin = KafkaAdminClient(bootstrap_servers=self._bootstrap)
+            self._admin = KafkaAdminClient(bootstrap_servers=self.bootstrap_servers)
             stack.callback(self._admin.close)
-            self._consumer = KafkaConsumer(bootstrap_servers=self._bootstrap)
+            self._consumer = KafkaConsumer(bootstrap_servers=self.bootstrap_servers)
             stack.callback(self._consumer.close)
             self._produce_backlog()
             self._stack = stack.pop_all()
@@ -120,42 +135,57 @@ class KafkaBenchmark:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def run(self, contestant: Contestant) -> Measured:
-        """Let one relay answer the whole backlog. Raises StackError when a result is missing."""
-        group, began = self._create_topics(), time.monotonic()
-        with self._started(contestant, group, self._backlog) as relay:
-            self._wait(relay, START_TIMEOUT_S, partial(self._has_results, f"{group}-predictions"))
-            first = self._take_snapshot(relay, contestant)
-            self._wait(relay, RUN_TIMEOUT_S, partial(self._is_done, group))
-            last = self._take_snapshot(relay, contestant)
+    def run(self, contestant: Contestant, relays: int = 1) -> Measured:
+        """Let relays answer the whole backlog; the clock starts when each of them has partitions.
+
+        Raises StackError when a result is missing.
+        """
+        group, began = self.create_topics(), time.monotonic()
+        with ExitStack() as stack:
+            started = [
+                stack.enter_context(self.started(contestant, group, self._backlog))
+                for _ in range(relays)
+            ]
+            self._wait(started, START_TIMEOUT_S, partial(self._has_results, f"{group}-predictions"))
+            self.wait_for_members(started, group)
+            first = self._take_snapshot(started, contestant)
+            self.wait_until_done(started, group, self.records)
+            last = self._take_snapshot(started, contestant)
         found = self._compute(f"{group}-predictions", first, last)
         return replace(found, start_s=first.monotonic - began)
 
     def measure_latency(self, contestant: Contestant, rate: float, seconds: float) -> Latency:
         """Return how long records wait for their committed result; `rate`: records a second."""
-        group, count = self._create_topics(), round(rate * seconds)
-        images, predictions = f"{group}-images", f"{group}-predictions"
-        self._kafka.create_topic(images, PARTITIONS)
-        with self._started(contestant, group, images) as relay:
-            send_load(self._bootstrap, images, PARTITIONS, MAX_RATE)  # the first ones wait longer
-            self._wait(relay, START_TIMEOUT_S, partial(self._has_results, predictions))
-            with Arrivals(self._bootstrap, predictions) as arrivals:
-                send_load(self._bootstrap, images, count, rate)
-                self._wait(relay, RUN_TIMEOUT_S, partial(arrivals.have, count))
+        group, count = self.create_topics(), round(rate * seconds)
+        images, predictions = self.create_input(group), f"{group}-predictions"
+        send = partial(send_load, self.bootstrap_servers, images, self.partitions)
+        with self.started(contestant, group, images) as relay:
+            send(self.partitions, MAX_RATE)  # the first ones wait longer
+            self._wait([relay], START_TIMEOUT_S, partial(self._has_results, predictions))
+            with Arrivals(self.bootstrap_servers, predictions) as arrivals:
+                send(count, rate)
+                self._wait([relay], RUN_TIMEOUT_S, partial(arrivals.have, count))
         return compute_latency(arrivals.list_delays())
 
-    def _create_topics(self) -> str:
+    def create_topics(self) -> str:
         """Return the name of a new group, whose topics are called after it."""
         group = next(names)
         for name in OUTPUTS:
-            self._kafka.create_topic(f"{group}-{name}", PARTITIONS)
+            self._kafka.create_topic(f"{group}-{name}", self.partitions)
         return group
 
+    def create_input(self, group: str) -> str:
+        """Return the name of a new topic of images for a group."""
+        self._kafka.create_topic(f"{group}-images", self.partitions)
+        return f"{group}-images"
+
     @contextmanager
-    def _started(self, contestant: Contestant, group: str, images: str) -> Iterator[Process]:
+    def started(self, contestant: Contestant, group: str, images: str) -> Iterator[Process]:
+        """Run a relay in a group of `create_topics` until the end of the block."""
         environment = {**os.environ, "PYTHONPATH": str(contestant.tree)}
         argv = self._build_argv(contestant, group, images)
-        relay = Process(argv, self._folder / f"{group}.log", environment, contestant.tree).start()
+        log = self._folder / f"{next(logs)}.log"
+        relay = Process(argv, log, environment, contestant.tree).start()
         try:
             yield relay
         finally:
@@ -163,7 +193,7 @@ class KafkaBenchmark:
 
     def _build_argv(self, contestant: Contestant, group: str, images: str) -> list[str]:
         argv = [sys.executable, "-m", *contestant.module, *contestant.flags]
-        argv += ["--bootstrap-servers", self._bootstrap, "--input-topic", images]
+        argv += ["--bootstrap-servers", self.bootstrap_servers, "--input-topic", images]
         argv += ["--output-topic", f"{group}-predictions", "--group", group]
         if contestant.module == DAEMON:
             argv += ["--dead-letter-topic", f"{group}-dead", "--metrics-port", "0"]
@@ -175,42 +205,59 @@ class KafkaBenchmark:
         return argv
 
     def _produce_backlog(self) -> None:
-        self._kafka.create_topic(self._backlog, PARTITIONS)
+        self._kafka.create_topic(self._backlog, self.partitions)
         pictures = first_images(min(self.records, TEST_IMAGES))
-        files = [encode_png(28, 28, image.tobytes()) for image in pictures]
-        producer = KafkaProducer(bootstrap_servers=self._bootstrap, linger_ms=20)
+        files = [encode_enlarged(image, self._size) for image in pictures]
+        producer = KafkaProducer(bootstrap_servers=self.bootstrap_servers, linger_ms=20)
         for number in range(self.records):
             value, key = files[number % len(files)], b"%d" % number
-            producer.send(self._backlog, value, key, partition=number % PARTITIONS)
+            producer.send(self._backlog, value, key, partition=number % self.partitions)
         producer.flush()
         producer.close()
 
-    def _wait(self, relay: Process, timeout_s: float, condition: Callable[[], bool]) -> None:
+    def wait_for_members(self, relays: Sequence[Process], group: str) -> None:
+        """Return when each relay has partitions. Raises StackError, as all waits, if one ends."""
+        self._wait(relays, START_TIMEOUT_S, partial(self._have_partitions, group, len(relays)))
+
+    def wait_until_done(self, relays: Sequence[Process], group: str, count: int) -> None:
+        """Return when the group has committed so many records."""
+        self._wait(relays, RUN_TIMEOUT_S, partial(self._is_done, group, count))
+
+    def _wait(
+        self, relays: Sequence[Process], timeout_s: float, condition: Callable[[], bool]
+    ) -> None:
         until = time.monotonic() + timeout_s
         while not condition():
-            if not relay.alive() or time.monotonic() > until:
-                raise StackError(f"the relay did not get on; its log ends:\n{relay.tail()}")
+            for relay in relays:
+                if not relay.alive() or time.monotonic() > until:
+                    raise StackError(f"the relay did not get on; its log ends:\n{relay.tail()}")
             time.sleep(TICK_S)
 
     def _has_results(self, topic: str) -> bool:
-        partitions = [TopicPartition(topic, one) for one in range(PARTITIONS)]
+        partitions = [TopicPartition(topic, one) for one in range(self.partitions)]
         return any(self._consumer.end_offsets(partitions).values())
 
-    def _is_done(self, group: str) -> bool:
-        offsets = self._admin.list_group_offsets([group])[group]
-        return bool(sum(found.offset for found in offsets.values()) >= self.records)
+    def _have_partitions(self, group: str, relays: int) -> bool:
+        found = self._admin.describe_groups([group])[group]
+        members = [one for one in found["members"] if one["member_assignment"]]
+        return found["group_state"] == "Stable" and len(members) == relays
 
-    def _take_snapshot(self, relay: Process, contestant: Contestant) -> Snapshot:
-        pids = {"relay": relay.child.pid, "kafka": self._kafka.process.child.pid}
+    def _is_done(self, group: str, count: int) -> bool:
+        offsets = self._admin.list_group_offsets([group])[group]
+        return bool(sum(found.offset for found in offsets.values()) >= count)
+
+    def _take_snapshot(self, relays: Sequence[Process], contestant: Contestant) -> Snapshot:
+        pids = {"kafka": self._kafka.process.child.pid}
         match contestant.service:
             case "torchserve":
                 pids |= find_torchserve(self._servers[contestant.tree].process.child.pid)
             case "instant":
                 pids["service"] = self._instant.child.pid
-        return Snapshot(time.monotonic(), time.time(), measure(pids), measure_machine())
+        usage = {"relay": measure_all([relay.child.pid for relay in relays]), **measure(pids)}
+        return Snapshot(time.monotonic(), time.time(), usage, measure_machine())
 
     def _compute(self, topic: str, first: Snapshot, last: Snapshot) -> Measured:
-        found = read_topic(self._bootstrap, topic)
+        found = read_topic(self.bootstrap_servers, topic)
         if len(found) < self.records:
             raise StackError(f"{len(found)} of {self.records} results came: see {self._folder}")
         moments = [one.timestamp / 1000 for one in found]
@@ -229,6 +276,12 @@ class KafkaBenchmark:
             cores=sum(used.values()) / seconds,
             machine_cores=(last.machine_s - first.machine_s) / seconds,
         )
+
+
+def encode_enlarged(image: NDArray[np.uint8], size: int) -> bytes:
+    """Return a PNG of `size` times `size` pixels; its own are repeated."""
+    rows = np.arange(size) * len(image) // size
+    return encode_png(size, size, image[rows][:, rows].tobytes())
 
 
 def serve_base(tree: Path) -> TorchServe:

@@ -18,7 +18,6 @@ from tests.chaos.load import LoadGenerator, generate_inputs
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PARTITIONS = 4
 POLL_MS = 200
 TICK_S = 0.05
 
@@ -37,9 +36,9 @@ def compute_latency(delays_s: Sequence[float]) -> Latency:
     return Latency(*(1000 * cuts[percent - 1] for percent in (50, 95, 99)))
 
 
-def send_load(servers: str, topic: str, count: int, rate: float) -> None:
+def send_load(servers: str, topic: str, partitions: int, count: int, rate: float) -> None:
     """Send so many images at a steady rate (records a second); return when they are there."""
-    load = generate_inputs(count, PARTITIONS, 0.0, Random(0))
+    load = generate_inputs(count, partitions, 0.0, Random(0))
     generator = LoadGenerator(TopicProducer(servers, topic), load, rate)
     with closing(generator):
         generator.start()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 
 class Usage(NamedTuple):
@@ -48,6 +48,12 @@ def measure(pids: Mapping[str, int]) -> dict[str, Usage]:
     """
     named = set(pids.values())
     return {name: _sum(pid, named - {pid}) for name, pid in pids.items()}
+
+
+def measure_all(pids: Iterable[int]) -> Usage:
+    """Return the usage of processes of one kind and of their descendants, all together."""
+    found = [_sum(pid, set()) for pid in pids]
+    return Usage(sum(one.cpu_s for one in found), sum(one.rss_bytes for one in found))
 
 
 def _sum(pid: int, others: set[int]) -> Usage:
