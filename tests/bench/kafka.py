@@ -16,13 +16,14 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
+import requests
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from connectors.images import encode_png
 from tests.bench.figures import compute_rate
-from tests.bench.latency import Arrivals, Latency, compute_latency, send_load
+from tests.bench.latency import SETTLE_S, Arrivals, Latency, compute_latency, send_load
 from tests.bench.measured import Measured
-from tests.bench.usage import Usage, find_torchserve, measure, measure_all, measure_machine
+from tests.bench.usage import Usage, find_torchserve, measure, measure_machine
 from tests.chaos.brokers.kafka.observer import read_topic
 from tests.chaos.load import MAX_RATE
 from tools.exported import first_images
@@ -51,18 +52,23 @@ NOTHING = Usage(0.0, 0)
 
 
 class Contestant(NamedTuple):
-    """A relay: its program's arguments, whom it asks, and the tree that it runs from."""
+    """A relay: its program's arguments, whom it asks, and the tree that it runs from.
+
+    `workers`: of TorchServe, while it runs.
+    """
 
     module: Sequence[str]
     flags: Sequence[str] = ()
     service: str | None = "torchserve"
     tree: Path = ROOT
+    workers: int = 1
 
 
 DAEMON = ("connectors", "kafka")
 CONTESTANTS: Mapping[str, Contestant] = {
     "exactly once": Contestant(DAEMON),
     "at least once": Contestant(DAEMON, ("--delivery", "at-least-once")),
+    "two workers": Contestant(DAEMON, workers=2),
     "pack of 1": Contestant(DAEMON, ("--pack", "1")),
     "plain relay": Contestant(("tests.bench.plain_kafka",)),
     "instant service": Contestant(DAEMON, service="instant"),
@@ -116,6 +122,7 @@ class KafkaBenchmark:
         self._folder = folder
         self._backlog = f"{next(names)}-images"
         self._stack = ExitStack()
+        self._workers: dict[str, int] = {}
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -155,8 +162,11 @@ class KafkaBenchmark:
         return replace(found, start_s=first.monotonic - began)
 
     def measure_latency(self, contestant: Contestant, rate: float, seconds: float) -> Latency:
-        """Return how long records wait for their committed result; `rate`: records a second."""
-        group, count = self.create_topics(), round(rate * seconds)
+        """Return how long records wait for their committed result; `rate`: records a second.
+
+        The load begins SETTLE_S earlier: JIT compilers and connections are of a start.
+        """
+        group, count = self.create_topics(), round(rate * (SETTLE_S + seconds))
         images, predictions = self.create_input(group), f"{group}-predictions"
         send = partial(send_load, self.bootstrap_servers, images, self.partitions)
         with self.started(contestant, group, images) as relay:
@@ -165,7 +175,7 @@ class KafkaBenchmark:
             with Arrivals(self.bootstrap_servers, predictions) as arrivals:
                 send(count, rate)
                 self._wait([relay], RUN_TIMEOUT_S, partial(arrivals.have, count))
-        return compute_latency(arrivals.list_delays())
+        return compute_latency(arrivals.list_delays(), round(rate * SETTLE_S))
 
     def create_topics(self) -> str:
         """Return the name of a new group, whose topics are called after it."""
@@ -182,6 +192,8 @@ class KafkaBenchmark:
     @contextmanager
     def started(self, contestant: Contestant, group: str, images: str) -> Iterator[Process]:
         """Run a relay in a group of `create_topics` until the end of the block."""
+        if contestant.service == "torchserve":
+            self._scale(self._servers[contestant.tree], contestant.workers)
         environment = {**os.environ, "PYTHONPATH": str(contestant.tree)}
         argv = self._build_argv(contestant, group, images)
         log = self._folder / f"{next(logs)}.log"
@@ -190,6 +202,17 @@ class KafkaBenchmark:
             yield relay
         finally:
             relay.stop()
+
+    def _scale(self, server: TorchServe, workers: int) -> None:
+        """Let TorchServe have so many workers. Raises StackError when it refuses."""
+        if self._workers.get(server.url, 1) == workers:
+            return
+        asked = {"min_worker": str(workers), "max_worker": str(workers), "synchronous": "true"}
+        models = f"{server.settings['management_address']}/models"
+        answer = requests.put(f"{models}/{server.model}", params=asked, timeout=START_TIMEOUT_S)
+        if not answer.ok:
+            raise StackError(f"TorchServe does not take {workers} workers: {answer.text.strip()}")
+        self._workers[server.url] = workers
 
     def _build_argv(self, contestant: Contestant, group: str, images: str) -> list[str]:
         argv = [sys.executable, "-m", *contestant.module, *contestant.flags]
@@ -247,14 +270,16 @@ class KafkaBenchmark:
         return bool(sum(found.offset for found in offsets.values()) >= count)
 
     def _take_snapshot(self, relays: Sequence[Process], contestant: Contestant) -> Snapshot:
-        pids = {"kafka": self._kafka.process.child.pid}
+        pids = {
+            "relay": [relay.child.pid for relay in relays],
+            "kafka": [self._kafka.process.child.pid],
+        }
         match contestant.service:
             case "torchserve":
                 pids |= find_torchserve(self._servers[contestant.tree].process.child.pid)
             case "instant":
-                pids["service"] = self._instant.child.pid
-        usage = {"relay": measure_all([relay.child.pid for relay in relays]), **measure(pids)}
-        return Snapshot(time.monotonic(), time.time(), usage, measure_machine())
+                pids["service"] = [self._instant.child.pid]
+        return Snapshot(time.monotonic(), time.time(), measure(pids), measure_machine())
 
     def _compute(self, topic: str, first: Snapshot, last: Snapshot) -> Measured:
         found = read_topic(self.bootstrap_servers, topic)

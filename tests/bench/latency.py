@@ -20,20 +20,28 @@ if TYPE_CHECKING:
 
 POLL_MS = 200
 TICK_S = 0.05
+SETTLE_S = 5.0
+"""Of a relay that has just started; what comes then is not counted with the rest."""
 
 
 class Latency(NamedTuple):
-    """Percentiles of the delays, in milliseconds."""
+    """Percentiles of the delays, in milliseconds; `early_p99_ms`: of those left out before."""
 
     p50_ms: float
     p95_ms: float
     p99_ms: float
+    early_p99_ms: float = 0.0
 
 
-def compute_latency(delays_s: Sequence[float]) -> Latency:
-    """Return the percentiles of at least two delays."""
-    cuts = quantiles(delays_s, n=100)
-    return Latency(*(1000 * cuts[percent - 1] for percent in (50, 95, 99)))
+def compute_latency(delays_s: Sequence[float], early: int = 0) -> Latency:
+    """Return the percentiles of delays, but for the first ones; of either kind at least two."""
+    p50, p95, p99 = _compute_percentiles(delays_s[early:])
+    return Latency(p50, p95, p99, _compute_percentiles(delays_s[:early])[-1] if early else 0.0)
+
+
+def _compute_percentiles(delays_s: Sequence[float]) -> tuple[float, float, float]:
+    cuts = [1000 * cut for cut in quantiles(delays_s, n=100)]
+    return cuts[49], cuts[94], cuts[98]
 
 
 def send_load(servers: str, topic: str, partitions: int, count: int, rate: float) -> None:

@@ -104,8 +104,9 @@ class Table:
         ]
         lines += [self._render_run(name) for name in self.runs]
         if self.latency:
-            p50, p95, p99 = self.latency
-            lines.append(f"at {self.rate:,.0f}/s: p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f} ms")
+            p50, p95, p99, early = self.latency
+            line = f"at {self.rate:,.0f}/s: p50 {p50:.0f}, p95 {p95:.0f}, p99 {p99:.0f} ms"
+            lines.append(f"{line}; p99 of the first seconds, left out: {early:.0f} ms")
         if self.ceiling:
             lines.append(f"decoding and predicting alone: {self.ceiling:,.0f}/s")
         return "\n".join(lines)

@@ -139,7 +139,7 @@ def test_the_latency_is_that_of_ours_at_half_its_rate() -> None:
     chosen = {"exactly once": CONTESTANTS["exactly once"]}
     table = measure_in_turns(benchmark, chosen, 1, lambda _: None)
     assert benchmark.asked == [(45.0, 20.0)]
-    assert table.latency == (10.0, 20.0, 251.0)
+    assert table.latency == (10.0, 20.0, 251.0, 0.0)
 
 
 def test_what_is_wanted_is_compared_with_what_was_found() -> None:
@@ -201,15 +201,20 @@ def test_the_table_shows_cpu_by_process_and_their_sum() -> None:
 
 def test_percentiles_are_in_milliseconds() -> None:
     found = compute_latency([number / 1000 for number in range(1, 1001)])
-    assert [round(each) for each in found] == [500, 951, 991]
+    assert [round(each) for each in found] == [500, 951, 991, 0]
+
+
+def test_the_delays_behind_a_start_are_told_apart() -> None:
+    found = compute_latency([9.0] * 10 + [0.1] * 90, early=10)
+    assert [round(each) for each in found] == [100, 100, 100, 9000]
 
 
 def test_cpu_time_is_counted_for_the_process_that_used_it() -> None:
     me = psutil.Process().pid
-    first, until = measure({"me": me}), time.process_time() + 0.2
+    first, until = measure({"me": [me]}), time.process_time() + 0.2
     while time.process_time() < until:
         pass
-    last = measure({"me": me, "gone": 2**22 + 1})
+    last = measure({"me": [me], "gone": [2**22 + 1]})
     assert last["me"].cpu_s - first["me"].cpu_s >= 0.15
     assert last["me"].rss_bytes > 0
     assert last["gone"] == (0.0, 0)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import psutil
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 
 class Usage(NamedTuple):
@@ -41,32 +41,29 @@ def measure_machine() -> float:
     return float(times.user + times.nice + times.system + times.irq + times.softirq + times.steal)
 
 
-def measure(pids: Mapping[str, int]) -> dict[str, Usage]:
-    """Return the usage by name.
+def measure(pids: Mapping[str, Sequence[int]]) -> dict[str, Usage]:
+    """Return the usage by name, of all processes that have it.
 
-    A name's process counts with its descendants, but for those that have a name of their own.
+    They count with their descendants, but for those that have a name of their own.
     """
-    named = set(pids.values())
-    return {name: _sum(pid, named - {pid}) for name, pid in pids.items()}
+    named = {pid for some in pids.values() for pid in some}
+    return {name: _sum(some, named) for name, some in pids.items()}
 
 
-def measure_all(pids: Iterable[int]) -> Usage:
-    """Return the usage of processes of one kind and of their descendants, all together."""
-    found = [_sum(pid, set()) for pid in pids]
+def _sum(pids: Sequence[int], named: set[int]) -> Usage:
+    others = named - {*pids}
+    found = [
+        measure_process(one) for pid in pids for one in find_processes(pid) if one.pid not in others
+    ]
     return Usage(sum(one.cpu_s for one in found), sum(one.rss_bytes for one in found))
 
 
-def _sum(pid: int, others: set[int]) -> Usage:
-    found = [measure_process(one) for one in find_processes(pid) if one.pid not in others]
-    return Usage(sum(one.cpu_s for one in found), sum(one.rss_bytes for one in found))
-
-
-def find_torchserve(pid: int) -> dict[str, int]:
-    """Return the process of TorchServe's JVM and that of its worker; `pid`: of its launcher."""
-    found = {}
+def find_torchserve(pid: int) -> dict[str, list[int]]:
+    """Return TorchServe's JVM and its workers; `pid`: of its launcher."""
+    found: dict[str, list[int]] = {"worker": [], "jvm": []}
     for process in find_processes(pid):
         if any("model_service_worker" in word for word in process.cmdline()):
-            found["worker"] = process.pid
+            found["worker"].append(process.pid)
         elif process.name() == "java":
-            found["jvm"] = process.pid
+            found["jvm"].append(process.pid)
     return found
