@@ -47,6 +47,19 @@ def test_a_minute_of_chaos_loses_nothing_and_doubles_nothing(tmp_path: Path) -> 
     assert all(happened > 0 for happened in found["faults"].values())
 
 
+@pytest.mark.usefixtures("_servers", "network_namespaces")
+def test_a_cluster_that_is_cut_in_two_loses_nothing_and_doubles_nothing(tmp_path: Path) -> None:
+    output = tmp_path / "cluster.json"
+    flags = ["--rounds", "1", "--faults", "leader-cut", "one-way-cut", "--output", str(output)]
+    argv = [sys.executable, "-m", "tests.chaos", "cluster", *flags]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(output.read_text())
+    assert found["faults"] == {"leader cut": 1, "one-way cut": 1}
+    assert all(strike["packets"] > 0 for strike in found["strikes"])
+    assert not any(found["findings"].values())
+
+
 @pytest.mark.usefixtures("_servers")
 @pytest.mark.parametrize("name", list(link.LATE_REQUESTS))
 def test_a_request_that_comes_20_seconds_late_touches_no_later_transaction(

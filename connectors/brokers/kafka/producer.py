@@ -105,13 +105,16 @@ def find_unfit(failed: Iterable[Failure], shared: object = None) -> Mapping[Pend
 
 def _is_of_our_clock(error: Exception) -> bool:
     """Of several in a batch the library says only that they are invalid, and Kafka's words."""
+    if isinstance(error, kafka_errors.InvalidTimestampError):
+        return True
     return re.match(r"Timestamp \d+ of message", str(next(iter(error.args), ""))) is not None
 
 
 def stop_if_closed(pending: Pending, error: Exception) -> None:
     """Raise Stop when a topic takes no message at all."""
     if isinstance(error, CLOSED) and pending.message:
-        why = f"{pending.message.topic} takes no message ({error}): correct its settings"
+        what = "this machine's clock, or its" if _is_of_our_clock(error) else "its"
+        why = f"{pending.message.topic} takes no message ({error}): correct {what} settings"
         raise Stop(f"{why}, then start", Exit.UNAVAILABLE) from error
 
 
