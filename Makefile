@@ -51,8 +51,12 @@ model_store/fmnist.mar: | setup
 BUILDER ?= buildah bud
 BUILD = $(BUILDER) $(BASE:%=--build-arg BASE=%)
 
+.PHONY: image-programs
+image-programs:
+	@tools/setup.sh images
+
 .PHONY: images
-images: archive ## images of connector and server; BROKER=pubsub BUILDER="docker build" BASE=… TORCH_INDEX=…
+images: archive $(if $(filter buildah,$(BUILDER)),image-programs) ## images of connector and server; BROKER=pubsub BUILDER="docker build" BASE=… TORCH_INDEX=…
 	$(BUILD) --build-arg BROKER=$(BROKER) -t fmnist-connector$(if $(filter pubsub,$(BROKER)),-pubsub) -f deploy/images/connector.Dockerfile .
 	$(BUILD) $(TORCH_INDEX:%=--build-arg TORCH_INDEX=%) -t fmnist-server -f deploy/images/server.Dockerfile .
 
@@ -60,12 +64,11 @@ images: archive ## images of connector and server; BROKER=pubsub BUILDER="docker
 DEBIAN ?= mmdebstrap --variant=apt --include=ca-certificates
 
 .PHONY: base-image
-base-image: ## Debian 13 by mmdebstrap, localhost/debian:trixie; then make images BASE=localhost/debian:trixie
-	@tools/setup.sh images
+base-image: image-programs ## Debian 13 by mmdebstrap, localhost/debian:trixie; then make images BASE=localhost/debian:trixie
 	$(DEBIAN) trixie - http://deb.debian.org/debian | podman import - localhost/debian:trixie
 
 .PHONY: test-images
-test-images: deploy-venv maven images ## the images in containers: the server alone, the rendered pod beside Kafka, format pt2; by podman
+test-images: deploy-venv maven image-programs images ## the images in containers: the server alone, the rendered pod beside Kafka, format pt2; by podman
 	$(BIN)/python -m tests.images $(CASES)
 
 .PHONY: serve
