@@ -27,6 +27,9 @@ LEAST_OF_BEST = 0.9
 """What the default of a setting must reach of the best value's rate."""
 
 
+HEADROOM = 1.1
+
+
 class Point(NamedTuple):
     """One value of a setting, and what it means; `share`: of the records, as they are slower."""
 
@@ -98,12 +101,13 @@ class Sweep:
         for (name, curve), top, bottom in zip(self.curves.items(), *rows, strict=True):
             values, runs = [str(value) for value, _ in curve], [run for _, run in curve]
             top.plot(values, [run.records_s for run in runs], marker="o")
-            top.set(title=name, ylim=(0, None))
+            top.set(title=name, ylim=(0, HEADROOM * max(run.records_s for run in runs)))
             floor = [0.0] * len(runs)
             for part in PARTS:
                 heights = [run.cpu_us.get(part, 0.0) for run in runs]
                 bottom.bar(values, heights, bottom=floor, label=part)
                 floor = [low + height for low, height in zip(floor, heights, strict=True)]
+            bottom.set(ylim=(0, HEADROOM * max(floor)))
         rows[0][0].set(ylabel="records a second")
         rows[1][0].set(ylabel="CPU µs a record")
         rows[1][0].legend()
