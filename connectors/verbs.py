@@ -231,7 +231,7 @@ class Pace(Settings):
     """Pace and limits."""
 
     pack: Count = Field(
-        default=128, le=1024, description="most images in one request; 1,024 at most"
+        default=256, le=1024, description="most images in one request; 1,024 at most"
     )
     in_flight: Count = Field(default=6, description="most requests out at once")
     window: Count = Field(default=4096, description="most records held")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from connectors.verbs import Pace
 from tests.bench.kafka import encode_enlarged
 from tests.bench.measured import Measured
 from tests.bench.relays import Event, Scaling, find_gap, find_silences, list_moments
@@ -101,8 +102,9 @@ def test_a_sweep_changes_one_setting_after_one_run_that_does_not_count(tmp_path:
 
 @pytest.mark.parametrize(("best", "met"), [(111.0, True), (112.0, False)])
 def test_a_default_is_held_against_the_best(best: float, *, met: bool) -> None:
-    curve = [(64, measured(50.0)), (128, measured(100.0)), (256, measured(best))]
-    assert compare_default("pack", curve, 128).met is met
+    default = Pace.model_fields["pack"].default
+    curve = [(1, measured(50.0)), (default, measured(100.0)), (1024, measured(best))]
+    assert compare_default("pack", curve, default).met is met
     assert ("yes" if met else "NO") in Sweep({"pack": curve}).render()
 
 

@@ -254,6 +254,6 @@ def test_v2_without_the_name_of_its_input_is_wrong_usage() -> None:
     assert stop.value.code == Exit.USAGE
 
 
-@pytest.mark.parametrize(("most", "pack"), [(None, 128), (8, 8), (1000, 128)])
+@pytest.mark.parametrize(("most", "pack"), [(None, 256), (8, 8), (1000, 256)])
 def test_no_pack_has_more_images_than_the_model_takes(most: int | None, pack: int) -> None:
     assert make_policy(settings(max_batch=most)).pack == pack

@@ -41,7 +41,7 @@ GOOD: Replies = {
     "/v2/health/ready": (200, None),
     "/v2": (200, BINARY),
     "/v2/models/a": (200, model(FILES)),
-    "/v2/models/a/config": (200, {"max_batch_size": 128}),
+    "/v2/models/a/config": (200, {"max_batch_size": 256}),
 }
 
 
@@ -71,7 +71,7 @@ def test_a_server_that_fits_is_told_in_four_lines() -> None:
     )
     assert found["server"].text == "triton 2.59.0"
     assert found["model"].text == "a takes image files: image BYTES [-1]"
-    assert found["batch"].text == "at most 128 images in a request, the model's max_batch_size"
+    assert found["batch"].text == "at most 256 images in a request, the model's max_batch_size"
 
 
 def test_a_version_is_asked_for_by_its_path() -> None:
@@ -134,7 +134,7 @@ SENTENCES: list[tuple[Replies, dict[str, Any], str, str, str]] = [
         {},
         "model",
         "failed",
-        "the model takes 1 image at once and a request would have up to 128: give --max-batch 1",
+        "the model takes 1 image at once and a request would have up to 256: give --max-batch 1",
     ),
     ({"/v2/models/a": (200, model({**FILES, "shape": [1]}))}, {"max_batch": 1}, "model", "ok", "a"),
     (
@@ -142,7 +142,7 @@ SENTENCES: list[tuple[Replies, dict[str, Any], str, str, str]] = [
         {},
         "batch",
         "failed",
-        "the model takes 8 images at once and a request would have up to 128: give --max-batch 8",
+        "the model takes 8 images at once and a request would have up to 256: give --max-batch 8",
     ),
     ({"/v2/models/a/config": (200, {"max_batch_size": 8})}, {"max_batch": 8}, "batch", "ok", "8"),
     ({"/v2/models/a/config": (200, {"max_batch_size": 0})}, {}, "batch", "ok", "no limit"),
