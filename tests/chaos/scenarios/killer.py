@@ -165,6 +165,7 @@ class KillerTestbed:
         observer = open_observer(servers, PARTITIONS, answers, stack)
         until_dead = takewhile(lambda _: not observer.log.dead_letters, generate_others(pictures))
         argv = relay_argv(("connectors",), servers, proxy.url, "relay")
+        argv = [*argv, "--pack", str(PACK)]
         open_producer = partial(TopicProducer, servers, TOPICS.images)
         return cls(
             servers,
