@@ -17,9 +17,10 @@ class PatchError(StackError):
 def replace_attribute(owner: object, name: str, make_replacement: Callable[[Any], Any]) -> None:
     """Put what `make_replacement` makes of `owner.name` in its place; raise PatchError without one.
 
-    `owner`: a class or a module, the one in which the product looks the name up.
+    `owner`: a class or a module, the one in which the product looks the name up. What a class only
+    inherits is not its own: the product's part is gone, and the library's would be replaced.
     """
-    if not hasattr(owner, name):
+    if name not in vars(owner):
         where = getattr(owner, "__name__", owner)
         raise PatchError(f"{where} has no {name} to replace: write this bug anew in bugs.py")
     setattr(owner, name, make_replacement(getattr(owner, name)))

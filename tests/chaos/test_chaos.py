@@ -425,7 +425,7 @@ def plant(broker: str, bug: str, patch: pytest.MonkeyPatch) -> list[tuple[Any, s
     replaced: list[tuple[Any, str]] = []
 
     def replace_and_note(owner: object, name: str, make: Callable[[Any], Any]) -> None:
-        if hasattr(owner, name):
+        if name in vars(owner):
             patch.setattr(owner, name, getattr(owner, name))
         replace_attribute(owner, name, make)
         replaced.append((owner, name))
