@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from tests.bench.latency import Latency
 
 PARTS = ("relay", "worker", "jvm", "kafka", "service")
+CPU_HEAD = "".join(f"{part:>9}" for part in PARTS) + f"{'all':>9}{'cores':>7}{'busy':>6}"
+"""The head of what `Measured.render_cpu` returns."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +36,11 @@ class Measured:
     def total_cpu_us(self) -> float:
         """CPU µs a record of all processes together."""
         return sum(self.cpu_us.values())
+
+    def render_cpu(self) -> str:
+        """Return the columns of CPU_HEAD: CPU µs a record by process, and the cores in use."""
+        parts = "".join(f"{self.cpu_us.get(part, 0):>9.0f}" for part in PARTS)
+        return f"{parts}{self.total_cpu_us:>9.0f}{self.cores:>7.2f}{self.machine_cores:>6.2f}"
 
 
 @dataclass(frozen=True)
@@ -97,10 +104,9 @@ class Table:
 
     def render(self) -> str:
         """Return a line for each contestant, for people."""
-        head = f"{'records/s':>10}{'spread':>16}" + "".join(f"{part:>9}" for part in PARTS)
         lines = [
             f"{'CPU µs a record of':>60}",
-            f"{'':<16}{head}{'all':>9}{'cores':>7}{'busy':>6}{'start':>7}",
+            f"{'':<16}{'records/s':>10}{'spread':>16}{CPU_HEAD}{'start':>7}",
         ]
         lines += [self._render_run(name) for name in self.runs]
         if self.latency:
@@ -115,7 +121,5 @@ class Table:
         middle = self.find_median(name)
         rates = [run.records_s for run in self.runs[name]]
         spread = f"{min(rates):,.0f}-{max(rates):,.0f}"
-        parts = "".join(f"{middle.cpu_us.get(part, 0):>9.0f}" for part in PARTS)
-        line = f"{name:<16}{middle.records_s:>10,.0f}{spread:>16}{parts}"
-        line += f"{middle.total_cpu_us:>9.0f}{middle.cores:>7.2f}{middle.machine_cores:>6.2f}"
+        line = f"{name:<16}{middle.records_s:>10,.0f}{spread:>16}{middle.render_cpu()}"
         return f"{line}{middle.start_s:>7.1f}"

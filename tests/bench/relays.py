@@ -91,7 +91,7 @@ class Scaling:
 def find_silences(
     moments: Mapping[int, Sequence[float]], events: Sequence[Event]
 ) -> dict[str, float]:
-    """Return the longest time without a result that begins between an event and the next.
+    """Return the longest time without a result, of those that end between an event and the next.
 
     It may have begun before the event, with the last result before it.
     """
@@ -118,7 +118,7 @@ def list_moments(found: Iterable[Any]) -> Moments:
 
 
 def measure_rebalances(benchmark: KafkaBenchmark) -> dict[str, float]:
-    """Let a relay join, leave and die beside two others, under a steady load."""
+    """Let a third relay join two others and leave, then kill one of them, under a steady load."""
     group = benchmark.create_topics()
     images = benchmark.create_input(group)
     count = round(RATE * SPACING_S * 5)

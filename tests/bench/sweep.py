@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from connectors.verbs import Pace
 from tests.bench.kafka import CONTESTANTS, PARTITIONS, SIZE
-from tests.bench.measured import PARTS, Target
+from tests.bench.measured import CPU_HEAD, PARTS, Target
 from tools.servers.process import StackError
 
 if TYPE_CHECKING:
@@ -26,8 +26,8 @@ OURS = CONTESTANTS["exactly once"]
 LEAST_OF_BEST = 0.9
 """What the default of a setting must reach of the best value's rate."""
 
-
 HEADROOM = 1.1
+"""Of a picture's axis, above its highest value."""
 
 
 class Point(NamedTuple):
@@ -122,12 +122,9 @@ def compare_default(name: str, curve: Curve, default: int) -> Target:
 
 
 def _render_curve(name: str, curve: Curve) -> Iterator[str]:
-    parts = "".join(f"{part:>9}" for part in PARTS)
-    yield f"{name:<12}{'records/s':>10}{parts}{'all':>9}{'cores':>7}{'busy':>6}"
+    yield f"{name:<12}{'records/s':>10}{CPU_HEAD}"
     for value, run in curve:
-        line = f"{value:<12}{run.records_s:>10,.0f}"
-        line += "".join(f"{run.cpu_us.get(part, 0):>9.0f}" for part in PARTS)
-        yield f"{line}{run.total_cpu_us:>9.0f}{run.cores:>7.2f}{run.machine_cores:>6.2f}"
+        yield f"{value:<12}{run.records_s:>10,.0f}{run.render_cpu()}"
     yield ""
 
 

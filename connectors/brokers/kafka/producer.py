@@ -104,7 +104,10 @@ def find_unfit(failed: Iterable[Failure], shared: object = None) -> Mapping[Pend
 
 
 def _is_of_our_clock(error: Exception) -> bool:
-    """Of several in a batch the library says only that they are invalid, and Kafka's words."""
+    """Say whether a topic refused a timestamp, which our clock gave.
+
+    Of several in a batch the library says only that they are invalid, and Kafka's words.
+    """
     if isinstance(error, kafka_errors.InvalidTimestampError):
         return True
     return re.match(r"Timestamp \d+ of message", str(next(iter(error.args), ""))) is not None
