@@ -49,9 +49,9 @@ class ConnectorCommand(NamedTuple):
         """Return the command of one verb as a process, not started yet."""
         return Process(self.argv(verb, *flags), log, env=self.environment, cwd=ROOT)
 
-    def daemon(self, url: str, log: Path) -> Process:
+    def daemon(self, url: str, *flags: str, log: Path) -> Process:
         """Return the daemon that asks `url`, not started yet; SIGTERM drains it."""
-        return self.process("run", "--url", url, log=log)
+        return self.process("run", "--url", url, *flags, log=log)
 
     def example(self, verb: str, *flags: str) -> str:
         """Return the same for people to type."""

@@ -132,7 +132,7 @@ def run(broker: str, count: int, folder: Path) -> dict[str, Any]:
         say("starting TorchServe with model_store/fmnist.mar …")
         server = stack.enter_context(TorchServe())
         say("starting the connector …")
-        daemon = command.daemon(server.url, folder / "connector.log").start()
+        daemon = command.daemon(server.url, log=folder / "connector.log").start()
         stack.callback(daemon.stop, timeout=30)
         wait_for_daemon(daemon)
         say(f"sending {count} test images …")

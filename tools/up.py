@@ -34,6 +34,7 @@ RUN = ROOT / "run"
 STATE = RUN / "up.json"
 KAFKA_PORTS = (9093, 9092, 9094)
 PUBSUB_PORT = 8085
+METRICS_PORT = 9100
 STOP_TIMEOUT_S = 35.0  # for one of them; the connector drains for 25 s at most
 
 
@@ -77,6 +78,7 @@ def start(broker: str) -> int:
         undo.pop_all()
     say(f"up: send some:     {command.example('send', '--test-set', '--limit', '1000')}")
     say(f"up: watch them:    {command.example('listen', '--from-beginning')}")
+    say(f"up: its metrics:   curl localhost:{METRICS_PORT}/metrics")
     return status()
 
 
@@ -89,7 +91,9 @@ def launch(broker: str, undo: ExitStack) -> tuple[dict[str, dict[str, Any]], Con
     say("up: starting TorchServe …")
     server = undo.enter_context(configured_server())
     say("up: starting the connector …")
-    daemon = command.daemon(server.url, RUN / "connector.log").start()
+    baseline_url = f"{server.settings['management_address']}/models/{server.model}?customized=true"
+    flags = ["--metrics-port", str(METRICS_PORT), "--baseline-url", baseline_url]
+    daemon = command.daemon(server.url, *flags, log=RUN / "connector.log").start()
     undo.callback(daemon.stop)
     wait_for_daemon(daemon)
     servers = {
