@@ -9,6 +9,7 @@ the CPU that they cost TorchServe. `python -m tests.bench single` asks for one i
 compares our settings of TorchServe with its own. `python -m tests.bench relays` measures one, two
 and four relays of a group, and what it costs that one joins, leaves or dies. `python -m tests.bench
 sweep` changes one setting after the other. These two also draw a picture beside their JSON.
+`python -m tests.bench imports` tells how long programs import before they begin.
 """
 
 from __future__ import annotations
@@ -21,19 +22,20 @@ import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.bench import ceiling, packed, relays, single, sweep
+from tests.bench import ceiling, imports, packed, relays, single, sweep
 from tests.bench.base import checked_out
 from tests.bench.benchmark import compare
 from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, add_base, serve_base
+from tests.bench.networks import SHIPPED, pack_resnet
 from tests.bench.pubsub import PubSubBenchmark
 from tests.bench.turns import list_targets, measure_in_turns
 from tools.servers.kafka import Kafka
 from tools.servers.process import ROOT, StackError
-from tools.servers.torchserve import TorchServe
+from tools.servers.torchserve import ARCHIVE, TorchServe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -47,8 +49,17 @@ RECORDS = {
     "single": 2_000,
     "relays": 96_000,
     "sweep": 12_000,
+    "imports": 0,
 }
-ROUNDS = {"kafka": 3, "pubsub": 5, "packed": 5, "single": 3, "relays": 1, "sweep": 1}
+ROUNDS = {
+    "kafka": 3,
+    "pubsub": 5,
+    "packed": 5,
+    "single": 3,
+    "relays": 1,
+    "sweep": 1,
+    "imports": 5,
+}
 
 
 def say(text: str) -> None:
@@ -135,12 +146,25 @@ def run_relays(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Re
 
 def run_sweep(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Report:
     """Change one setting after the other."""
-    servers = {ROOT: stack.enter_context(TorchServe())}
     kafka = stack.enter_context(Kafka())
-    make = partial(KafkaBenchmark, kafka, servers, scratch)
+
+    @cache
+    def serve(network: str) -> TorchServe:
+        archive = ARCHIVE if network == SHIPPED else pack_resnet(network, scratch)
+        return stack.enter_context(TorchServe(archive))
+
+    def make(records: int, *, network: str, **named: int) -> KafkaBenchmark:
+        return KafkaBenchmark(kafka, {ROOT: serve(network)}, scratch, records, **named)
+
     found = sweep.measure(make, asked.records, asked.only, say)
     found.draw(asked.output.with_suffix(".svg"))
     return Report(found.to_dict(), found.render(), passed=True)
+
+
+def run_imports(asked: argparse.Namespace, _: Path, __: ExitStack) -> Report:
+    """Time the imports of programs."""
+    found = imports.measure_imports(imports.MODULES, asked.rounds)
+    return Report(dict(found), imports.render_imports(found), passed=True)
 
 
 RUNS: Mapping[str, Callable[[argparse.Namespace, Path, ExitStack], Report]] = {
@@ -150,6 +174,7 @@ RUNS: Mapping[str, Callable[[argparse.Namespace, Path, ExitStack], Report]] = {
     "single": run_single,
     "relays": run_relays,
     "sweep": run_sweep,
+    "imports": run_imports,
 }
 
 

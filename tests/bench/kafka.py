@@ -7,8 +7,11 @@ counted from the first result to the end, so a start costs nothing.
 from __future__ import annotations
 
 import os
+import random
+import struct
 import sys
 import time
+import zlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -49,6 +52,8 @@ names = (f"bench-{number}" for number in count())
 logs = (f"relay-{number}" for number in count())
 OUTPUTS = ("predictions", "dead")
 NOTHING = Usage(0.0, 0)
+NO_CHUNK = bytes(12)
+"""As long as a chunk of a PNG without data, such as its last one."""
 
 
 class Contestant(NamedTuple):
@@ -100,7 +105,8 @@ class KafkaBenchmark:
     """A backlog in `kafka`, and an instant service; made ready by `with`.
 
     `servers`: the TorchServe of each tree that contestants run from. The logs go to `folder`. Each
-    topic has so many `partitions`; images have `size` times `size` pixels.
+    topic has so many `partitions`; images have `size` times `size` pixels, and their files at least
+    `payload` bytes.
     """
 
     def __init__(
@@ -112,11 +118,13 @@ class KafkaBenchmark:
         *,
         partitions: int = PARTITIONS,
         size: int = SIZE,
+        payload: int = 0,
     ) -> None:
         self.records = records
         self.partitions = partitions
         self.bootstrap_servers = kafka.plain_servers
         self._size = size
+        self._payload = payload
         self._kafka = kafka
         self._servers = servers
         self._folder = folder
@@ -230,7 +238,8 @@ class KafkaBenchmark:
     def _produce_backlog(self) -> None:
         self._kafka.create_topic(self._backlog, self.partitions)
         pictures = first_images(min(self.records, TEST_IMAGES))
-        files = [encode_enlarged(image, self._size) for image in pictures]
+        encoded = (encode_enlarged(image, self._size) for image in pictures)
+        files = [pad_png(data, self._payload) for data in encoded]
         producer = KafkaProducer(bootstrap_servers=self.bootstrap_servers, linger_ms=20)
         for number in range(self.records):
             value, key = files[number % len(files)], b"%d" % number
@@ -307,6 +316,19 @@ def encode_enlarged(image: NDArray[np.uint8], size: int) -> bytes:
     """Return a PNG of `size` times `size` pixels; its own are repeated."""
     rows = np.arange(size) * len(image) // size
     return encode_png(size, size, image[rows][:, rows].tobytes())
+
+
+def pad_png(data: bytes, size: int) -> bytes:
+    """Return a PNG of at least so many bytes: a chunk that readers skip comes before its end.
+
+    It is private and ancillary, by the case of its name (PNG specification, 5.4).
+    """
+    missing = size - len(data) - len(NO_CHUNK)
+    if missing <= 0:
+        return data
+    tagged = b"paDd" + random.Random(size).randbytes(missing)
+    chunk = struct.pack(">I", missing) + tagged + struct.pack(">I", zlib.crc32(tagged))
+    return data[: -len(NO_CHUNK)] + chunk + data[-len(NO_CHUNK) :]
 
 
 def serve_base(tree: Path) -> TorchServe:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from connectors.verbs import Pace
 from tests.bench.kafka import CONTESTANTS, PARTITIONS, SIZE
 from tests.bench.measured import CPU_HEAD, PARTS, Target
+from tests.bench.networks import RESNET_SIZE, SHIPPED
 from tools.servers.process import StackError
 
 if TYPE_CHECKING:
@@ -31,12 +32,17 @@ HEADROOM = 1.1
 
 
 class Point(NamedTuple):
-    """One value of a setting, and what it means; `share`: of the records, as they are slower."""
+    """One value of a setting, and what it means; `share`: of the records, as they are slower.
+
+    `network`: that of the archive which is served, of NETWORKS.
+    """
 
     value: int
     flags: Sequence[str] = ()
     partitions: int = PARTITIONS
     size: int = SIZE
+    payload: int = 0
+    network: str = SHIPPED
     relays: int = 1
     share: float = 1.0
 
@@ -50,6 +56,14 @@ CURVES: Mapping[str, Sequence[Point]] = {
         Point(one, size=one, share=share)
         for one, share in ((28, 1.0), (64, 0.5), (128, 0.5), (256, 0.25), (512, 0.125))
     ],
+    "kB": [
+        Point(one, payload=1000 * one, share=share)
+        for one, share in ((0, 1.0), (5, 1.0), (50, 0.2), (500, 0.04))
+    ],
+    "resnet": [
+        Point(0, size=RESNET_SIZE, share=0.25),
+        Point(18, size=RESNET_SIZE, network="resnet18", share=0.03),
+    ],
 }
 DEFAULTS = {"pack": "pack", "in flight": "in_flight"}
 """The curves of a setting of the daemon, and its name there."""
@@ -58,7 +72,9 @@ DEFAULTS = {"pack": "pack", "in flight": "in_flight"}
 class MakeBenchmark(Protocol):
     """Returns a benchmark with a backlog of its own, to be entered."""
 
-    def __call__(self, records: int, *, partitions: int, size: int) -> KafkaBenchmark:
+    def __call__(
+        self, records: int, *, partitions: int, size: int, payload: int, network: str
+    ) -> KafkaBenchmark:
         """Make it; of so many records."""
         ...
 
@@ -154,6 +170,12 @@ def measure(
 def measure_point(make: MakeBenchmark, records: int, point: Point) -> Measured:
     """Run one point, with a backlog of its own."""
     with ExitStack() as stack:
-        made = make(round(records * point.share), partitions=point.partitions, size=point.size)
+        made = make(
+            round(records * point.share),
+            partitions=point.partitions,
+            size=point.size,
+            payload=point.payload,
+            network=point.network,
+        )
         contestant = OURS._replace(flags=point.flags)
         return stack.enter_context(made).run(contestant, point.relays)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from dataclasses import replace
 from math import inf
@@ -15,6 +16,7 @@ from connectors.inference.torchserve import interpret_reply
 from connectors.records import Prediction
 from tests.bench.benchmark import Who, compare, order_round
 from tests.bench.figures import Comparison, Round, compute_rate
+from tests.bench.imports import measure_imports, render_imports, time_import
 from tests.bench.instant_service import answer
 from tests.bench.kafka import CONTESTANTS, Contestant
 from tests.bench.latency import Latency, compute_latency
@@ -224,3 +226,14 @@ def test_the_instant_service_answers_each_image_in_the_handlers_form() -> None:
     found = interpret_reply(200, answer(3), 3)
     assert isinstance(found, list)
     assert [type(one) for one in found] == [Prediction] * 3
+
+
+def test_an_import_is_shown_without_what_python_takes_for_itself() -> None:
+    found = {"sys": 0.02, "json": 0.05}
+    assert render_imports(found).split() == ["Python", "alone", "20", "ms", "json", "30", "ms"]
+
+
+def test_imports_are_timed_in_interpreters_of_their_own() -> None:
+    assert measure_imports(["sys"], 2)["sys"] > 0
+    with pytest.raises(subprocess.CalledProcessError):
+        time_import("no_such_module")

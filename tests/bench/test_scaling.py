@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from connectors.verbs import Pace
-from tests.bench.kafka import encode_enlarged
+from tests.bench.kafka import encode_enlarged, pad_png
 from tests.bench.measured import Measured
 from tests.bench.relays import Event, Scaling, find_gap, find_silences, list_moments
 from tests.bench.sweep import CURVES, Sweep, choose_curves, compare_default, measure
@@ -69,10 +69,12 @@ class FakeMaker:
     """Notes what was asked for; the rate of a run is that of its flags."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[int, int, int, tuple[str, ...], int]] = []
+        self.asked: list[tuple[object, ...]] = []
 
-    def __call__(self, records: int, *, partitions: int, size: int) -> KafkaBenchmark:
-        self.made = (records, partitions, size)
+    def __call__(
+        self, records: int, *, partitions: int, size: int, payload: int, network: str
+    ) -> KafkaBenchmark:
+        self.made = (records, partitions, size, payload, network)
         return cast("KafkaBenchmark", self)
 
     def __enter__(self) -> Self:
@@ -88,10 +90,12 @@ class FakeMaker:
 
 def test_a_sweep_changes_one_setting_after_one_run_that_does_not_count(tmp_path: Path) -> None:
     make, lines = FakeMaker(), list[str]()
-    found = measure(make, 800, "partitions,image size", lines.append)
-    assert make.asked[0] == (800, 4, 28, (), 1)
-    assert make.asked[1:6] == [(800, one, 28, (), 1) for one in (1, 2, 4, 8, 16)]
-    assert make.asked[-1] == (100, 4, 512, (), 1)
+    found = measure(make, 800, "partitions,image size,kB,resnet", lines.append)
+    assert make.asked[0] == (800, 4, 28, 0, "shipped", (), 1)
+    assert make.asked[1:6] == [(800, one, 28, 0, "shipped", (), 1) for one in (1, 2, 4, 8, 16)]
+    assert make.asked[10] == (100, 4, 512, 0, "shipped", (), 1)
+    assert make.asked[14] == (32, 4, 28, 500_000, "shipped", (), 1)
+    assert make.asked[-1] == (24, 4, 224, 0, "resnet18", (), 1)
     assert len(lines) == len(make.asked) - 1
     assert [value for value, _ in found.curves["partitions"]] == [1, 2, 4, 8, 16]
     assert found.to_dict()["image size"][0]["value"] == 28
@@ -120,3 +124,14 @@ def test_an_enlarged_image_repeats_its_pixels(tmp_path: Path) -> None:
     with Image.open(path) as found:
         rows: Any = np.asarray(found).tolist()
     assert rows == [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4]]
+
+
+@pytest.mark.parametrize("size", [0, 80, 100, 5000, 500_000])
+def test_a_padded_png_is_as_large_as_wanted_and_the_same_image(size: int, tmp_path: Path) -> None:
+    plain = encode_enlarged(np.arange(16, dtype=np.uint8).reshape(4, 4), 4)
+    padded = pad_png(plain, size)
+    assert len(padded) == (size if size >= len(plain) + 12 else len(plain))
+    (tmp_path / "image.png").write_bytes(padded)
+    with Image.open(tmp_path / "image.png") as found:
+        rows: Any = np.asarray(found)
+    assert rows.tobytes() == bytes(range(16))
