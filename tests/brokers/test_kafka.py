@@ -1206,17 +1206,6 @@ def test_a_broker_that_is_killed_and_comes_back_costs_nothing(
     assert results == [record.id for record in records]
 
 
-def test_a_poll_brings_as_many_large_records_as_fit_in_an_answer(kafka: KafkaHarness) -> None:
-    topics = kafka.topics(partitions=1)
-    for _ in range(4):
-        kafka.produce(topics.input, bytes(50_000))
-    broker = kafka.open(topics)
-    for _ in kafka.patience():
-        if records := broker.poll(10, 0.1):
-            break
-    assert len(records) == 2
-
-
 def test_partitions_added_while_it_runs_are_read_too(kafka: KafkaHarness) -> None:
     """With polls shorter than a rebalance; red when the private attribute is gone."""
     topics = kafka.topics(partitions=1)

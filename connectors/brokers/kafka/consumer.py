@@ -120,7 +120,7 @@ class GroupConsumer:
             # A poll hands out what one answer brought, so this bounds the rate of large records.
             # It stays in memory until it is read: with the 1 MiB of default 9 partitions of a full
             # topic moved it by 30 MB. A larger record comes alone.
-            "max_partition_fetch_bytes": 128 << 10,
+            "max_partition_fetch_bytes": 64 << 10,
         }
         self._consumer, _ = open_client(KafkaConsumer, settings, ours)
         self._consumer.subscribe([settings.input_topic])
