@@ -288,12 +288,12 @@ class KafkaHarness:
         }
         return {one: offset for one, offset in offsets.items() if offset is not None}
 
-    def patience(self) -> Iterator[None]:
-        deadline = time.monotonic() + TIMEOUT
+    def patience(self, timeout: float = TIMEOUT) -> Iterator[None]:
+        deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             yield
         found = self.admin.list_transactions()  # their states say whether Kafka itself is stuck
-        pytest.fail(f"the broker took more than {TIMEOUT} s; transactions at Kafka: {found}")
+        pytest.fail(f"the broker took more than {timeout} s; transactions at Kafka: {found}")
 
     def break_commit(self, broker: Broker, after: int) -> None:
         producer = producer_of(broker)
@@ -1198,7 +1198,7 @@ def test_a_broker_that_is_killed_and_comes_back_costs_nothing(
     server.start()
     with suppress(Rewound):
         broker.commit(predicted(records[2:]))
-    for _ in guarded.patience():
+    for _ in guarded.patience(4 * TIMEOUT):  # Kafka has to start, too, and its group to join anew
         if len(results := sources(guarded.read_committed(topics.output))) >= len(records):
             break
         with suppress(Rewound):
