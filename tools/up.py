@@ -91,8 +91,7 @@ def launch(broker: str, undo: ExitStack) -> tuple[dict[str, dict[str, Any]], Con
     say("up: starting TorchServe …")
     server = undo.enter_context(configured_server())
     say("up: starting the connector …")
-    baseline_url = f"{server.settings['management_address']}/models/{server.model}?customized=true"
-    flags = ["--metrics-port", str(METRICS_PORT), "--baseline-url", baseline_url]
+    flags = ["--metrics-port", str(METRICS_PORT), "--baseline-url", server.description_url]
     daemon = command.daemon(server.url, *flags, log=RUN / "connector.log").start()
     undo.callback(daemon.stop)
     wait_for_daemon(daemon)

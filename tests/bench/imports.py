@@ -22,7 +22,6 @@ MODULES = (
     "connectors.brokers.kafka.broker",
     "connectors.brokers.pubsub.broker",
     "training.__main__",
-    "training",
     "torch",
 )
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-import struct
 import sys
 import time
-import zlib
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -29,6 +27,7 @@ from tests.bench.measured import Measured
 from tests.bench.usage import Usage, find_torchserve, measure, measure_machine
 from tests.chaos.brokers.kafka.observer import read_topic
 from tests.chaos.load import MAX_RATE
+from tests.encoders import png_chunk
 from tools.exported import first_images
 from tools.servers.process import ROOT, Process, StackError, free_ports
 from tools.servers.torchserve import TorchServe, on_free_ports, read_properties
@@ -326,8 +325,7 @@ def pad_png(data: bytes, size: int) -> bytes:
     missing = size - len(data) - len(NO_CHUNK)
     if missing <= 0:
         return data
-    tagged = b"paDd" + random.Random(size).randbytes(missing)
-    chunk = struct.pack(">I", missing) + tagged + struct.pack(">I", zlib.crc32(tagged))
+    chunk = png_chunk(b"paDd", random.Random(size).randbytes(missing))
     return data[: -len(NO_CHUNK)] + chunk + data[-len(NO_CHUNK) :]
 
 

@@ -34,7 +34,7 @@ HEADROOM = 1.1
 class Point(NamedTuple):
     """One value of a setting, and what it means; `share`: of the records, as they are slower.
 
-    `network`: that of the archive which is served, of NETWORKS.
+    `payload`: least bytes of a file. `network`: SHIPPED, or a ResNet of torchvision by its name.
     """
 
     value: int

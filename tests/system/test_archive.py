@@ -51,8 +51,7 @@ def post(server: TorchServe, body: bytes, **headers: str) -> requests.Response:
 
 
 def description(server: TorchServe) -> dict[str, Any]:
-    address = f"{server.settings['management_address']}/models/fmnist?customized=true"
-    found: dict[str, Any] = requests.get(address, timeout=30).json()[0]
+    found: dict[str, Any] = requests.get(server.description_url, timeout=30).json()[0]
     return found
 
 

@@ -35,9 +35,10 @@ def test_each_query_of_the_dashboard_has_data_of_a_real_relay(
     site: Site, server: TorchServe, tmp_path: Path
 ) -> None:
     (port,) = free_ports(1)
-    described = f"{server.settings['management_address']}/models/fmnist?customized=true"
     with run_prometheus(tmp_path, port) as url:
-        site.daemon(server.url, "--metrics-port", str(port), "--baseline-url", described)
+        site.daemon(
+            server.url, "--metrics-port", str(port), "--baseline-url", server.description_url
+        )
         # A rate needs a scrape before the first record.
         wait_until(lambda: ask(url, "connector_info") and ask(url, "sum(connector_lag_records)"))
         site.produce(pictures(WINDOW + 500))

@@ -150,8 +150,7 @@ def test_a_query_and_a_version_in_the_path_do_not_reach_the_handler(server: Torc
 
 
 def test_the_description_holds_the_metadata_of_the_protocol(server: TorchServe) -> None:
-    address = f"{server.settings['management_address']}/models/fmnist?customized=true"
-    described = requests.get(address, timeout=30).json()[0]["customizedMetadata"]
+    described = requests.get(server.description_url, timeout=30).json()[0]["customizedMetadata"]
     assert described["v2"]["name"] == "fmnist"
     assert described["v2"]["platform"] == "pytorch_torchscript"
 

@@ -181,6 +181,11 @@ class TorchServe:
         return kept | {"TEMP": scratch, "TMPDIR": scratch}
 
     @property
+    def description_url(self) -> str:
+        """Where the management API gives the archive's model.json."""
+        return f"{self.settings['management_address']}/models/{self.model}?customized=true"
+
+    @property
     def address(self) -> str:
         """The inference API's address."""
         return self.settings["inference_address"]

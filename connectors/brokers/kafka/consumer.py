@@ -118,8 +118,8 @@ class GroupConsumer:
             "auto_offset_reset": "none",  # never jump: out of range is for a person to decide
             "fetch_max_bytes": 16 << 20,
             # A poll hands out what one answer brought, so this bounds the rate of large records.
-            # It stays in memory until it is read: with the 1 MiB of default 9 partitions of a full
-            # topic moved it by 30 MB. A larger record comes alone.
+            # What came stays in memory until it is read: with the 1 MiB of default 9 partitions of
+            # a full topic moved that by 30 MB. A larger record comes alone.
             "max_partition_fetch_bytes": 64 << 10,
         }
         self._consumer, _ = open_client(KafkaConsumer, settings, ours)
