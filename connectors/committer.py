@@ -25,7 +25,8 @@ class CommitThread:
 
     def wait(self, timeout: float) -> bool:
         """See `Committer.wait`."""
-        wait((self._commit,), timeout)
+        if timeout:  # the loop asks without, too, and that costs nothing
+            wait((self._commit,), timeout)
         if not self._commit.done():
             return False
         self._commit.result()

@@ -531,6 +531,8 @@ class Relay:
             requests = [] if self._count_out() else [self._send(self._quarantine.take())]
         else:
             requests = list(self._fill_packs())
+        if not requests:
+            return []
         packs = self.stats.packs + Counter(len(request.images) for request in requests)
         self.stats = replace(self.stats, packs=packs)
         self._publish_stats()

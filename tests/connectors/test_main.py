@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -453,6 +454,22 @@ def test_a_running_daemon_can_be_asked_how_it_is() -> None:
     assert f"connector_lag_records{{{labels}}}" in told["metrics"].text
     with pytest.raises(requests.ConnectionError):
         requests.get(f"http://127.0.0.1:{port}/livez", timeout=5)
+
+
+def test_the_garbage_collector_leaves_alone_what_was_there_before_the_first_record() -> None:
+    frozen: list[int] = []
+
+    class Counting(LastCommit):
+        def commit(self, settled: Sequence[Settled]) -> None:
+            frozen.append(gc.get_freeze_count())
+            super().commit(settled)
+
+    memory = Memory(time.monotonic, time.sleep)
+    with Service(Script(body=predictions(1))).serving() as url:
+        run(settings(url=url, pack=1, in_flight=1), lambda _: broker_with(memory, 1, Counting))
+    modules = len(sys.modules)
+    assert frozen[0] > modules
+    assert gc.get_freeze_count() < modules
 
 
 class Unusable(LastCommit):

@@ -30,7 +30,7 @@ RECOUNT_INTERVAL = 300.0
 
 
 class Outgoing(NamedTuple):
-    """What `KafkaProducer.send` takes; `partition` None: by key."""
+    """What `KafkaProducer.send` takes, in its order; `partition` None: by key."""
 
     topic: str
     value: bytes | None

@@ -67,7 +67,7 @@ def publish_all(
             failed[pending] = kafka_errors.Cancelled("not sent after an earlier failure")
         elif pending.message:
             try:
-                future = producer.send(**pending.message._asdict())
+                future = producer.send(*pending.message)
             except KafkaError as error:
                 failed[pending] = error
             else:
