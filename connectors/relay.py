@@ -699,6 +699,10 @@ class Relay:
             return 0
         return max(0, self._policy.window - self._lanes.held)
 
+    def sends_at_once(self) -> bool:
+        """Say whether a record that came now would not wait for a place in flight."""
+        return not self._waiting and self._count_out() < self._policy.in_flight
+
     def wake_at(self, now: float) -> float:
         """When there is next something to do, if nothing arrives and nothing is answered."""
         commit = self._commit_at(now) if self._lanes.ready else inf

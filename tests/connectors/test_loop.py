@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from connectors.records import Answer
 
 
+BLANK = Image(b"blank")
+
+
 def record(offset: int) -> Record:
     return Record(f"images/0/{offset}", b"%d" % offset, None, (), 0, 0, offset)
 
@@ -169,7 +172,7 @@ def test_records_in_predictions_out() -> None:
 
 
 def test_the_stages_come_in_their_order() -> None:
-    world = World([(0.0, record(0))])
+    world = World([(0.0, record(0))], latency=0.001)
     run(world)
     assert world.calls[:6] == ["iteration", "poll", "send", "collect", "start", "commit"]
 
@@ -208,6 +211,24 @@ def test_a_record_that_comes_while_another_is_out_soon_follows_it() -> None:
     run(world, until=30.0)
     (_, _), (time, _) = world.sent
     assert 1.5 <= time <= 1.5 + loop.POLL_INTERVAL
+
+
+def measure_poll_intervals(world: World, relay: Relay, until: float) -> list[float]:
+    run(world, relay, until=until)
+    return [later - time for (time, _, _), (later, _, _) in pairwise(world.polls)]
+
+
+def test_who_sends_at_once_polls_more_often_as_long_as_records_come() -> None:
+    times = [0.0, 0.004, 0.008, 0.012]
+    world = World([(time, record(n)) for n, time in enumerate(times)], latency=5.0)
+    intervals = measure_poll_intervals(world, Relay(make_policy(in_flight=9), max, BLANK), 0.1)
+    assert intervals == pytest.approx([0.005, 0.005, 0.005, 0.005, 0.01, 0.02, 0.02, 0.02, 0.02])
+
+
+def test_who_has_no_place_in_flight_polls_at_the_longer_interval() -> None:
+    world = World([(0.001 * n, record(n)) for n in range(9)], latency=5.0)
+    intervals = measure_poll_intervals(world, Relay(make_policy(in_flight=1), max, BLANK), 0.1)
+    assert intervals == pytest.approx([0.02] * 5)
 
 
 def test_the_broker_is_polled_once_a_second_while_there_is_no_room() -> None:
