@@ -221,13 +221,13 @@ def measure_poll_intervals(world: World, relay: Relay, until: float) -> list[flo
 def test_who_sends_at_once_polls_more_often_as_long_as_records_come() -> None:
     times = [0.0, 0.004, 0.008, 0.012]
     world = World([(time, record(n)) for n, time in enumerate(times)], latency=5.0)
-    intervals = measure_poll_intervals(world, Relay(make_policy(in_flight=9), max, BLANK), 0.1)
+    intervals = measure_poll_intervals(world, Relay(make_policy(in_flight=9), float, BLANK), 0.1)
     assert intervals == pytest.approx([0.005, 0.005, 0.005, 0.005, 0.01, 0.02, 0.02, 0.02, 0.02])
 
 
 def test_who_has_no_place_in_flight_polls_at_the_longer_interval() -> None:
     world = World([(0.001 * n, record(n)) for n in range(9)], latency=5.0)
-    intervals = measure_poll_intervals(world, Relay(make_policy(in_flight=1), max, BLANK), 0.1)
+    intervals = measure_poll_intervals(world, Relay(make_policy(in_flight=1), float, BLANK), 0.1)
     assert intervals == pytest.approx([0.02] * 5)
 
 
