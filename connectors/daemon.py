@@ -215,7 +215,7 @@ def keep_from_collector() -> Iterator[None]:
     """Let the garbage collector leave alone what is there now, which is mostly code.
 
     The window's records live for long, so that full collections are frequent; looking through the
-    imported libraries each time took a sixth of the daemon's CPU (docs/results/kafka.txt, 14).
+    imported libraries each time took a tenth of the daemon's CPU (docs/results/kafka.txt, 14).
     """
     gc.collect()
     gc.freeze()
