@@ -59,13 +59,16 @@ class Producer(Protocol):
 class LoadGenerator:
     """Sends the load from a thread of its own; bounces of the broker delay it, it catches up.
 
-    `rate`: records a second.
+    `rate`: records a second. Every `tick_s` seconds it sends what is due, all at once.
     """
 
-    def __init__(self, producer: Producer, load: Iterator[Input], rate: float) -> None:
+    def __init__(
+        self, producer: Producer, load: Iterator[Input], rate: float, tick_s: float = TICK_S
+    ) -> None:
         self._producer = producer
         self._load = load
         self._rate = rate
+        self._tick_s = tick_s
         self._errors: list[Exception] = []
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, name="load")
@@ -92,7 +95,7 @@ class LoadGenerator:
         start = time.monotonic()
         for record in self._load:
             while self.sent >= self._rate * (time.monotonic() - start):
-                if self._over.wait(TICK_S):
+                if self._over.wait(self._tick_s):
                     return
             self._producer.send(record, self._errors.append)
             self.sent += 1
