@@ -541,12 +541,15 @@ class Relay:
     def _count_out(self) -> int:
         return len(self._out) + len(self._void)
 
+    def _has_place(self) -> bool:
+        return self._count_out() < self._policy.in_flight
+
     def _exclusive_from(self) -> float:
         on_trial = any(flight.purpose != "pack" for flight in self._out.values())
         return -inf if on_trial else self._quarantine.due_at()
 
     def _fill_packs(self) -> Iterator[Request]:
-        while self._waiting and self._count_out() < self._policy.in_flight:
+        while self._waiting and self._has_place():
             yield self._send(InFlight("pack", self._fill_pack()))
 
     def _fill_pack(self) -> Pack:
@@ -701,7 +704,7 @@ class Relay:
 
     def sends_at_once(self) -> bool:
         """Say whether a record that came now would not wait for a place in flight."""
-        return not self._waiting and self._count_out() < self._policy.in_flight
+        return not self._waiting and self._has_place()
 
     def wake_at(self, now: float) -> float:
         """When there is next something to do, if nothing arrives and nothing is answered."""
@@ -712,7 +715,7 @@ class Relay:
 
     def _send_at(self, now: float) -> float:
         start, trial = max(now, self._backoff.until), self._exclusive_from()
-        if self._waiting and start < trial and self._count_out() < self._policy.in_flight:
+        if self._waiting and start < trial and self._has_place():
             return start
         return inf if self._count_out() else max(start, trial)
 

@@ -27,7 +27,7 @@ from tools.servers.process import ROOT
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-COPIED = ("connectors", "tests", "pyproject.toml")
+COPIED = ("connectors", "tests", "tools", "pyproject.toml")
 PARALLEL_RUNS = 2
 TEST_FILE_TIMEOUT_S = 300.0  # for one test file; whatever takes longer does not end
 
@@ -241,8 +241,8 @@ MUTANTS = (
     Mutant(
         "more-in-flight-than-allowed",
         RELAY,
-        "while self._waiting and self._count_out() < self._policy.in_flight:",
-        "while self._waiting and len(self._out) <= self._policy.in_flight:",
+        "return self._count_out() < self._policy.in_flight",
+        "return len(self._out) <= self._policy.in_flight",
         "the server's queue fills with requests that nobody waits for any more",
     ),
     Mutant(

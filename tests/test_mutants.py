@@ -39,6 +39,7 @@ def tree(tmp_path: Path) -> Path:
         "connectors/__init__.py": "",
         "connectors/sums.py": CODE,
         "tests/test_sums.py": TEST,
+        "tools/__init__.py": "",
     }
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
