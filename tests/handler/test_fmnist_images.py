@@ -8,6 +8,7 @@ import warnings
 import zlib
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import fmnist_images
@@ -35,7 +36,14 @@ from tests.handler.unpacking import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fmnist_images import Model, Pixels
+    from numpy.typing import NDArray
+
+DATA = Path(__file__).parents[1] / "data"
+BMP = encode(Image.fromarray(PIXELS), "BMP")
+"""A file that Pillow reads from its beginning."""
 
 # Lists of pixels
 
@@ -159,13 +167,18 @@ def test_an_image_without_pixels_is_refused() -> None:
     assert code(one(gif)) == "not_an_image"
 
 
-def test_a_lack_of_memory_is_not_the_senders_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("reader", "kind"), [("open", "BMP"), ("frombytes", "PNG")], ids=["any", "plain"]
+)
+def test_a_lack_of_memory_is_not_the_senders_fault(
+    reader: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def starve(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(Image, "open", starve)
+    monkeypatch.setattr(Image, reader, starve)
     with pytest.raises(MemoryError):
-        one(PNG)
+        one(encode(Image.fromarray(PIXELS), kind))
 
 
 def test_an_image_keeps_its_aspect_on_the_models_background() -> None:
@@ -497,7 +510,7 @@ def test_a_message_shows_no_address_in_memory(monkeypatch: pytest.MonkeyPatch) -
         raise UnidentifiedImageError(f"cannot identify image file {stream!r}")
 
     monkeypatch.setattr(Image, "open", complain)
-    assert str(one(PNG)) == "The image is damaged: its head contradicts itself."
+    assert str(one(BMP)) == "The image is damaged: its head contradicts itself."
 
 
 def test_a_message_never_repeats_more_than_a_line_of_a_parser(
@@ -507,7 +520,7 @@ def test_a_message_never_repeats_more_than_a_line_of_a_parser(
         raise KeyError("x" * 5000)
 
     monkeypatch.setattr(Image, "open", complain)
-    refused = one(PNG)
+    refused = one(BMP)
     assert isinstance(refused, Refused)
     assert len(str(refused)) <= 200
 
@@ -515,15 +528,30 @@ def test_a_message_never_repeats_more_than_a_line_of_a_parser(
 # Plain PNGs: what `read_plain_png` reads is what Pillow reads; all else is left to Pillow
 
 
-def filtered(pixels: Pixels, kind: int) -> bytes:
-    """The rows of [H, W, C] behind their filter: none, Sub or Up (PNG, 9.2)."""
-    before = np.zeros_like(pixels)
-    if kind == 1:
-        before[:, 1:] = pixels[:, :-1]
-    elif kind == 2:
-        before[1:] = pixels[:-1]
-    rows = (pixels - before).reshape(len(pixels), -1)
-    return b"".join(bytes([kind]) + row.tobytes() for row in rows)
+def filtered(pixels: Pixels, kinds: Sequence[int]) -> bytes:
+    """The rows of [H, W, C] behind their filters, in turn (PNG, 9.2).
+
+    None, Sub, Up, Average, Paeth; another number stands before the row as it is.
+    """
+    height, width, channels = pixels.shape
+    wide = np.zeros((height + 1, width + 1, channels), int)
+    wide[1:, 1:] = pixels
+    left, above, corner = wide[1:, :-1], wide[:-1, 1:], wide[:-1, :-1]
+    predicted = [np.zeros_like(left), left, above, (left + above) // 2, paeth(left, above, corner)]
+    differences = [(pixels - one).astype(np.uint8).reshape(height, -1) for one in predicted]
+    rows = [kinds[row % len(kinds)] for row in range(height)]
+    return b"".join(
+        bytes([kind]) + differences[kind % len(predicted)][row].tobytes()
+        for row, kind in enumerate(rows)
+    )
+
+
+def paeth(left: NDArray[Any], above: NDArray[Any], corner: NDArray[Any]) -> NDArray[Any]:
+    """The neighbour that is nearest to left + above - corner; in doubt the first one."""
+    neighbours = np.stack([left, above, corner])
+    nearest = np.abs(left + above - corner - neighbours).argmin(axis=0)
+    found: NDArray[Any] = np.take_along_axis(neighbours, nearest[None], axis=0)[0]
+    return found
 
 
 def png_of(flat: bytes, pixels: Pixels, *, interlace: int = 0, parts: int = 1) -> bytes:
@@ -546,12 +574,18 @@ def plain(data: bytes, model: Model) -> Pixels | None:
     return fmnist_images.read_plain_png(inspect(data, SETTINGS.limits), model)
 
 
-@pytest.mark.parametrize("kind", [0, 1, 2])
+@pytest.mark.parametrize(
+    "kinds",
+    [*((kind,) for kind in range(5)), (0, 1, 2, 3, 4), (4, 3, 2, 1, 0)],
+    ids=["none", "sub", "up", "average", "paeth", "all in turn", "all, backwards"],
+)
 @pytest.mark.parametrize(
     ("pixels", "model"), [(PIXELS[..., None], GREY), (COLOURS, RGB)], ids=["grey", "colours"]
 )
-def test_a_plain_png_is_read_as_pillow_reads_it(kind: int, pixels: Pixels, model: Model) -> None:
-    data = png_of(filtered(pixels, kind), pixels)
+def test_a_plain_png_is_read_as_pillow_reads_it(
+    kinds: Sequence[int], pixels: Pixels, model: Model
+) -> None:
+    data = png_of(filtered(pixels, kinds), pixels)
     found = plain(data, model)
     assert found is not None
     assert np.array_equal(found, pixels.transpose(2, 0, 1))
@@ -559,20 +593,42 @@ def test_a_plain_png_is_read_as_pillow_reads_it(kind: int, pixels: Pixels, model
     assert np.array_equal(found, fmnist_images.to_form(decoded, model))
 
 
+@given(
+    kinds=st.lists(st.integers(0, 4), min_size=28, max_size=28),
+    last=st.integers(0, 6),
+    differences=st.binary(min_size=784, max_size=784),
+)
+def test_rows_of_any_filter_are_read_as_pillow_reads_them(
+    kinds: list[int], last: int, differences: bytes
+) -> None:
+    parts = (differences[start : start + 28] for start in range(0, 784, 28))
+    behind = zip([*kinds[1:], last], parts, strict=True)
+    rows = b"".join(bytes([kind]) + part for kind, part in behind)
+    file = inspect(png_of(rows, PIXELS[..., None]), SETTINGS.limits)
+    found = fmnist_images.read_plain_png(file, GREY)
+    try:
+        wanted = fmnist_images.to_form(fmnist_images.decode(file, GREY), GREY)
+    except Refused:
+        assert found is None
+    else:
+        assert found is not None
+        assert np.array_equal(found, wanted)
+
+
 OWN = PIXELS[..., None]
-FLAT = filtered(OWN, 0)
+FLAT = filtered(OWN, (0,))
 
 
 @pytest.mark.parametrize(
     ("data", "model"),
     [
-        (encode(Image.fromarray(PIXELS), "BMP"), GREY),
+        (BMP, GREY),
         (png_of(FLAT, OWN), RGB),
         (png_of(FLAT, OWN), replace(GREY, mode="RGB", background=(0, 0, 0))),
         (png_of(FLAT, OWN, parts=2), GREY),
         (png_of(FLAT, OWN, interlace=1), GREY),
-        (png_of(filtered(OWN, 1)[:29] + FLAT[29:], OWN), GREY),
-        (png_of(b"".join(b"\3" + row.tobytes() for row in PIXELS), OWN), GREY),
+        (png_of(filtered(OWN, (5,)), OWN), GREY),
+        (png_of(filtered(OWN, (*(0,) * 27, 255)), OWN), GREY),
         (png_of(FLAT[:-1], OWN), GREY),
         (png_of(FLAT + b"\0", OWN), GREY),
         (png_of(FLAT, OWN)[:-1], GREY),
@@ -585,7 +641,7 @@ FLAT = filtered(OWN, 0)
     ],
     ids=[
         *("another format", "another size", "another mode", "two chunks", "interlaced"),
-        *("two filters", "another filter", "a byte less", "a byte more", "a cut end"),
+        *("no filter of PNG's", "none in the last row", "a byte less", "a byte more", "a cut end"),
         *("only a head", "a wrong sum of the head", "a wrong sum of the data", "no stream"),
         *("more than the stream", "no sum of the stream"),
     ],
@@ -598,6 +654,14 @@ def test_what_is_no_plain_png_of_the_models_form_is_left_to_pillow(
     except Refused:
         return  # the gate has refused it already
     assert found is None
+
+
+def test_a_png_that_pillow_wrote_is_a_plain_one() -> None:
+    data = (DATA / "ankle-boot.png").read_bytes()
+    found = plain(data, GREY)
+    assert found is not None
+    with Image.open(io.BytesIO(data)) as image:
+        assert np.array_equal(found[0], np.asarray(image))
 
 
 def test_a_plain_png_that_lies_turned_is_left_to_pillow() -> None:
