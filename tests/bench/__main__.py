@@ -2,7 +2,8 @@
 
 On Pub/Sub the daemon and the plain subscriber relay the same backlog of test images in turns; exit
 code 0 only when the daemon is, in the median of the rounds, so many times as fast. On Kafka relays
-of several kinds do, and an older tree with --base; what is wanted is printed beside what was found.
+of several kinds do, an older tree with --base, and Bento where BENTO_BIN names its program; what is
+wanted is printed beside what was found.
 
 `python -m tests.bench packed` compares the forms in which images can be packed into a request, by
 the CPU that they cost TorchServe. `python -m tests.bench single` asks for one image a request and
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tests.bench import ceiling, imports, packed, relays, single, sweep
 from tests.bench.base import checked_out
 from tests.bench.benchmark import compare
-from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, add_base, serve_base
+from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, list_contestants, serve_base
 from tests.bench.networks import SHIPPED, pack_resnet
 from tests.bench.pubsub import PubSubBenchmark
 from tests.bench.turns import list_targets, measure_in_turns
@@ -74,7 +75,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--records", type=int, help=f"of each run; default: {RECORDS}")
     made.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
     made.add_argument(
-        "--only", help=f"kafka: some of {', '.join(CONTESTANTS)}, {CEILING}, base; comma separated"
+        "--only",
+        help=f"kafka: some of {', '.join(CONTESTANTS)}, {CEILING}, base, bento; comma separated",
     )
     made.add_argument("--base", metavar="COMMIT", help="kafka: an older tree beside this one")
     made.add_argument("--output", type=Path, help="default: run/bench-BROKER.json")
@@ -100,7 +102,7 @@ def run_pubsub(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Re
 def run_kafka(asked: argparse.Namespace, scratch: Path, stack: ExitStack) -> Report:
     """Compare relays of several kinds."""
     tree = stack.enter_context(checked_out(asked.base, scratch)) if asked.base else None
-    contestants = add_base(CONTESTANTS, tree)
+    contestants = list_contestants(tree)
     names = asked.only.split(",") if asked.only else [*contestants, CEILING]
     if unknown := set(names) - {*contestants, CEILING}:
         raise StackError(f"there is no contestant {min(unknown)!r}: {', '.join(contestants)}")

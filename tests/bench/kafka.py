@@ -13,20 +13,22 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from io import BytesIO
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import requests
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
+from PIL import Image
 
-from connectors.images import encode_png
+from tests.bench.bento import VARIABLE
 from tests.bench.figures import compute_rate
 from tests.bench.latency import SETTLE_S, Arrivals, Latency, compute_latency, send_load
 from tests.bench.measured import Measured
 from tests.bench.usage import Usage, find_torchserve, measure, measure_machine
 from tests.chaos.brokers.kafka.observer import read_topic
-from tests.chaos.load import MAX_RATE
+from tests.chaos.load import MAX_RATE, Input
 from tests.encoders import png_chunk
 from tools.exported import first_images
 from tools.servers.process import ROOT, Process, StackError, free_ports
@@ -81,11 +83,17 @@ CONTESTANTS: Mapping[str, Contestant] = {
 
 
 BASE = "base"
+BENTO = "bento"
 
 
-def add_base(contestants: Mapping[str, Contestant], tree: Path | None) -> dict[str, Contestant]:
-    """Return the contestants, and the daemon of an older tree when there is one."""
-    return {**contestants, BASE: Contestant(DAEMON, tree=tree)} if tree else dict(contestants)
+def list_contestants(tree: Path | None) -> dict[str, Contestant]:
+    """Return the contestants; with Bento where it is, with the daemon of an older tree if given."""
+    found = dict(CONTESTANTS)
+    if VARIABLE in os.environ:
+        found[BENTO] = Contestant(("tests.bench.bento",))
+    if tree:
+        found[BASE] = Contestant(DAEMON, tree=tree)
+    return found
 
 
 class Snapshot(NamedTuple):
@@ -175,7 +183,7 @@ class KafkaBenchmark:
         """
         group, count = self.create_topics(), round(rate * (SETTLE_S + seconds))
         images, predictions = self.create_input(group), f"{group}-predictions"
-        send = partial(send_load, self.bootstrap_servers, images, self.partitions)
+        send = partial(self.send, images)
         with self.started(contestant, group, images) as relay:
             send(self.partitions, MAX_RATE)  # the first ones wait longer
             self._wait([relay], START_TIMEOUT_S, partial(self._has_results, predictions))
@@ -183,6 +191,10 @@ class KafkaBenchmark:
                 send(count, rate)
                 self._wait([relay], RUN_TIMEOUT_S, partial(arrivals.have, count))
         return compute_latency(arrivals.list_delays(), round(rate * SETTLE_S))
+
+    def send(self, topic: str, count: int, rate: float) -> None:
+        """Send so many records of the backlog again, at a steady rate (a second)."""
+        send_load(self.bootstrap_servers, topic, self._list_inputs(count), rate)
 
     def create_topics(self) -> str:
         """Return the name of a new group, whose topics are called after it."""
@@ -238,13 +250,17 @@ class KafkaBenchmark:
         self._kafka.create_topic(self._backlog, self.partitions)
         pictures = first_images(min(self.records, TEST_IMAGES))
         encoded = (encode_enlarged(image, self._size) for image in pictures)
-        files = [pad_png(data, self._payload) for data in encoded]
+        self._files = [pad_png(data, self._payload) for data in encoded]
         producer = KafkaProducer(bootstrap_servers=self.bootstrap_servers, linger_ms=20)
-        for number in range(self.records):
-            value, key = files[number % len(files)], b"%d" % number
-            producer.send(self._backlog, value, key, partition=number % self.partitions)
+        for one in self._list_inputs(self.records):
+            producer.send(self._backlog, **one._asdict())
         producer.flush()
         producer.close()
+
+    def _list_inputs(self, count: int) -> Iterator[Input]:
+        for number in range(count):
+            value = self._files[number % len(self._files)]
+            yield Input(value, b"%d" % number, [], number % self.partitions)
 
     def wait_for_members(self, relays: Sequence[Process], group: str) -> None:
         """Return when each relay has partitions. Raises StackError, as all waits, if one ends."""
@@ -312,9 +328,11 @@ class KafkaBenchmark:
 
 
 def encode_enlarged(image: NDArray[np.uint8], size: int) -> bytes:
-    """Return a PNG of `size` times `size` pixels; its own are repeated."""
+    """Return a PNG of `size` times `size` pixels, as Pillow writes it; its own are repeated."""
     rows = np.arange(size) * len(image) // size
-    return encode_png(size, size, image[rows][:, rows].tobytes())
+    file = BytesIO()
+    Image.fromarray(image[rows][:, rows]).save(file, "PNG")
+    return file.getvalue()
 
 
 def pad_png(data: bytes, size: int) -> bytes:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from contextlib import closing
-from random import Random
 from statistics import quantiles
 from threading import Event, Thread
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -13,10 +12,12 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from kafka import KafkaConsumer
 
 from tests.chaos.brokers.kafka.producer import TopicProducer
-from tests.chaos.load import LoadGenerator, generate_inputs
+from tests.chaos.load import LoadGenerator
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+
+    from tests.chaos.load import Input
 
 POLL_MS = 200
 TICK_S = 0.05
@@ -46,9 +47,8 @@ def _compute_percentiles(delays_s: Sequence[float]) -> tuple[float, float, float
     return cuts[49], cuts[94], cuts[98]
 
 
-def send_load(servers: str, topic: str, partitions: int, count: int, rate: float) -> None:
-    """Send so many images at a steady rate (records a second); return when they are there."""
-    load = generate_inputs(count, partitions, 0.0, Random(0))
+def send_load(servers: str, topic: str, load: Iterator[Input], rate: float) -> None:
+    """Send records at a steady rate (a second); return when they are there."""
     generator = LoadGenerator(TopicProducer(servers, topic), load, rate, LOAD_TICK_S)
     with closing(generator):
         generator.start()

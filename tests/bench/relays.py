@@ -10,13 +10,11 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
-from functools import partial
 from itertools import pairwise
 from threading import Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tests.bench.kafka import CONTESTANTS
-from tests.bench.latency import send_load
 from tests.chaos.brokers.kafka.observer import read_topic
 
 if TYPE_CHECKING:
@@ -122,13 +120,12 @@ def measure_rebalances(benchmark: KafkaBenchmark) -> dict[str, float]:
     group = benchmark.create_topics()
     images = benchmark.create_input(group)
     count = round(RATE * SPACING_S * 5)
-    send = partial(send_load, benchmark.bootstrap_servers, images, benchmark.partitions)
     with (
         benchmark.started(INSTANT, group, images) as first,
         benchmark.started(INSTANT, group, images) as second,
     ):
         benchmark.wait_for_members([first, second], group)
-        load = Thread(target=send, args=(count, RATE))
+        load = Thread(target=benchmark.send, args=(images, count, RATE))
         load.start()
         events = list(_disturb(benchmark, group, images, second))
         load.join()
