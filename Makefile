@@ -185,7 +185,7 @@ soak: setup maven model_store/fmnist.mar ## the memory of a relay at full speed,
 	$(CHAOS) $(CASE) $(CHAOS_FLAGS)
 
 .PHONY: bench
-bench: setup maven model_store/fmnist.mar ## the daemon beside other relays, in turns; BROKER=kafka, pubsub BASE=COMMIT
+bench: setup maven model_store/fmnist.mar ## the daemon beside other relays, in turns; BROKER=kafka, pubsub BASE=COMMIT BENTO_BIN=PROGRAM
 	$(BIN)/python -m tests.bench $(BROKER) $(if $(BASE),--base $(BASE))
 
 .PHONY: peers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import time
+from argparse import Namespace
 from dataclasses import replace
 from math import inf
 from pathlib import Path
@@ -15,10 +17,11 @@ import pytest
 from connectors.inference.torchserve import interpret_reply
 from connectors.records import Prediction
 from tests.bench.benchmark import Who, compare, order_round
+from tests.bench.bento import CONFIGURATION, FLAGS, VARIABLE, build_environment
 from tests.bench.figures import Comparison, Round, compute_rate
 from tests.bench.imports import measure_imports, render_imports, time_import
 from tests.bench.instant_service import answer
-from tests.bench.kafka import CONTESTANTS, Contestant
+from tests.bench.kafka import BASE, BENTO, CONTESTANTS, Contestant, list_contestants
 from tests.bench.latency import Latency, compute_latency
 from tests.bench.measured import Measured, Table, Target
 from tests.bench.turns import WARM_RUNS, list_first_of_trees, list_targets, measure_in_turns
@@ -144,10 +147,24 @@ def test_the_latency_is_that_of_ours_at_half_its_rate() -> None:
     assert table.latency == (10.0, 20.0, 251.0, 0.0)
 
 
+def test_bento_and_an_older_tree_run_where_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    assert list_contestants(None) == CONTESTANTS
+    monkeypatch.setenv(VARIABLE, "bento")
+    assert set(list_contestants(Path("old"))) - set(CONTESTANTS) == {BENTO, BASE}
+
+
+def test_bentos_configuration_reads_what_every_relay_is_told() -> None:
+    flags = {flag.removeprefix("--").replace("-", "_"): "one" for flag in FLAGS}
+    read = re.findall(r"\$\{([A-Z_]+)\}", CONFIGURATION.read_text())
+    assert set(read) == set(build_environment(Namespace(**flags)))
+
+
 def test_what_is_wanted_is_compared_with_what_was_found() -> None:
     runs = {
         "exactly once": [measured(90.0, cores=1.7)],
         "at least once": [measured(100.0)],
+        "bento": [measured(30.0)],
         "plain relay": [measured(31.0)],
         "instant service": [measured(1.0, {"relay": 90.0})],
         "bare loop": [measured(1.0, {"relay": 45.0})],
@@ -156,6 +173,7 @@ def test_what_is_wanted_is_compared_with_what_was_found() -> None:
     found = {target.what: (round(target.value, 2), target.met) for target in list_targets(table)}
     assert found == {
         "exactly once ÷ at least once": (0.9, True),
+        "exactly once ÷ bento": (3.0, True),
         "exactly once ÷ plain relay": (2.9, False),
         "the relay's CPU ÷ the bare loop's": (2.0, False),
         "share of the cores in use": (0.85, True),
