@@ -8,8 +8,8 @@ An image file takes three steps: `fmnist_gate.inspect` reads its structure and r
 cost too much; `decode` hands the clean bytes to Pillow and turns the image upright; `fit` brings it
 to the model's form: 8 bits, the model's size and mode, holes filled, on the model's background. An
 image of the model's own size and mode skips the last: it passes bit for bit. `read_plain_png`
-goes before: what it can read is what programs send that have the model's form already, and costs
-less than half of Pillow's time; whatever it is not sure of is left to Pillow.
+goes before: what it can read is what programs send that have the model's form already, and at
+28 x 28 pixels it takes less than half of Pillow's time; whatever else comes is left to Pillow.
 """
 
 from __future__ import annotations
@@ -61,6 +61,9 @@ PLAIN_END = bytes.fromhex("0000000049454e44ae426082")
 """IEND, which is always the same."""
 PLAIN_COLOURS = {0: "L", 2: "RGB"}
 """The mode of a PNG's colour type, with 8 bits a sample."""
+MAX_PLAIN_BYTES = 65_536
+"""Of packed rows: Pillow's reader hands its decoder so many at once (`ImageFile.MAXBLOCK`), and the
+decoder's verdict on a stream whose end is wrong depends on where it was cut."""
 
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -232,18 +235,21 @@ def to_pixels(file: File, model: Model) -> Pixels:
 
 
 def read_plain_png(file: File, model: Model) -> Pixels | None:
-    """Return the pixels of a PNG of the model's own form; None: let Pillow decide.
+    """Return the pixels of a PNG of the model's own form; None: let Pillow's reader decide.
 
-    It must have one IDAT and nothing beside it, right checksums and no interlace. Its rows go to
-    Pillow's decoder without Pillow's reader of files, which takes longer. It raises nothing.
+    It must have one IDAT of at most MAX_PLAIN_BYTES and nothing beside it, chunks with right
+    checksums, and no interlace. Its rows go to the decoder that Pillow's reader would call, in the
+    same call; the reader's own work, which takes longer, is left out. As there, rows that a stream
+    lacks may be black, and its own checksum may go unread. Raises MemoryError alone.
     """
     packed = find_plain_idat(file, model)
-    if packed is None:
+    if packed is None or len(packed) > MAX_PLAIN_BYTES:
         return None
     try:
-        return to_form(Image.frombytes(model.mode, model.size, packed, "zip", model.mode), model)
-    except ValueError:
+        image = Image.frombytes(model.mode, model.size, packed, "zip", model.mode)
+    except ValueError:  # too few bytes, no zlib stream, or an unknown filter
         return None
+    return to_form(image, model)
 
 
 def find_plain_idat(file: File, model: Model) -> memoryview | None:

@@ -89,7 +89,7 @@ BENTO = "bento"
 def list_contestants(tree: Path | None) -> dict[str, Contestant]:
     """Return the contestants; with Bento where it is, with the daemon of an older tree if given."""
     found = dict(CONTESTANTS)
-    if VARIABLE in os.environ:
+    if os.environ.get(VARIABLE):
         found[BENTO] = Contestant(("tests.bench.bento",))
     if tree:
         found[BASE] = Contestant(DAEMON, tree=tree)

@@ -6,10 +6,12 @@ import struct
 import zlib
 from functools import partial
 
-from tests.handler.bomb import Bomb, fill
+from tests.handler.bomb import MAX_FILE_BYTES, Bomb, fill
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
 CHANNELS = {GREY: 1, RGB: 3, PALETTE: 1, GREY_ALPHA: 2, RGBA: 4}
+CODE_LENGTHS = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15)
+"""The order in which a block names the lengths of the codes of lengths."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MEGABYTE = bytes(1 << 20)
 
@@ -91,6 +93,24 @@ def split_idat(size: tuple[int, int], length: int, empty: int = 0) -> bytes:
     return header(*size) + chunk(b"IDAT") * empty + b"".join(pieces) + chunk(b"IEND")
 
 
+def tables() -> bytes:
+    """Return a small PNG whose data are tables of Huffman codes, and no rows (RFC 1951, 3.2.7).
+
+    Each block has 256 codes of 9 bits, and one of 1 bit for its end, which comes at once.
+    """
+    lengths = "".join(low_first({16: 1, 1: 2, 9: 2}.get(one, 0), 3) for one in CODE_LENGTHS)
+    literals = "11" + ("0" + low_first(3, 2)) * 42 + "0" + low_first(0, 2)
+    block = "0" + low_first(2, 2) + low_first(15 << 10, 14) + lengths + literals + "10" + "10" + "0"
+    eight = int((8 * block)[::-1], 2).to_bytes(len(block), "little")
+    stream = b"\x78\1" + eight * (MAX_FILE_BYTES // len(eight) - 1)
+    return header(28, 28) + chunk(b"IDAT", stream) + chunk(b"IEND")
+
+
+def low_first(value: int, count: int) -> str:
+    """Return so many bits of a number, the lowest first."""
+    return f"{value:0{count}b}"[::-1]
+
+
 def overflowing() -> bytes:
     """Return a small PNG whose data unpack to gigabytes."""
     data = zeros(5_700 << 20)
@@ -143,6 +163,7 @@ METADATA = (
 DATA = (
     bomb("empty-idat", "490,000 empty IDAT chunks", partial(split_idat, (28, 28), 99, 490_000)),
     bomb("tiny-idat", "IDAT chunks of one byte", partial(split_idat, (670, 670), 1)),
+    bomb("tables", "28 x 28, 228,000 tables of Huffman codes without data", partial(tables)),
     bomb("overflow", "28 x 28, data that unpack to 5.8 GB", partial(overflowing)),
     bomb("interlaced", "25 Mpx interlaced", partial(interlaced, 5000, 5000, 8, RGB)),
     bomb("interlaced-16", "25 Mpx interlaced RGBA 16 bit", partial(interlaced, 5000, 5000, 16, 6)),

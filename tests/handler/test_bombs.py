@@ -114,7 +114,7 @@ def test_a_bomb_is_a_picture_to_a_reader_without_bounds(
 
 BATCHES = (
     "png-rgba-12 webp-12 jpeg-scans-64 gif-holes bmp-rle8-small tiff-rgba-16-12 png-no-plte "
-    "jpeg-scans-2500 jpeg-soi"
+    "jpeg-scans-2500 jpeg-soi png-tables"
 )
 
 

@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 DATA = Path(__file__).parents[1] / "data"
 BMP = encode(Image.fromarray(PIXELS), "BMP")
 """A file that Pillow reads from its beginning."""
+OWN = PIXELS[..., None]
+SMOOTH = np.add.outer(np.arange(28), 3 * np.arange(28)).astype(np.uint8)[..., None]
+"""It packs to Huffman codes, where the noise of OWN is stored."""
+FLAT = b"".join(b"\0" + row.tobytes() for row in PIXELS)
+PAETH = 4
+"""The last filter that PNG knows."""
 
 # Lists of pixels
 
@@ -531,7 +537,7 @@ def test_a_message_never_repeats_more_than_a_line_of_a_parser(
 def filtered(pixels: Pixels, kinds: Sequence[int]) -> bytes:
     """The rows of [H, W, C] behind their filters, in turn (PNG, 9.2).
 
-    None, Sub, Up, Average, Paeth; another number stands before the row as it is.
+    None, Sub, Up, Average, Paeth; what PNG does not know stands before a row as it is.
     """
     height, width, channels = pixels.shape
     wide = np.zeros((height + 1, width + 1, channels), int)
@@ -541,7 +547,7 @@ def filtered(pixels: Pixels, kinds: Sequence[int]) -> bytes:
     differences = [(pixels - one).astype(np.uint8).reshape(height, -1) for one in predicted]
     rows = [kinds[row % len(kinds)] for row in range(height)]
     return b"".join(
-        bytes([kind]) + differences[kind % len(predicted)][row].tobytes()
+        bytes([kind]) + differences[kind if kind <= PAETH else 0][row].tobytes()
         for row, kind in enumerate(rows)
     )
 
@@ -574,12 +580,6 @@ def plain(data: bytes, model: Model) -> Pixels | None:
     return fmnist_images.read_plain_png(inspect(data, SETTINGS.limits), model)
 
 
-OWN = PIXELS[..., None]
-FLAT = filtered(OWN, (0,))
-PAETH = 4
-"""The last filter that PNG knows."""
-
-
 @pytest.mark.parametrize(
     "kinds",
     [*((kind,) for kind in range(5)), (0, 1, 2, 3, 4), (4, 3, 2, 1, 0)],
@@ -600,7 +600,7 @@ def test_a_plain_png_is_read_as_pillow_reads_it(
 
 
 @given(
-    kinds=st.lists(st.integers(0, 4), min_size=28, max_size=28),
+    kinds=st.lists(st.integers(0, PAETH), min_size=27, max_size=27),
     last=st.integers(0, 6),
     differences=st.binary(min_size=784, max_size=784),
 )
@@ -608,37 +608,51 @@ def test_rows_of_any_filter_are_read_as_pillow_reads_them(
     kinds: list[int], last: int, differences: bytes
 ) -> None:
     parts = (differences[start : start + 28] for start in range(0, 784, 28))
-    behind = zip([*kinds[1:], last], parts, strict=True)
+    behind = zip([*kinds, last], parts, strict=True)
     rows = b"".join(bytes([kind]) + part for kind, part in behind)
-    assert_as_pillow(png_of(rows, OWN), must_be_read=max(*kinds[1:], last) <= PAETH)
+    assert_as_pillow(png_of(rows, OWN), must_be_read=last <= PAETH)
 
 
 @given(
+    pixels=st.sampled_from([OWN, SMOOTH]),
     cut=st.integers(0, 60),
     place=st.integers(0, 1000),
     changed=st.binary(max_size=3),
     more=st.binary(max_size=3),
 )
 def test_a_damaged_stream_is_read_as_pillow_reads_it(
-    cut: int, place: int, changed: bytes, more: bytes
+    pixels: Pixels, cut: int, place: int, changed: bytes, more: bytes
 ) -> None:
-    whole = zlib.compress(filtered(OWN, (0, 1, 2, 3, 4)))
+    whole = zlib.compress(filtered(pixels, (0, 1, 2, 3, 4)))
     stream = bytearray(whole[: len(whole) - cut])
     place %= len(stream)
     stream[place : place + len(changed)] = changed
     assert_as_pillow(png_with(bytes(stream) + more))
 
 
-@pytest.mark.parametrize("more", [b"", b"x", zlib.compress(bytes(9))])
-@pytest.mark.parametrize("flat", [FLAT, FLAT + b"\0", FLAT + bytes(10_000)])
-@pytest.mark.parametrize("cut", [0, 4])
-def test_what_stands_behind_the_rows_is_ignored_as_pillow_ignores_it(
-    flat: bytes, cut: int, more: bytes
-) -> None:
-    stream = zlib.compress(flat)
-    stream = stream[: len(stream) - cut]
-    wrong_sum = cut and more and flat == FLAT
-    assert_as_pillow(png_with(stream + more), must_be_read=not wrong_sum)
+STREAM = zlib.compress(FLAT)
+EMPTY_BLOCK = bytes.fromhex("000000ffff")
+"""Of a stream: stored, and not the last one (RFC 1951, 3.2.4)."""
+
+
+@pytest.mark.parametrize(
+    "stream",
+    [
+        zlib.compress(FLAT + b"\0"),
+        zlib.compress(FLAT + bytes(10_000)),
+        STREAM + b"x",
+        STREAM + STREAM,
+        STREAM[:-4],
+        STREAM[:-2],
+        zlib.compress(FLAT[: 3 * 29]),
+    ],
+    ids=[
+        *("a byte more", "rows more", "more than the stream", "two streams"),
+        *("no sum of the stream", "half of its sum", "three rows"),
+    ],
+)
+def test_what_pillow_passes_over_in_a_stream_is_passed_over(stream: bytes) -> None:
+    assert_as_pillow(png_with(stream), must_be_read=True)
 
 
 def png_with(stream: bytes) -> bytes:
@@ -672,11 +686,14 @@ def assert_as_pillow(data: bytes, *, must_be_read: bool = False) -> None:
         (png_of(FLAT, OWN)[:29] + bytes(4) + png_of(FLAT, OWN)[33:], GREY),
         (png_of(FLAT, OWN)[:60] + bytes(9) + png_of(FLAT, OWN)[69:], GREY),
         (png_with(b"no stream"), GREY),
+        (png_with(STREAM[:-4] + b"sums"), GREY),
+        (png_with(EMPTY_BLOCK.join([STREAM[:2], *[b""] * 13_000, STREAM[2:]])), GREY),
     ],
     ids=[
         *("another format", "another size", "another mode", "two chunks", "interlaced"),
-        *("no filter of PNG's", "none in the last row", "a byte less", "a cut end"),
+        *("no filter of PNG's", "no such filter in the last row", "a byte less", "a cut end"),
         *("only a head", "a wrong sum of the head", "a wrong sum of the data", "no stream"),
+        *("a wrong sum of the stream", "more than Pillow decodes at once"),
     ],
 )
 def test_what_is_no_plain_png_of_the_models_form_is_left_to_pillow(
