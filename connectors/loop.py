@@ -3,7 +3,7 @@
 Commits beside the loop
 =======================
 
-A commit takes a tenth of a second or more, for most of which it waits for the broker. A service
+A commit takes 20 ms to 0.2 s, for most of which it waits for the broker. A service
 that got no requests meanwhile would be idle for as long, so the commit runs in a thread of its own
 (`Committer`), and the loop exchanges requests and answers until it has ended:
 
@@ -123,7 +123,7 @@ def poll_timeout(relay: Relay, now: float) -> float:
 def choose_interval(relay: Relay, last: float, *, came: bool) -> float:
     """Return the seconds to the next poll.
 
-    `last`: those before the last one; `came`: it brought records.
+    `last`: those to the poll just made; `came`: it brought records.
     """
     if not relay.sends_at_once():
         return POLL_INTERVAL

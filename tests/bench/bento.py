@@ -1,5 +1,8 @@
 """Bento as a relay to the same service: one image a request, many threads, at least once.
 
+So the comparison is one of packing above all. Bento can pack, too, by components that a user has to
+put together; that was not tried.
+
 Bento is a stream processor (https://github.com/warpstreamlabs/bento); its program is named by
 BENTO_BIN. It needs a build with the components io, kafka and pure. This process turns into it, so
 that a benchmark watches one process as it does for every relay.

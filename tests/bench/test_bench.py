@@ -128,7 +128,7 @@ def test_relays_run_forwards_and_backwards_in_turns_after_those_that_do_not_coun
     benchmark, lines = FakeRelays(), list[str]()
     names = list(benchmark.rates)
     table = measure_in_turns(benchmark, {one: CONTESTANTS[one] for one in names}, 2, lines.append)
-    assert benchmark.ran == [*[names[0]] * WARM_RUNS, *names, *reversed(names)]
+    assert benchmark.ran == [*[names[0]] * WARM_RUNS, *names, *names, *reversed(names)]
     assert [len(runs) for runs in table.runs.values()] == [2, 2, 2]
     assert len(lines) == 2 * len(names)
 

@@ -55,12 +55,14 @@ def measure_in_turns(
 ) -> Table:
     """Let each run in each round, then measure the latency of ours at half its own rate.
 
-    WARM_RUNS before warm each tree's server up and do not count: Java compiles meanwhile, and who
-    came first paid for it.
+    WARM_RUNS before warm each tree's server up and do not count, nor does one run of each then:
+    Java compiles meanwhile, for packs and for lone images, and who came first paid for it.
     """
     for contestant in list_first_of_trees(contestants.values()):
         for _ in range(WARM_RUNS):
             benchmark.run(contestant)
+    for contestant in contestants.values():
+        benchmark.run(contestant)
     runs: dict[str, list[Measured]] = {name: [] for name in contestants}
     for number in range(rounds):
         for name in order_round(list(contestants), number):
