@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tests.bench import ceiling, imports, packed, relays, single, sweep
 from tests.bench.base import checked_out
 from tests.bench.benchmark import compare
-from tests.bench.kafka import CONTESTANTS, KafkaBenchmark, list_contestants, serve_base
+from tests.bench.kafka import BENTOS, CONTESTANTS, KafkaBenchmark, list_contestants, serve_base
 from tests.bench.networks import SHIPPED, pack_resnet
 from tests.bench.pubsub import PubSubBenchmark
 from tests.bench.turns import list_targets, measure_in_turns
@@ -76,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--rounds", type=int, help=f"default: {ROUNDS}")
     made.add_argument(
         "--only",
-        help=f"kafka: some of {', '.join(CONTESTANTS)}, {CEILING}, base, bento; comma separated",
+        help=f"kafka: some of {', '.join([*CONTESTANTS, *BENTOS])}, {CEILING}, base; by commas",
     )
     made.add_argument("--base", metavar="COMMIT", help="kafka: an older tree beside this one")
     made.add_argument("--output", type=Path, help="default: run/bench-BROKER.json")

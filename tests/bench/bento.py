@@ -1,7 +1,7 @@
 """Bento as a relay to the same service: one image a request, many threads, at least once.
 
-So the comparison is one of packing above all. Bento can pack, too, by components that a user has to
-put together; that was not tried.
+So the comparison is one of packing above all. With --packed it packs, too, by components that a
+user has to put together.
 
 Bento is a stream processor (https://github.com/warpstreamlabs/bento); its program is named by
 BENTO_BIN. It needs a build with the components io, kafka and pure. This process turns into it, so
@@ -15,13 +15,18 @@ import os
 from pathlib import Path
 
 VARIABLE = "BENTO_BIN"
-CONFIGURATION = Path(__file__).with_suffix(".yaml")
+CONFIGURATIONS = {
+    packed: Path(__file__).with_name(name)
+    for packed, name in ((False, "bento.yaml"), (True, "bento_packed.yaml"))
+}
+"""By whether it packs."""
 FLAGS = ("--bootstrap-servers", "--input-topic", "--output-topic", "--group", "--url")
 
 
 def build_environment(asked: argparse.Namespace) -> dict[str, str]:
-    """Return what the configuration reads: each flag in capital letters."""
-    return {name.upper(): value for name, value in vars(asked).items()}
+    """Return what the configurations read: each of FLAGS, in capital letters."""
+    names = [flag.removeprefix("--").replace("-", "_") for flag in FLAGS]
+    return {name.upper(): getattr(asked, name) for name in names}
 
 
 def main() -> None:
@@ -29,9 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.bento", description=__doc__)
     for flag in FLAGS:
         parser.add_argument(flag, required=True)
-    program = os.environ[VARIABLE]
-    environment = {**os.environ, **build_environment(parser.parse_args())}
-    os.execve(program, [program, "-c", str(CONFIGURATION)], environment)  # noqa: S606 - who runs the benchmark names the program
+    parser.add_argument("--packed", action="store_true", help="256 images a request")
+    asked = parser.parse_args()
+    argv = [os.environ[VARIABLE], "-c", str(CONFIGURATIONS[asked.packed])]
+    os.execve(argv[0], argv, {**os.environ, **build_environment(asked)})  # noqa: S606 - who runs the benchmark names the program
 
 
 if __name__ == "__main__":

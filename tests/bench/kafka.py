@@ -83,14 +83,17 @@ CONTESTANTS: Mapping[str, Contestant] = {
 
 
 BASE = "base"
-BENTO = "bento"
+BENTOS: Mapping[str, Contestant] = {
+    "bento": Contestant(("tests.bench.bento",)),
+    "packed bento": Contestant(("tests.bench.bento",), ("--packed",)),
+}
 
 
 def list_contestants(tree: Path | None) -> dict[str, Contestant]:
     """Return the contestants; with Bento where it is, with the daemon of an older tree if given."""
     found = dict(CONTESTANTS)
     if os.environ.get(VARIABLE):
-        found[BENTO] = Contestant(("tests.bench.bento",))
+        found |= BENTOS
     if tree:
         found[BASE] = Contestant(DAEMON, tree=tree)
     return found

@@ -17,11 +17,11 @@ import pytest
 from connectors.inference.torchserve import interpret_reply
 from connectors.records import Prediction
 from tests.bench.benchmark import Who, compare, order_round
-from tests.bench.bento import CONFIGURATION, FLAGS, VARIABLE, build_environment
+from tests.bench.bento import CONFIGURATIONS, FLAGS, VARIABLE, build_environment
 from tests.bench.figures import Comparison, Round, compute_rate
 from tests.bench.imports import measure_imports, render_imports, time_import
 from tests.bench.instant_service import answer
-from tests.bench.kafka import BASE, BENTO, CONTESTANTS, Contestant, list_contestants
+from tests.bench.kafka import BASE, BENTOS, CONTESTANTS, Contestant, list_contestants
 from tests.bench.latency import Latency, compute_latency
 from tests.bench.measured import Measured, Table, Target
 from tests.bench.turns import WARM_RUNS, list_first_of_trees, list_targets, measure_in_turns
@@ -151,12 +151,13 @@ def test_bento_and_an_older_tree_run_where_they_are_given(monkeypatch: pytest.Mo
     monkeypatch.delenv(VARIABLE, raising=False)
     assert list_contestants(None) == CONTESTANTS
     monkeypatch.setenv(VARIABLE, "bento")
-    assert set(list_contestants(Path("old"))) - set(CONTESTANTS) == {BENTO, BASE}
+    assert set(list_contestants(Path("old"))) - set(CONTESTANTS) == {*BENTOS, BASE}
 
 
-def test_bentos_configuration_reads_what_every_relay_is_told() -> None:
+@pytest.mark.parametrize("packed", [False, True])
+def test_bentos_configuration_reads_what_every_relay_is_told(*, packed: bool) -> None:
     flags = {flag.removeprefix("--").replace("-", "_"): "one" for flag in FLAGS}
-    read = re.findall(r"\$\{([A-Z_]+)\}", CONFIGURATION.read_text())
+    read = re.findall(r"\$\{([A-Z_]+)\}", CONFIGURATIONS[packed].read_text())
     assert set(read) == set(build_environment(Namespace(**flags)))
 
 
