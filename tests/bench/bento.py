@@ -15,10 +15,8 @@ import os
 from pathlib import Path
 
 VARIABLE = "BENTO_BIN"
-CONFIGURATIONS = {
-    packed: Path(__file__).with_name(name)
-    for packed, name in ((False, "bento.yaml"), (True, "bento_packed.yaml"))
-}
+FOLDER = Path(__file__).parent
+CONFIGURATIONS = {False: FOLDER / "bento.yaml", True: FOLDER / "bento_packed.yaml"}
 """By whether it packs."""
 FLAGS = ("--bootstrap-servers", "--input-topic", "--output-topic", "--group", "--url")
 

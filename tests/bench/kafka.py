@@ -13,19 +13,18 @@ import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
-from io import BytesIO
 from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import requests
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
-from PIL import Image
 
 from tests.bench.bento import VARIABLE
 from tests.bench.figures import compute_rate
 from tests.bench.latency import SETTLE_S, Arrivals, Latency, compute_latency, send_load
 from tests.bench.measured import Measured
+from tests.bench.pictures import encode
 from tests.bench.usage import Usage, find_torchserve, measure, measure_machine
 from tests.chaos.brokers.kafka.observer import read_topic
 from tests.chaos.load import MAX_RATE, Input
@@ -333,9 +332,7 @@ class KafkaBenchmark:
 def encode_enlarged(image: NDArray[np.uint8], size: int) -> bytes:
     """Return a PNG of `size` times `size` pixels, as Pillow writes it; its own are repeated."""
     rows = np.arange(size) * len(image) // size
-    file = BytesIO()
-    Image.fromarray(image[rows][:, rows]).save(file, "PNG")
-    return file.getvalue()
+    return encode(image[rows][:, rows])
 
 
 def pad_png(data: bytes, size: int) -> bytes:

@@ -9,7 +9,6 @@ turns. Exit code 0 only when no label differs.
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import subprocess
 import sys
@@ -22,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import torch
-from PIL import Image
 
+from tests.bench.pictures import encode
 from tools.exported import Bytes, first_images
 from tools.servers.process import ROOT
 from training.choices import FORMATS
@@ -109,13 +108,6 @@ def serve(folder: Path) -> int:
         what, number = line.split()
         print(json.dumps(verbs[what](int(number))), flush=True)
     return 0
-
-
-def encode(image: Bytes) -> bytes:
-    """Return a PNG file of a grey image, uint8 [height, width]."""
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
 
 
 def count_per_second(forward: Callable[..., object], images: Bytes) -> float:

@@ -19,6 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, UnidentifiedImageError
 
+from tests.encoders import png_chunk, png_header
 from tests.handler.torchserve import encode
 from tests.handler.unpacking import (
     COLOURS,
@@ -563,17 +564,11 @@ def paeth(left: NDArray[Any], above: NDArray[Any], corner: NDArray[Any]) -> NDAr
 def png_of(flat: bytes, pixels: Pixels, *, interlace: int = 0, parts: int = 1) -> bytes:
     """A PNG with these unpacked bytes, in so many chunks."""
     height, width, channels = pixels.shape
-    head = struct.pack(">2I5B", width, height, 8, {1: 0, 3: 2}[channels], 0, 0, interlace)
+    head = png_header(width, height, 8, {1: 0, 3: 2}[channels], interlace)
     packed = zlib.compress(flat)
     cuts = [len(packed) * part // parts for part in range(parts + 1)]
-    data = [(b"IDAT", packed[start:end]) for start, end in pairwise(cuts)]
-    return PNG[:8] + b"".join(map(chunk, [(b"IHDR", head), *data, (b"IEND", b"")]))
-
-
-def chunk(named: tuple[bytes, bytes]) -> bytes:
-    name, body = named
-    checksum = zlib.crc32(name + body).to_bytes(4, "big")
-    return len(body).to_bytes(4, "big") + name + body + checksum
+    data = [png_chunk(b"IDAT", packed[start:end]) for start, end in pairwise(cuts)]
+    return b"".join([head, *data, png_chunk(b"IEND", b"")])
 
 
 def plain(data: bytes, model: Model) -> Pixels | None:
@@ -657,7 +652,7 @@ def test_what_pillow_passes_over_in_a_stream_is_passed_over(stream: bytes) -> No
 
 def png_with(stream: bytes) -> bytes:
     """A PNG of the form of OWN with this as its packed rows."""
-    return PNG[:33] + chunk((b"IDAT", stream)) + chunk((b"IEND", b""))
+    return PNG[:33] + png_chunk(b"IDAT", stream) + png_chunk(b"IEND", b"")
 
 
 def assert_as_pillow(data: bytes, *, must_be_read: bool = False) -> None:
