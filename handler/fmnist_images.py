@@ -82,6 +82,7 @@ class Settings:
     """The `handler:` table of model-config.yaml, where each number has its reason."""
 
     threads: int
+    passes: int
     chunk: int
     top_k: int
     max_bytes: int

@@ -6,7 +6,9 @@ import json
 import logging
 import shutil
 import struct
+import threading
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import fmnist_handler
@@ -118,6 +120,54 @@ def test_parts_are_answered_in_the_order_of_arrival(grey: Served) -> None:
     alone = [grey.one(pack(png(seed))).body["predictions"][0] for seed in range(3)]
     assert [one["class"] for one in served] == [one["class"] for one in alone]
     assert len({one["score"] for one in alone}) == 3
+
+
+def test_passes_run_at_once_on_the_threads_of_the_settings(
+    grey: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(grey.handler.passes)
+    network = grey.handler.network
+
+    def meet(images: torch.Tensor) -> torch.Tensor:
+        both.wait(20)  # it breaks where one pass waits for the other
+        assert torch.get_num_threads() == grey.handler.settings.threads
+        return network(images)
+
+    files = [png(seed) for seed in range(4)]
+    alone = [grey.one(body(file)).body["class"] for file in files]
+    monkeypatch.setattr(grey.handler, "network", meet)
+    monkeypatch.setattr(grey.handler, "pass_s", 1.0)  # worth a thread for each image
+    predictions = grey.one(pack(*files)).body["predictions"]
+    assert [one["class"] for one in predictions] == alone
+
+
+@pytest.mark.parametrize(
+    ("images", "pass_s", "sizes"),
+    [
+        (1, 1.0, [1]),
+        (2, 1.0, [1, 1]),
+        (5, 1.0, [3, 2]),
+        (79, 0.0001, [79]),  # no 8 ms for a second thread
+        (100, 0.0001, [80, 20]),
+        (200, 0.0001, [100, 100]),
+        (300, 0.0001, [128, 128, 44]),  # two at once are 256 at most
+        (300, 0.000001, [128, 128, 44]),
+    ],
+)
+def test_a_batch_is_cut_for_the_passes_that_run_at_once(
+    grey: Served, monkeypatch: pytest.MonkeyPatch, images: int, pass_s: float, sizes: list[int]
+) -> None:
+    monkeypatch.setattr(grey.handler, "pass_s", pass_s)
+    numbered = [np.full((1, 28, 28), number % 256, np.uint8) for number in range(images)]
+    pieces = grey.handler.cut(numbered)
+    assert [len(piece) for piece in pieces] == sizes
+    assert [image for piece in pieces for image in piece] == numbered
+
+
+@pytest.mark.parametrize(("device", "passes"), [("cpu", 2), ("cuda", 1)])
+def test_a_gpu_takes_one_pass_after_the_other(grey: Served, device: str, passes: int) -> None:
+    settings = replace(grey.handler.settings, passes=2)
+    assert fmnist_handler.count_passes(torch.device(device), settings) == passes
 
 
 def test_a_bad_part_takes_its_own_place_and_no_other(grey: Served) -> None:
