@@ -41,6 +41,7 @@ from kafka.record.memory_records import MemoryRecordsBuilder
 
 from connectors.brokers.kafka import clients, published_offsets
 from connectors.brokers.kafka.broker import KafkaBroker
+from connectors.brokers.kafka.clients import BATCH_BYTES
 from connectors.brokers.kafka.endpoints import TopicPublisher, TopicReader
 from connectors.brokers.kafka.published_offsets import SOURCE, PublishedOffsets, SourceRecord
 from connectors.brokers.kafka.settings import KafkaSettings
@@ -705,6 +706,24 @@ def test_a_result_too_large_for_its_topic_becomes_a_dead_letter(
     ] * 2
     assert [headers_of(one)["__connect.errors.offset"] for one in dead_letters] == [b"1", b"3"]
     assert kafka.committed(topics) == {0: 5}
+
+
+@pytest.mark.parametrize("delivery", ["exactly-once", "at-least-once"])
+def test_a_topic_that_takes_less_than_a_batch_gets_all_results_in_order(
+    kafka: KafkaHarness, delivery: Literal["exactly-once", "at-least-once"]
+) -> None:
+    output = kafka.create("out", max_message_bytes=6000)
+    topics = Topics(kafka.create("in"), output, kafka.create("dead"))
+    count = 2 * BATCH_BYTES // 1000
+    for _ in range(count):
+        kafka.produce(topics.input, b"x", key=bytes(1000))  # the results have it, too
+    broker = kafka.open(topics, delivery=delivery)
+    records = take(kafka, broker, count)
+    broker.commit(predicted(records))
+    results = kafka.read_committed(topics.output)
+    assert sources(results) == [record.id for record in records]
+    assert kafka.read_committed(topics.dead) == []
+    assert kafka.committed(topics) == {0: count}
 
 
 @pytest.mark.parametrize("keys", ["k-k", "-kk", "kk-", "--k", "-", "k-k-k-"])

@@ -8,7 +8,7 @@ import pytest
 from kafka import KafkaConsumer, KafkaProducer
 
 from connectors.brokers.kafka import settings as settings_module
-from connectors.brokers.kafka.clients import client_arguments
+from connectors.brokers.kafka.clients import BATCH_BYTES, client_arguments
 from connectors.brokers.kafka.published_offsets import SOURCE, source_of
 from connectors.brokers.kafka.settings import KafkaSettings
 from connectors.errors import Exit, Stop
@@ -65,8 +65,11 @@ def test_each_client_takes_its_own_of_the_table() -> None:
 
 
 def test_the_table_goes_over_what_this_program_only_prefers() -> None:
-    settings = KafkaSettings(kafka={"request_timeout_ms": 60_000})
+    settings = KafkaSettings(kafka={"request_timeout_ms": 60_000, "batch_size": 16_384})
     assert client_arguments(KafkaConsumer, settings, {})["request_timeout_ms"] == 60_000
+    assert client_arguments(KafkaProducer, settings, {})["batch_size"] == 16_384
+    preferred = client_arguments(KafkaProducer, KafkaSettings(), {})
+    assert preferred["batch_size"] == BATCH_BYTES
 
 
 @pytest.mark.parametrize(("name", "ours"), [("isolation_levle", {}), ("acks", {"acks": -1})])

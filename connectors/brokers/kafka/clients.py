@@ -57,6 +57,12 @@ CLIENT_TIMEOUTS = {
 }
 """What bounds each wait of the library, but for those of a transaction: see `BoundedProducer`."""
 
+BATCH_BYTES = 64 << 10
+"""Bytes of one batch of messages; of the library's 16 KiB a commit makes many requests.
+
+For a topic that takes less at once (`max.message.bytes`) the library cuts each batch in halves.
+"""
+
 CALL_TIMEOUT = 10.0
 """Seconds for one question to the broker."""
 
@@ -132,7 +138,8 @@ def client_arguments(
     if settings.kafka.get("compression_type") in missing_codecs():
         advice = advise_library(settings.kafka["compression_type"])
         raise Stop(f"the kafka table cannot have its compression_type: {advice}", Exit.USAGE)
-    arguments = {**CLIENT_TIMEOUTS, **_connection(settings), **settings.kafka, **ours}
+    preferred = {**CLIENT_TIMEOUTS, "batch_size": BATCH_BYTES}
+    arguments = {**preferred, **_connection(settings), **settings.kafka, **ours}
     return {name: arguments[name] for name in arguments if name in kind.DEFAULT_CONFIG}
 
 
