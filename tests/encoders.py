@@ -40,7 +40,7 @@ def pack_row(row: Grid, depth: int) -> bytes:
     return np.packbits(bits.astype(np.uint8).reshape(-1)).tobytes()
 
 
-def png_chunk(name: bytes, body: bytes, *, right: bool = True) -> bytes:
+def png_chunk(name: bytes, body: bytes = b"", *, right: bool = True) -> bytes:
     """Return a chunk; its checksum is off by one bit unless `right`."""
     checksum = zlib.crc32(name + body) ^ (not right)
     return struct.pack(">I", len(body)) + name + body + struct.pack(">I", checksum)

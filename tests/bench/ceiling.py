@@ -17,7 +17,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from connectors.images import encode_png
+from tests.bench.pictures import encode
 from tools.exported import first_images
 from tools.servers.torchserve import ARCHIVE
 
@@ -44,7 +44,7 @@ def predict(files: list[bytes]) -> int:
 
 def measure(records: int, cores: int) -> float:
     """Return the images a second of so many processes, after a round that does not count."""
-    files = [encode_png(28, 28, image.tobytes()) for image in first_images(min(records, 10_000))]
+    files = [encode(image) for image in first_images(min(records, 10_000))]
     files = [files[number % len(files)] for number in range(records)]
     packs = [files[start : start + PACK] for start in range(0, records, PACK)]
     with tempfile.TemporaryDirectory(prefix="fmnist-bench-") as folder:

@@ -19,9 +19,9 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
-from connectors.images import encode_png
 from connectors.inference.torchserve import encode_multipart
 from connectors.records import Image
+from tests.bench.pictures import encode
 from tests.bench.usage import find_torchserve
 from tests.bench.usage import measure as measure_usage
 from tools.exported import classes, first_images
@@ -136,7 +136,7 @@ class PackedBenchmark:
         self._server = server
         self._pids = find_torchserve(server.process.child.pid)
         images = first_images(PACK)
-        self._files = [encode_png(28, 28, image.tobytes()) for image in images]
+        self._files = [encode(image) for image in images]
         self._classes = classes(images, server.archive).tolist()
 
     def make_pack(self, form: str) -> Pack:

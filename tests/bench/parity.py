@@ -35,7 +35,7 @@ PACK = 250
 """Images of one request."""
 
 SIZES = (1, 32, 256)
-"""Images in one pass of the network; the handler takes at most the last number at once."""
+"""Images in one pass of the network; the handler takes at most the last number in all at once."""
 
 WINDOW_S = 1.0
 """Seconds of one measurement of speed."""

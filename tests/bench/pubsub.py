@@ -17,8 +17,8 @@ from google.cloud.pubsub_v1 import PublisherClient, SubscriberClient
 from google.pubsub_v1.services.publisher.transports import PublisherGrpcTransport
 from google.pubsub_v1.services.subscriber.transports import SubscriberGrpcTransport
 
-from connectors.images import encode_png
 from tests.bench.figures import compute_rate
+from tests.bench.pictures import encode
 from tools.exported import first_images
 from tools.servers.process import ROOT, Process, StackError
 from tools.servers.pubsub import Emulator
@@ -97,7 +97,7 @@ class PubSubBenchmark:
 
     def _publish(self, topic: str, records: int) -> None:
         path = self._emulator.topic(topic)
-        images = [encode_png(28, 28, image.tobytes()) for image in first_images(records)]
+        images = [encode(image) for image in first_images(records)]
         futures = [
             self._publisher.publish(path, image, number=str(number))
             for number, image in enumerate(images)

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from connectors.images import encode_png
+from tests.bench.pictures import encode
 from tools.exported import first_images
 from tools.servers.torchserve import ARCHIVE, PORTS, TorchServe
 
@@ -83,7 +83,7 @@ def build_message(url: str, image: bytes) -> bytes:
 
 
 async def _measure(url: str, clients: int, count: int) -> Load:
-    message = build_message(url, encode_png(28, 28, first_images(1)[0].tobytes()))
+    message = build_message(url, encode(first_images(1)[0]))
     left, delays_s, began = iter(range(count)), list[float](), time.monotonic()
     async with asyncio.timeout(TIMEOUT_S):
         asked = [ask_in_turn(url, message, left, delays_s) for _ in range(clients)]

@@ -6,6 +6,7 @@ import struct
 import zlib
 from functools import partial
 
+from tests.encoders import png_chunk as chunk
 from tests.handler.bomb import MAX_FILE_BYTES, Bomb, fill
 
 GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
@@ -14,11 +15,6 @@ CODE_LENGTHS = (16, 17, 18, 0, 8, 7, 9, 6, 10, 5, 11, 4, 12, 3, 13, 2, 14, 1, 15
 """The order in which a block names the lengths of the codes of lengths."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 MEGABYTE = bytes(1 << 20)
-
-
-def chunk(kind: bytes, data: bytes = b"") -> bytes:
-    """Return a whole chunk: length, kind, data, checksum."""
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def deflate(*pieces: tuple[bytes, int]) -> bytes:
