@@ -12,7 +12,7 @@ import re
 import time
 import warnings
 import zipfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from http import HTTPStatus
 from itertools import islice
 from math import ceil
@@ -54,8 +54,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-MIN_PASS_S = 0.008
-"""Seconds of CPU for which a pass is worth a thread: to start one costs some 0.1 ms."""
+CUT_S = 0.03
+"""Seconds of CPU of the model from which on a batch is cut; below, other work needs the cores."""
 
 
 class FmnistHandler:
@@ -85,24 +85,29 @@ class FmnistHandler:
         self.network = load(folder, self.card, self.device)
         torch.set_num_threads(self.settings.threads)
         self.passes = count_passes(self.device, self.settings)
-        self.pass_images = max(1, self.settings.chunk // self.passes)
-        self.pool = ThreadPoolExecutor(self.passes)
+        self.pass_images = self.settings.chunk // self.passes
+        # A thread that has not asked torch itself runs its first layer on all cores.
+        self.pool = ThreadPoolExecutor(
+            self.passes, initializer=torch.set_num_threads, initargs=(self.settings.threads,)
+        )
         self.warm_up()
 
     def warm_up(self) -> None:
         """Run the sizes that are met later: TorchScript compiles on the first runs of a shape.
 
-        The last run shows the CPU that an image costs. Raises ValueError when the model and the
-        labels do not match.
+        The last run of one thread shows the CPU that an image costs; behind it all run at once, as
+        much as is ever in memory. Raises ValueError when the model and the labels do not match.
         """
+        zeros = np.zeros(self.model.shape, np.uint8)
         for size in (1, self.pass_images) * 2:
             started = time.process_time()
-            rows = self.forward([np.zeros(self.model.shape, np.uint8)] * size)
+            rows = self.forward([zeros] * size)
             self.pass_s = (time.process_time() - started) / size
         if rows.shape[1] != len(self.model.labels):
             raise ValueError(
                 f"the network knows {rows.shape[1]} classes, model.json {len(self.model.labels)}"
             )
+        self.predict([zeros] * self.pass_images * self.passes)
 
     def handle(self, data: Sequence[dict[str, Any]], context: Context) -> list[bytes]:
         """Answer each request of the batch, in order, as compact JSON."""
@@ -129,20 +134,27 @@ class FmnistHandler:
     def predict(self, images: Sequence[Pixels]) -> list[wire.Row | None]:
         """Return the probabilities of each image; None where the model failed on it.
 
-        Passes run at once, on a thread each: torch lets go of Python's lock meanwhile.
+        Passes run at once, on a thread each: torch lets go of Python's lock meanwhile. All of them
+        have ended when this returns or raises, so the next batch finds the memory free.
         """
         pieces = self.cut(images)
-        run = self.pool.map if len(pieces) > 1 else map
-        return [row for rows in run(self.predict_piece, pieces) for row in rows]
+        if self.passes == 1 or len(pieces) == 1:
+            return [row for piece in pieces for row in self.predict_piece(piece)]
+        passes = [self.pool.submit(self.predict_piece, piece) for piece in pieces]
+        wait(passes)
+        return [row for one in passes for row in one.result()]
 
     def cut(self, images: Sequence[Pixels]) -> list[Sequence[Pixels]]:
-        """Cut a batch for the passes that run at once, in no more images each than `chunk` allows.
+        """Cut a batch in equal pieces, as many as passes run at once or a multiple of that.
 
-        What takes less than MIN_PASS_S stays in one piece.
+        No more than `chunk` images are in all passes. What takes less than CUT_S stays whole.
         """
-        share, least = ceil(len(images) / self.passes), ceil(MIN_PASS_S / self.pass_s)
-        size = min(max(share, least), self.pass_images)
-        return [images[start : start + size] for start in range(0, len(images), size)]
+        count = len(images)
+        if count <= self.pass_images and count * self.pass_s < CUT_S:
+            return [images] if count else []
+        rounds = ceil(count / (self.pass_images * self.passes))
+        size = ceil(count / (rounds * self.passes))
+        return [images[start : start + size] for start in range(0, count, size)]
 
     def predict_piece(self, images: Sequence[Pixels]) -> list[wire.Row | None]:
         """Try the images together, and one at a time when that failed: only the guilty fail."""

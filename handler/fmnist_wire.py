@@ -135,7 +135,12 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     wrong = [name for name, value in table.items() if type(value) is not int or value < 1]
     if wrong:
         raise ValueError(f"model-config.yaml: {wrong} in `handler:` must be whole numbers above 0")
-    return Settings(**table)
+    settings = Settings(**table)
+    if settings.passes > settings.chunk:
+        raise ValueError(
+            "model-config.yaml: `chunk` images cannot be in more `passes` at once than there are"
+        )
+    return settings
 
 
 def unpack(

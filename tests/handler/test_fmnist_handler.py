@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import logging
 import shutil
@@ -126,11 +127,11 @@ def test_passes_run_at_once_on_the_threads_of_the_settings(
     grey: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     both = threading.Barrier(grey.handler.passes)
-    network = grey.handler.network
+    network, threads = grey.handler.network, list[int]()
 
     def meet(images: torch.Tensor) -> torch.Tensor:
         both.wait(20)  # it breaks where one pass waits for the other
-        assert torch.get_num_threads() == grey.handler.settings.threads
+        threads.append(ctypes.CDLL(None).omp_get_max_threads())  # asking torch would set it
         return network(images)
 
     files = [png(seed) for seed in range(4)]
@@ -139,6 +140,32 @@ def test_passes_run_at_once_on_the_threads_of_the_settings(
     monkeypatch.setattr(grey.handler, "pass_s", 1.0)  # worth a thread for each image
     predictions = grey.one(pack(*files)).body["predictions"]
     assert [one["class"] for one in predictions] == alone
+    assert threads == [grey.handler.settings.threads] * grey.handler.passes
+
+
+def test_the_next_batch_begins_when_all_passes_of_a_starved_one_have_ended(
+    grey: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starved, ended = threading.Event(), threading.Event()
+
+    def starve(images: list[np.ndarray[Any, Any]]) -> Any:  # noqa: ANN401 - as the handler's
+        if images[0].any():
+            starved.set()
+            raise MemoryError
+        assert starved.wait(20)
+        time.sleep(0.2)  # as long as the other one takes to be raised, and more
+        ended.set()
+        return np.ones((len(images), 10), np.float32)
+
+    monkeypatch.setattr(grey.handler, "forward", starve)
+    monkeypatch.setattr(grey.handler, "pass_s", 1.0)
+    with pytest.raises(MemoryError):
+        grey.handler.predict([np.ones((1, 28, 28), np.uint8), np.zeros((1, 28, 28), np.uint8)])
+    assert ended.is_set()
+
+
+def test_a_batch_without_images_is_not_cut(grey: Served) -> None:
+    assert grey.handler.predict([]) == []
 
 
 @pytest.mark.parametrize(
@@ -147,11 +174,13 @@ def test_passes_run_at_once_on_the_threads_of_the_settings(
         (1, 1.0, [1]),
         (2, 1.0, [1, 1]),
         (5, 1.0, [3, 2]),
-        (79, 0.0001, [79]),  # no 8 ms for a second thread
-        (100, 0.0001, [80, 20]),
+        (127, 0.0001, [127]),  # less than 30 ms
+        (127, 0.0003, [64, 63]),
+        (161, 0.0001, [81, 80]),
         (200, 0.0001, [100, 100]),
-        (300, 0.0001, [128, 128, 44]),  # two at once are 256 at most
-        (300, 0.000001, [128, 128, 44]),
+        (256, 0.0001, [128, 128]),
+        (300, 0.0001, [75, 75, 75, 75]),  # two at once are 256 at most
+        (300, 0.0, [75, 75, 75, 75]),
     ],
 )
 def test_a_batch_is_cut_for_the_passes_that_run_at_once(

@@ -83,8 +83,14 @@ def test_a_model_that_contradicts_itself_is_not_read(
 
 @pytest.mark.parametrize(
     "table",
-    [{}, {**TABLE, "more": 1}, {**TABLE, "chunk": 0}, {**TABLE, "chunk": "9"}],
-    ids=["none", "unknown key", "zero", "text"],
+    [
+        {},
+        {**TABLE, "more": 1},
+        {**TABLE, "chunk": 0},
+        {**TABLE, "chunk": "9"},
+        {**TABLE, "chunk": 1},
+    ],
+    ids=["none", "unknown key", "zero", "text", "more passes than images"],
 )
 def test_settings_that_are_wrong_are_named(table: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"model-config.yaml: .*chunk"):
