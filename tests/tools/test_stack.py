@@ -39,6 +39,24 @@ def test_a_truncated_archive_is_refused(archive: Path, keep: int) -> None:
         check_archive(archive)
 
 
+def test_an_archive_with_any_one_bit_changed_is_taken_or_damaged(tmp_path: Path) -> None:
+    archive = tmp_path / "fmnist.mar"
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as opened:
+        opened.writestr("model.json", b"{}" * 40 + bytes(range(60)))
+    whole = archive.read_bytes()
+    complaints = []
+    for place in range(8 * len(whole)):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        archive.write_bytes(content)
+        try:
+            check_archive(archive)
+        except StackError as error:
+            complaints.append(str(error))
+    assert len(complaints) > len(whole)
+    assert all("is damaged" in one for one in complaints)
+
+
 def test_a_flipped_bit_in_the_archive_is_found(archive: Path) -> None:
     content = bytearray(archive.read_bytes())
     content[content.index(b"{}{}") + 100] ^= 1
