@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CUT_S = 0.03
-"""Seconds of CPU of the model from which on a batch is cut; below, other work needs the cores."""
+"""Seconds of the model's CPU from which on a batch is cut; smaller ones leave a core to others."""
 
 
 class FmnistHandler:
@@ -134,7 +134,7 @@ class FmnistHandler:
     def predict(self, images: Sequence[Pixels]) -> list[wire.Row | None]:
         """Return the probabilities of each image; None where the model failed on it.
 
-        Passes run at once, on a thread each: torch lets go of Python's lock meanwhile. All of them
+        Passes run at once, on a thread each: torch releases the GIL meanwhile. All of them
         have ended when this returns or raises, so the next batch finds the memory free.
         """
         pieces = self.cut(images)

@@ -138,7 +138,7 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     settings = Settings(**table)
     if settings.passes > settings.chunk:
         raise ValueError(
-            "model-config.yaml: `chunk` images cannot be in more `passes` at once than there are"
+            "model-config.yaml: `passes` must not be above `chunk`: each takes an image at least"
         )
     return settings
 
