@@ -84,6 +84,7 @@ class FmnistHandler:
         self.device = choose_device(context.system_properties.get("gpu_id"))
         self.network = load(folder, self.card, self.device)
         torch.set_num_threads(self.settings.threads)
+        self.bfloat16 = uses_bfloat16(self.device, self.settings)
         self.passes = count_passes(self.device, self.settings)
         self.pass_images = self.settings.chunk // self.passes
         # A thread that has not asked torch itself runs its first layer on all cores.
@@ -168,9 +169,12 @@ class FmnistHandler:
 
     def forward(self, images: Sequence[Pixels]) -> wire.Row:
         """uint8 [C, H, W] each in, probabilities float32 [images, classes] out."""
-        with torch.inference_mode():
+        with (
+            torch.inference_mode(),
+            torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16),
+        ):
             batch = torch.from_numpy(np.stack(images)).to(self.device)
-            rows: wire.Row = self.network(batch).cpu().numpy()
+            rows: wire.Row = self.network(batch).float().cpu().numpy()
         return rows
 
 
@@ -187,6 +191,19 @@ def show_failures() -> None:
 def choose_device(gpu: int | None) -> torch.device:
     """Return the GPU that TorchServe assigned to this worker, or the CPU."""
     return torch.device("cpu" if gpu is None else f"cuda:{gpu}")
+
+
+def uses_bfloat16(device: torch.device, settings: Settings) -> bool:
+    """Tell whether the model multiplies in bfloat16: never on a processor without AVX-512.
+
+    There a pass can take many seconds (pytorch issue 183815).
+    """
+    if settings.precision != "bfloat16":
+        return False
+    slow = device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
+    if slow:
+        logger.warning("No AVX-512 here: the model multiplies in float32 and not in bfloat16.")
+    return not slow
 
 
 def count_passes(device: torch.device, settings: Settings) -> int:

@@ -79,8 +79,9 @@ TURNS = {
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """The `handler:` table of model-config.yaml, where each number has its reason."""
+    """The `handler:` table of model-config.yaml, where each value has its reason."""
 
+    precision: str
     threads: int
     passes: int
     chunk: int

@@ -53,6 +53,7 @@ JSON_BYTE_S = 80e-9
 """Seconds of CPU for each byte of a JSON body, estimated on a 2-core Xeon."""
 
 MODEL_MODES = ("L", "RGB")
+PRECISIONS = ("float32", "bfloat16")
 """Of MODES, what a model may take."""
 
 P = ParamSpec("P")
@@ -132,10 +133,13 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     wanted = {field.name for field in fields(Settings)}
     if table.keys() != wanted:
         raise ValueError(f"model-config.yaml: `handler:` must hold exactly {sorted(wanted)}")
-    wrong = [name for name, value in table.items() if type(value) is not int or value < 1]
+    numbers = {name: value for name, value in table.items() if name != "precision"}
+    wrong = [name for name, value in numbers.items() if type(value) is not int or value < 1]
     if wrong:
         raise ValueError(f"model-config.yaml: {wrong} in `handler:` must be whole numbers above 0")
     settings = Settings(**table)
+    if settings.precision not in PRECISIONS:
+        raise ValueError(f"model-config.yaml: `precision` must be {' or '.join(PRECISIONS)}")
     if settings.passes > settings.chunk:
         raise ValueError(
             "model-config.yaml: `passes` must not be above `chunk`: each takes an image at least"

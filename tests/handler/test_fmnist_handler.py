@@ -193,6 +193,49 @@ def test_a_batch_is_cut_for_the_passes_that_run_at_once(
     assert [image for piece in pieces for image in piece] == numbered
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_the_model_multiplies_in_the_precision_of_the_settings_and_answers_in_float32(
+    grey: Served, monkeypatch: pytest.MonkeyPatch, *, narrow: bool
+) -> None:
+    seen, inner = list[torch.dtype](), grey.handler.network
+
+    def note(images: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        return inner(images).to(seen[0])
+
+    monkeypatch.setattr(grey.handler, "network", note)
+    monkeypatch.setattr(grey.handler, "bfloat16", narrow)
+    rows = grey.handler.forward([np.array(picture(seed))[None] for seed in range(3)])
+    assert seen == [torch.bfloat16 if narrow else torch.float32]
+    assert rows.dtype == np.float32
+    assert rows.shape == (3, 10)
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "processor", "narrow"),
+    [
+        ("float32", "cpu", "AVX512", False),
+        ("bfloat16", "cpu", "AVX512", True),
+        ("bfloat16", "cpu", "AVX2", False),
+        ("bfloat16", "cuda", "AVX2", True),
+    ],
+)
+def test_a_processor_without_avx512_multiplies_in_float32_and_says_so(
+    grey: Served,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    precision: str,
+    device: str,
+    processor: str,
+    *,
+    narrow: bool,
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    settings = replace(grey.handler.settings, precision=precision)
+    assert fmnist_handler.uses_bfloat16(torch.device(device), settings) is narrow
+    assert (precision == "bfloat16" and not narrow) == ("float32 and not in" in caplog.text)
+
+
 @pytest.mark.parametrize(("device", "passes"), [("cpu", 2), ("cuda", 1)])
 def test_a_gpu_takes_one_pass_after_the_other(grey: Served, device: str, passes: int) -> None:
     settings = replace(grey.handler.settings, passes=2)

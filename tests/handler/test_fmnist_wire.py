@@ -97,6 +97,12 @@ def test_settings_that_are_wrong_are_named(table: dict[str, Any]) -> None:
         wire.read_settings({"handler": table})
 
 
+@pytest.mark.parametrize("precision", ["int8", "", 16, None, ["float32"]])
+def test_a_precision_that_is_none_is_told_what_there_is(precision: object) -> None:
+    with pytest.raises(ValueError, match="`precision` must be float32 or bfloat16"):
+        wire.read_settings({"handler": {**TABLE, "precision": precision}})
+
+
 # The three forms
 
 

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +16,16 @@ from tools import verify as program
 from tools.archive import CONFIG, DECLARED, MANIFEST, REQUIREMENTS, ArchiveError, pack, publish
 from tools.servers.process import StackError
 from tools.servers.torchserve import checksum_file
-from tools.verify import Answer, Reference, UnavailableError, VerifyError, ask, compare, verify
+from tools.verify import (
+    TOLERANCES,
+    Answer,
+    Reference,
+    UnavailableError,
+    VerifyError,
+    ask,
+    compare,
+    verify,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -141,6 +151,25 @@ def test_a_score_that_is_off_is_noticed(score: float) -> None:
 
 def test_a_score_may_be_off_by_as_much_as_the_proof_of_an_export_allows() -> None:
     assert compare([BAG], [Answer("bag", 0.75005)]) == pytest.approx(0.00005)
+
+
+def test_the_precision_of_the_archive_says_how_far_its_answers_may_be_off(archive: Path) -> None:
+    def load_moved(folder: Path, images: Sequence[bytes]) -> list[Answer]:
+        return [answer._replace(score=0.8) for answer in load(folder, images)]
+
+    with pytest.raises(VerifyError, match=r"a score is 0\.05"):
+        verify(archive, refer, load_moved)
+    replace(archive, CONFIG, lambda text: text.replace("precision: float32", "precision: bfloat16"))
+    number, off = verify(archive, refer, load_moved)
+    assert number == 3
+    assert off == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(("others", "right"), [(5, True), (6, False)])
+def test_few_labels_may_be_others_in_bfloat16(others: int, *, right: bool) -> None:
+    expected, found = [BAG] * 1000, [BOOT] * others + [BAG] * (1000 - others)
+    with nullcontext() if right else pytest.raises(VerifyError, match="6 of 1,000 labels"):
+        compare(expected, found, TOLERANCES["bfloat16"])
 
 
 def test_each_image_has_an_answer() -> None:
