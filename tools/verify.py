@@ -72,6 +72,14 @@ TOLERANCES = {"float32": Tolerance(1e-4, 0.0), "bfloat16": Tolerance(0.1, 0.005)
 what scores moved by, and six times the labels that became others (docs/decisions/056)."""
 
 
+class Comparison(NamedTuple):
+    """Images, those with another label than the run gives, and by what a score is off at most."""
+
+    images: int
+    others: int
+    off: float
+
+
 class Reference(NamedTuple):
     """Image files, what the checkpoint says of each, and the hash of the data that it learned."""
 
@@ -107,8 +115,8 @@ def read_reference(run: str, count: int) -> Reference:
     return Reference(files, list(map(Answer, labels, scores.tolist())), classifier.data)
 
 
-def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> tuple[int, float]:
-    """Return how many images were compared, and how far the scores are off at most.
+def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> Comparison:
+    """Compare the answers of an archive with those of a run.
 
     Raises VerifyError, ArchiveError or StackError for an archive that is not right.
     """
@@ -128,15 +136,15 @@ def verify(archive: Path, refer: Callable[[], Reference], load: Loader) -> tuple
         config = yaml.safe_load((folder / CONFIG).read_text("utf-8"))
         found = load(folder, reference.images)
     tolerance = TOLERANCES[config["handler"]["precision"]]
-    return len(found), compare(reference.answers, found, tolerance)
+    return compare(reference.answers, found, tolerance)
 
 
 def compare(
     expected: Sequence[Answer],
     found: Sequence[Answer],
     tolerance: Tolerance = TOLERANCES["float32"],
-) -> float:
-    """Return how far the scores are off at most; raises VerifyError for what is not the same."""
+) -> Comparison:
+    """Compare answers; raises VerifyError for what is further off than the tolerance allows."""
     if len(found) != len(expected):
         raise VerifyError(f"{len(found):,} answers came to {len(expected):,} images")
     pairs = list(zip(expected, found, strict=True))
@@ -153,7 +161,7 @@ def compare(
             raise VerifyError(
                 f"a score is {off:.6f} off that of the run, and {tolerance.score} is allowed"
             )
-    return max(differences)
+    return Comparison(len(pairs), len(wrong), max(differences))
 
 
 def load_apart(folder: Path, images: Sequence[bytes]) -> list[Answer]:
@@ -228,6 +236,10 @@ def find_obstacle(free_bytes: float) -> str | None:
     return f"{free_bytes / 1e9:.1f} GB are free here, and {NEEDED_BYTES / 1e9:.0f} may be needed"
 
 
+def _name_others(compared: Comparison) -> str:
+    return f", {compared.others:,} have others" if compared.others else ""
+
+
 def main(argv: list[str] | None = None) -> int:
     """Verify one archive; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m tools.verify", description=__doc__)
@@ -244,7 +256,7 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         refer = partial(read_reference, asked.run, asked.images)
-        number, off = verify(asked.archive, refer, load_apart)
+        compared = verify(asked.archive, refer, load_apart)
     except ArchiveError as error:
         print(f"verify: {error}: run `make archive`", file=sys.stderr)
         return 1
@@ -258,8 +270,8 @@ def main(argv: list[str] | None = None) -> int:
         print("verify: interrupted: nothing was verified", file=sys.stderr)
         return 130
     print(
-        f"verify: {asked.archive}: {number:,} images have the labels of run {asked.run}, the "
-        f"scores within {off:.6f}"
+        f"verify: {asked.archive}: {compared.images - compared.others:,} images have the labels of "
+        f"run {asked.run}{_name_others(compared)}, the scores within {compared.off:.6f}"
     )
     return 0
 

@@ -19,6 +19,7 @@ from tools.servers.torchserve import checksum_file
 from tools.verify import (
     TOLERANCES,
     Answer,
+    Comparison,
     Reference,
     UnavailableError,
     VerifyError,
@@ -80,7 +81,7 @@ def replace(archive: Path, entry: str, change: Callable[[str], str | None]) -> N
 
 
 def test_the_archive_that_was_built_is_right(archive: Path) -> None:
-    assert verify(archive, refer, load) == (3, 0.0)
+    assert verify(archive, refer, load) == (3, 0, 0.0)
 
 
 @pytest.mark.parametrize("place", [0.0, 0.3, 0.6, 0.9, 1.0])
@@ -150,7 +151,7 @@ def test_a_score_that_is_off_is_noticed(score: float) -> None:
 
 
 def test_a_score_may_be_off_by_as_much_as_the_proof_of_an_export_allows() -> None:
-    assert compare([BAG], [Answer("bag", 0.75005)]) == pytest.approx(0.00005)
+    assert compare([BAG], [Answer("bag", 0.75005)]).off == pytest.approx(0.00005)
 
 
 def test_the_precision_of_the_archive_says_how_far_its_answers_may_be_off(archive: Path) -> None:
@@ -160,16 +161,26 @@ def test_the_precision_of_the_archive_says_how_far_its_answers_may_be_off(archiv
     with pytest.raises(VerifyError, match=r"a score is 0\.05"):
         verify(archive, refer, load_moved)
     replace(archive, CONFIG, lambda text: text.replace("precision: float32", "precision: bfloat16"))
-    number, off = verify(archive, refer, load_moved)
-    assert number == 3
-    assert off == pytest.approx(0.05)
+    assert verify(archive, refer, load_moved).off == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(("others", "right"), [(5, True), (6, False)])
 def test_few_labels_may_be_others_in_bfloat16(others: int, *, right: bool) -> None:
     expected, found = [BAG] * 1000, [BOOT] * others + [BAG] * (1000 - others)
     with nullcontext() if right else pytest.raises(VerifyError, match="6 of 1,000 labels"):
-        compare(expected, found, TOLERANCES["bfloat16"])
+        assert compare(expected, found, TOLERANCES["bfloat16"]).others == others
+
+
+def test_labels_that_are_others_are_counted_in_the_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(8e9))
+    monkeypatch.setattr(program, "verify", lambda *_: Comparison(1000, 5, 0.05))
+    assert program.main(["--archive", "a.mar"]) == 0
+    assert capsys.readouterr().out == (
+        "verify: a.mar: 995 images have the labels of run latest, 5 have others, the scores within "
+        "0.050000\n"
+    )
 
 
 def test_each_image_has_an_answer() -> None:
