@@ -11,7 +11,6 @@ import logging
 import re
 import time
 import warnings
-import zipfile
 from concurrent.futures import ThreadPoolExecutor, wait
 from http import HTTPStatus
 from itertools import islice
@@ -252,7 +251,7 @@ def load_torchscript(path: Path, target: torch.device) -> Network:
 
 
 def load_program(path: Path, target: torch.device) -> Network:
-    """Load a program of torch.export for inference. Raises ValueError, OSError, RuntimeError.
+    """Load a program of torch.export for inference. Raises ValueError or OSError.
 
     A pickle in the file would run: it is to be trusted as the archive is, which holds this code.
     """
@@ -260,8 +259,11 @@ def load_program(path: Path, target: torch.device) -> Network:
 
     try:
         program = torch.export.load(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path.name} is damaged: make the archive again") from error
+    except OSError:
+        raise
+    except Exception as error:  # torch says nothing of what its reader raises for a damaged file
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path.name} is damaged: make the archive again ({why})") from error
     return cast("Network", move_to_device_pass(program, target).module())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -144,6 +145,23 @@ def test_a_program_that_is_not_whole_stops_the_worker(
     (broken / "model.pt2").write_bytes(content[:kept])
 
     with pytest.raises(ValueError, match=r"model\.pt2 is damaged: make the archive again"):
+        Served(broken)
+
+
+@pytest.mark.parametrize("content", [b"{}", b"[]", b"not JSON"])
+def test_a_program_whose_parts_are_damaged_stops_the_worker_with_the_same_words(
+    folders: dict[str, Path], tmp_path: Path, content: bytes
+) -> None:
+    broken = shutil.copytree(folders["pt2"], tmp_path / "broken")
+    with (
+        zipfile.ZipFile(folders["pt2"] / "model.pt2") as whole,
+        zipfile.ZipFile(broken / "model.pt2", "w") as written,
+    ):
+        for name in whole.namelist():
+            is_graph = name.endswith("models/model.json")
+            written.writestr(name, content if is_graph else whole.read(name))
+
+    with pytest.raises(ValueError, match=r"model\.pt2 is damaged: make the archive again \("):
         Served(broken)
 
 
