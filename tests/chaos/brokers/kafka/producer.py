@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 
 class TopicProducer:
-    """A `Producer`. What the library repeats after a bounce is in the topic once, in order."""
+    """A `Producer`. What the library repeats after a bounce is in the topic once, in order.
 
-    def __init__(self, servers: str, topic: str) -> None:
+    `linger_ms`: milliseconds that a record waits for others of its partition.
+    """
+
+    def __init__(self, servers: str, topic: str, linger_ms: int = 0) -> None:
         self._producer = KafkaProducer(
             bootstrap_servers=servers,
             enable_idempotence=True,
+            linger_ms=linger_ms,
             delivery_timeout_ms=int(DELIVERY_TIMEOUT_S * 1000),
             max_block_ms=int(DELIVERY_TIMEOUT_S * 1000),
             request_timeout_ms=5_000,
