@@ -53,6 +53,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BFLOAT16 = ("amx_bf16", "avx512_bf16")
+"""What a processor multiplies in bfloat16 by, as torch calls it; without, it takes far longer."""
 CUT_S = 0.03
 """Seconds of the model's CPU from which on a batch is cut; smaller ones leave a core to others."""
 
@@ -193,16 +195,27 @@ def choose_device(gpu: int | None) -> torch.device:
 
 
 def uses_bfloat16(device: torch.device, settings: Settings) -> bool:
-    """Tell whether the model multiplies in bfloat16: never on a processor without AVX-512.
+    """Tell whether the model multiplies in bfloat16; a processor must have instructions for it.
 
-    There a pass can take many seconds (pytorch issue 183815).
+    Where it has not a pass can take many seconds (pytorch issue 183815).
     """
     if settings.precision != "bfloat16":
         return False
-    slow = device.type == "cpu" and "AVX512" not in torch.backends.cpu.get_cpu_capability()
-    if slow:
-        logger.warning("No AVX-512 here: the model multiplies in float32 and not in bfloat16.")
-    return not slow
+    able = device.type != "cpu" or any(read_capabilities().get(name) for name in BFLOAT16)
+    if not able:
+        logger.warning(
+            "The model multiplies in float32 and not in bfloat16: the processor has neither %s, "
+            "or torch %s does not say so.",
+            " nor ".join(BFLOAT16),
+            torch.__version__,
+        )
+    return able
+
+
+def read_capabilities() -> Mapping[str, Any]:
+    """Return what torch says of the processor; an older one says nothing."""
+    found: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return found
 
 
 def count_passes(device: torch.device, settings: Settings) -> int:
@@ -251,7 +264,7 @@ def load_torchscript(path: Path, target: torch.device) -> Network:
 
 
 def load_program(path: Path, target: torch.device) -> Network:
-    """Load a program of torch.export for inference. Raises ValueError or OSError.
+    """Load a program of torch.export for inference. Raises ValueError, OSError, RuntimeError.
 
     A pickle in the file would run: it is to be trusted as the archive is, which holds this code.
     """
@@ -259,7 +272,7 @@ def load_program(path: Path, target: torch.device) -> Network:
 
     try:
         program = torch.export.load(path)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # torch says nothing of what its reader raises for a damaged file
         why = f"{type(error).__name__}: {error}"

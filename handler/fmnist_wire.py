@@ -53,8 +53,9 @@ JSON_BYTE_S = 80e-9
 """Seconds of CPU for each byte of a JSON body, estimated on a 2-core Xeon."""
 
 MODEL_MODES = ("L", "RGB")
-PRECISIONS = ("float32", "bfloat16")
 """Of MODES, what a model may take."""
+PRECISIONS = ("float32", "bfloat16")
+"""What the model may multiply in."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -132,7 +133,11 @@ def read_settings(config: Mapping[str, Any]) -> Settings:
     table = config.get("handler", {})
     wanted = {field.name for field in fields(Settings)}
     if table.keys() != wanted:
-        raise ValueError(f"model-config.yaml: `handler:` must hold exactly {sorted(wanted)}")
+        missing, unknown = sorted(wanted - table.keys()), sorted(map(str, table.keys() - wanted))
+        raise ValueError(
+            f"model-config.yaml: `handler:` must hold exactly {sorted(wanted)}; missing: "
+            f"{missing}, unknown: {unknown}"
+        )
     numbers = {name: value for name, value in table.items() if name != "precision"}
     wrong = [name for name, value in numbers.items() if type(value) is not int or value < 1]
     if wrong:

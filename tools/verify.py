@@ -1,8 +1,9 @@
 """Check of an archive where nothing lies but what it declares: `make verify`.
 
 TorchServe's own ModelLoader loads it there, and its answers must be those of the checkpoint that it
-was exported from. Exit codes: 0, it is right, or the check was skipped for the reason printed (in
-CI that is 1); 1, it is wrong; 69, the environment cannot be made, and nothing was verified.
+was exported from, within `TOLERANCES`. Exit codes: 0, it is right, or the check was skipped for
+the reason printed (in CI that is 1); 1, it is wrong; 69, the environment cannot be made, and
+nothing was verified.
 """
 
 from __future__ import annotations

@@ -48,7 +48,8 @@ class Serving(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the probabilities of each image."""
-        probabilities: Tensor = self.model(images).softmax(1)
+        # In float32 also where a server multiplies in bfloat16, or scores were multiples of 1/256.
+        probabilities: Tensor = self.model(images).softmax(1, dtype=torch.float32)
         return probabilities
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.handler.torchserve import CONFIG, METRICS, Request, Served, body, encode, pack
 from tests.training.conftest import stripes
 from tools import load_archive
+from tools.verify import TOLERANCES
 from training import ImageClassifier
 from training.choices import FORMATS
 from training.evaluation import measure_validation
@@ -22,6 +23,7 @@ from training.export import describe, export
 from training.recipe import Recipe
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 STRIPES = stripes(40, size=28, classes=10)
@@ -75,6 +77,40 @@ def test_every_format_answers_as_the_classifier(
         found = ask(handler)
         assert [one["class"] for one in found] == expected.argmax(1).tolist()
         assert [one["score"] for one in found] == pytest.approx(expected.amax(1), abs=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_each_pass_multiplies_in_the_precision_of_the_settings(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, file_format: str, precision: str
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    handler = Served(folders[file_format], precision=precision)
+    seen, network = list[torch.dtype](), handler.handler.network
+
+    def note(images: torch.Tensor) -> torch.Tensor:
+        seen.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        return network(images)
+
+    handler.handler.network, handler.handler.pass_s = note, 1.0  # one is cut for the threads
+    rows = handler.handler.predict([image.numpy() for image in IMAGES])
+    assert seen == [getattr(torch, precision)] * handler.handler.passes
+    assert [row.dtype for row in rows if row is not None] == [np.float32] * len(IMAGES)
+    assert [float(row.sum()) for row in rows if row is not None] == pytest.approx(
+        [1] * 40, abs=1e-6
+    )
+
+
+def test_scores_in_bfloat16_are_near_those_in_float32_and_as_fine(
+    folders: dict[str, Path], served: dict[str, Served], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
+    for name, folder in folders.items():
+        exact = [one["score"] for one in ask(served[name])]
+        found = [one["score"] for one in ask(Served(folder, precision="bfloat16"))]
+        assert found != exact
+        assert found == pytest.approx(exact, abs=TOLERANCES["bfloat16"].score)
+        assert any(score * 256 % 1 for score in found if score > 0.5)
 
 
 def test_the_description_shows_the_format_the_versions_and_the_baseline(
@@ -153,14 +189,21 @@ def test_a_program_whose_parts_are_damaged_stops_the_worker_with_the_same_words(
     folders: dict[str, Path], tmp_path: Path, content: bytes
 ) -> None:
     broken = shutil.copytree(folders["pt2"], tmp_path / "broken")
-    with (
-        zipfile.ZipFile(folders["pt2"] / "model.pt2") as whole,
-        zipfile.ZipFile(broken / "model.pt2", "w") as written,
-    ):
-        for name in whole.namelist():
-            is_graph = name.endswith("models/model.json")
-            written.writestr(name, content if is_graph else whole.read(name))
 
+    def rewrite(change: Callable[[bytes], bytes]) -> None:
+        with (
+            zipfile.ZipFile(folders["pt2"] / "model.pt2") as whole,
+            zipfile.ZipFile(broken / "model.pt2", "w") as written,
+        ):
+            for name in whole.namelist():
+                part = whole.read(name)
+                is_graph = name.endswith("models/model.json")
+                written.writestr(name, change(part) if is_graph else part)
+
+    rewrite(lambda part: part)
+    Served(broken)
+
+    rewrite(lambda _: content)
     with pytest.raises(ValueError, match=r"model\.pt2 is damaged: make the archive again \("):
         Served(broken)
 

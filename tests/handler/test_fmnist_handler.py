@@ -193,44 +193,36 @@ def test_a_batch_is_cut_for_the_passes_that_run_at_once(
     assert [image for piece in pieces for image in piece] == numbered
 
 
-@pytest.mark.parametrize("narrow", [False, True])
-def test_the_model_multiplies_in_the_precision_of_the_settings_and_answers_in_float32(
-    grey: Served, monkeypatch: pytest.MonkeyPatch, *, narrow: bool
+def test_a_torch_that_says_nothing_of_the_processor_multiplies_in_float32(
+    grey: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, inner = list[torch.dtype](), grey.handler.network
-
-    def note(images: torch.Tensor) -> torch.Tensor:
-        seen.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
-        return inner(images).to(seen[0])
-
-    monkeypatch.setattr(grey.handler, "network", note)
-    monkeypatch.setattr(grey.handler, "bfloat16", narrow)
-    rows = grey.handler.forward([np.array(picture(seed))[None] for seed in range(3)])
-    assert seen == [torch.bfloat16 if narrow else torch.float32]
-    assert rows.dtype == np.float32
-    assert rows.shape == (3, 10)
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    settings = replace(grey.handler.settings, precision="bfloat16")
+    assert not fmnist_handler.uses_bfloat16(torch.device("cpu"), settings)
 
 
 @pytest.mark.parametrize(
     ("precision", "device", "processor", "narrow"),
     [
-        ("float32", "cpu", "AVX512", False),
-        ("bfloat16", "cpu", "AVX512", True),
-        ("bfloat16", "cpu", "AVX2", False),
-        ("bfloat16", "cuda", "AVX2", True),
+        ("float32", "cpu", {"amx_bf16": True}, False),
+        ("bfloat16", "cpu", {"amx_bf16": True, "avx512_bf16": True}, True),
+        ("bfloat16", "cpu", {"amx_bf16": False, "avx512_bf16": True}, True),
+        ("bfloat16", "cpu", {"amx_bf16": False, "avx512_f": True}, False),
+        ("bfloat16", "cpu", {}, False),
+        ("bfloat16", "cuda", {}, True),
     ],
 )
-def test_a_processor_without_avx512_multiplies_in_float32_and_says_so(
+def test_a_processor_without_bfloat16_multiplies_in_float32_and_says_so(
     grey: Served,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     precision: str,
     device: str,
-    processor: str,
+    processor: dict[str, bool],
     *,
     narrow: bool,
 ) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: processor)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: processor)
     settings = replace(grey.handler.settings, precision=precision)
     assert fmnist_handler.uses_bfloat16(torch.device(device), settings) is narrow
     assert (precision == "bfloat16" and not narrow) == ("float32 and not in" in caplog.text)

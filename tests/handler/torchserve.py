@@ -143,10 +143,11 @@ def read_metrics() -> MetricsCacheYamlImpl:
 class Served:
     """The handler, loaded from an archive, as one worker has it."""
 
-    def __init__(self, folder: Path, *, measured: bool = True) -> None:
+    def __init__(self, folder: Path, *, measured: bool = True, precision: str = "float32") -> None:
         self.handler = FmnistHandler()
         metrics = read_metrics() if measured else None
         config = yaml.safe_load(CONFIG.read_text())
+        config["handler"]["precision"] = precision
         self.context = Context(
             "tiny", str(folder), {}, 32, None, "0.12.0", metrics=metrics, model_yaml_config=config
         )
