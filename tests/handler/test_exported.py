@@ -85,7 +85,7 @@ def test_each_pass_multiplies_in_the_precision_of_the_settings(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, file_format: str, precision: str
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
-    handler = Served(folders[file_format], precision=precision)
+    handler = Served(folders[file_format], precision=precision, chunk=len(IMAGES))
     seen, network = list[torch.dtype](), handler.handler.network
 
     def note(images: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,8 @@ def test_scores_in_bfloat16_are_near_those_in_float32_and_as_fine(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True})
     for name, folder in folders.items():
         exact = [one["score"] for one in ask(served[name])]
-        found = [one["score"] for one in ask(Served(folder, precision="bfloat16"))]
+        narrow = Served(folder, precision="bfloat16", chunk=len(IMAGES))
+        found = [one["score"] for one in ask(narrow)]
         assert found != exact
         assert found == pytest.approx(exact, abs=TOLERANCES["bfloat16"].score)
         assert any(score * 256 % 1 for score in found if score > 0.5)

@@ -141,13 +141,13 @@ def read_metrics() -> MetricsCacheYamlImpl:
 
 
 class Served:
-    """The handler, loaded from an archive, as one worker has it."""
+    """The handler, loaded from an archive, as one worker has it; `settings` replace the shipped."""
 
-    def __init__(self, folder: Path, *, measured: bool = True, precision: str = "float32") -> None:
+    def __init__(self, folder: Path, *, measured: bool = True, **settings: int | str) -> None:
         self.handler = FmnistHandler()
         metrics = read_metrics() if measured else None
         config = yaml.safe_load(CONFIG.read_text())
-        config["handler"]["precision"] = precision
+        config["handler"].update(settings)
         self.context = Context(
             "tiny", str(folder), {}, 32, None, "0.12.0", metrics=metrics, model_yaml_config=config
         )
