@@ -52,16 +52,27 @@ class Predicted:
 
     def followed_by(self, bodies: Iterable[Mapping[str, Any]]) -> Predicted:
         """Return the counts with these answers of the service, in order, among them."""
-        classes, model, recent = Counter(self.classes), self.model, list(self.recent)
+        model, recent = self.model, list(self.recent)
+        labels: Counter[str] = Counter()
+        card: object = None
         for body in bodies:
-            if (named := name_model(body) or model) != model:
-                model, recent = named, []
+            if (found := body.get("model")) is not card:  # all of one request have the same object
+                card = found
+                if (named := name_model(body) or model) != model:
+                    model, recent = named, []
             if "label" in body:  # else it names no class: the outputs of any other model
-                label = clean_label(str(body["label"]))
-                known = label in classes or len(classes) < MAX_CLASSES
-                classes[label if known else OTHER] += 1
+                labels[str(body["label"])] += 1
                 recent.append(read_answer(body))
-        return Predicted(classes, model, tuple(recent[-WINDOW:]))
+        return Predicted(self._count(labels), model, tuple(recent[-WINDOW:]))
+
+    def _count(self, labels: Mapping[str, int]) -> Mapping[str, int]:
+        """Add these, in order: those that came first are counted by their label."""
+        classes = Counter(self.classes)
+        for text, count in labels.items():
+            label = clean_label(text)
+            known = label in classes or len(classes) < MAX_CLASSES
+            classes[label if known else OTHER] += count
+        return classes
 
 
 def name_model(card: Mapping[str, Any]) -> str:

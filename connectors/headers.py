@@ -28,4 +28,4 @@ def is_ours(name: str) -> bool:
 
 def strip_earlier(headers: Headers) -> Headers:
     """Leave out what an earlier trip, or a stranger, wrote in our name, but for the replay's."""
-    return tuple(header for header in headers if header[0] == REPLAY or not is_ours(header[0]))
+    return tuple([header for header in headers if header[0] == REPLAY or not is_ours(header[0])])

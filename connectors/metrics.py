@@ -30,7 +30,15 @@ from .relay import Retry
 from .text import replace_control_characters
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+    from collections.abc import (
+        Callable,
+        Collection,
+        Hashable,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
     from prometheus_client.metrics_core import Metric
 
@@ -89,20 +97,24 @@ class InstrumentedBroker:
         with self._forgetting_on_rewind():
             self._broker.commit(settled)
         self.commit_seconds.observe(self._clock() - began)
-        now = self._wall()
-        for one in settled:
-            self._forget_record(one, now)
+        self._forget_records([one.record for one in settled])
+        self._observe_ages(one.record for one in settled if not isinstance(one.outcome, Skipped))
         found = [one.outcome.body for one in settled if isinstance(one.outcome, Prediction)]
         self.predicted = self.predicted.followed_by(found)
         self._note_oldest()
 
-    def _forget_record(self, one: Settled, now: float) -> None:
-        record = one.record
-        self._moved.add(record.lane)
-        self._held[record.lane].pop(id(record))
-        if not self._held[record.lane]:
-            del self._held[record.lane]
-        if not isinstance(one.outcome, Skipped):
+    def _forget_records(self, records: Sequence[Record]) -> None:
+        for record in records:
+            del self._held[record.lane][id(record)]
+        lanes = {record.lane for record in records}
+        self._moved |= lanes
+        for lane in lanes:
+            if not self._held[lane]:
+                del self._held[lane]
+
+    def _observe_ages(self, records: Iterable[Record]) -> None:
+        now = self._wall()
+        for record in records:
             self.record_seconds.observe(max(0.0, now - record.time / 1000))
 
     @contextmanager

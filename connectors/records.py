@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 Headers = tuple[tuple[str, bytes | None], ...]
 """In the order they came, repeats kept."""
@@ -25,8 +25,7 @@ Reason = Literal[
 """Why a record has no prediction; the value of `connector.reason` in a dead letter."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """One record as the broker handed it out.
 
     `id` is "<topic>/<partition>/<offset>" or "<subscription>/<message id>", made by the broker.

@@ -85,7 +85,7 @@ def select_published(pending_messages: Iterable[P], lost: Mapping[P, Exception])
 
 def replace_headers(headers: Iterable[tuple[str, Any]], ours: Mapping[str, Any]) -> tuple[Any, ...]:
     """The headers as they are, with ours at the end instead of those of an earlier trip."""
-    return (*(header for header in headers if header[0] not in ours), *ours.items())
+    return (*[header for header in headers if header[0] not in ours], *ours.items())
 
 
 def error_message(rejection: Rejection) -> bytes:

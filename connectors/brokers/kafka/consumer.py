@@ -75,13 +75,14 @@ def _highest(*floors: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]
 def make_record(found: Untyped) -> Record:
     """Make a record of a ConsumerRecord of the library."""
     topic, partition, offset = found.topic, found.partition, found.offset
+    lane = f"{topic}/{partition}"
     return Record(
-        id=f"{topic}/{partition}/{offset}",
+        id=f"{lane}/{offset}",
         value=found.value,
         key=found.key,
         headers=tuple(found.headers),
         time=found.timestamp,
-        lane=f"{topic}/{partition}",
+        lane=lane,
         position=Position(topic, partition, offset, found.leader_epoch),
     )
 
@@ -146,9 +147,8 @@ class GroupConsumer:
         reading = self.group_metadata is not None
         fetched = self._fetch(limit if reading else 0, timeout)
         if reading and self._is_current():
-            for found in fetched:
-                place = TopicPartition(found.topic, found.partition)
-                self._handed_out[place] = found.offset + 1
+            last = {(found.topic, found.partition): found.offset for found in fetched}
+            self._handed_out |= {TopicPartition(*one): last[one] + 1 for one in last}
             return fetched
         self.rewind()
         if reading:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from kafka import KafkaProducer, OffsetAndMetadata, TopicPartition
@@ -60,6 +61,10 @@ def publish_all(
     the callbacks of one failure before it makes the next, so the first one noted is the cause.
     """
     noted: list[Pending] = []
+
+    def note(pending: Pending, _: Exception) -> None:
+        noted.append(pending)
+
     sent: list[tuple[Pending, Untyped]] = []
     failed: dict[Pending, Exception] = {}
     for pending in pending_messages:
@@ -71,7 +76,7 @@ def publish_all(
             except KafkaError as error:
                 failed[pending] = error
             else:
-                future.add_errback(lambda pending, _: noted.append(pending), pending)
+                future.add_errback(partial(note, pending))
                 sent.append((pending, future))
     failed |= _await_futures(sent, time.monotonic() + timeout)
     return sorted(failed.items(), key=lambda failure: failure[0] not in noted[:1])
@@ -79,6 +84,8 @@ def publish_all(
 
 def _await_futures(sent: Iterable[tuple[Pending, Untyped]], deadline: float) -> Iterator[Failure]:
     for pending, future in sent:
+        if future.succeeded():
+            continue
         try:
             future.get(timeout=max(0.0, deadline - time.monotonic()))
         except KafkaError as error:
@@ -124,11 +131,10 @@ def stop_if_closed(pending: Pending, error: Exception) -> None:
 def next_offsets(pending_messages: Iterable[Pending], note: str) -> Offsets:
     """The offset after the last record of each partition, and the note that goes with it."""
     positions = [pending.record.position for pending in pending_messages]
+    last = {(at.topic, at.partition): at for at in positions}
     return {
-        TopicPartition(at.topic, at.partition): OffsetAndMetadata(
-            at.offset + 1, note, at.leader_epoch
-        )
-        for at in positions
+        TopicPartition(*place): OffsetAndMetadata(at.offset + 1, note, at.leader_epoch)
+        for place, at in last.items()
     }
 
 
