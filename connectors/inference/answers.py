@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from http import HTTPStatus
-from math import exp, inf
+from math import exp
 from sys import float_info
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
@@ -114,10 +114,12 @@ def _rejection(code: str, message: str) -> Rejection:
 
 
 def _is_ranked(value: object) -> bool:
-    match value:
-        case {"class": int(), "label": str(), "score": float() | int() as score}:
-            return -inf < score < inf  # a NaN is none of both, and JSON has no word for it
-    return False
+    """Say whether a value names a class; four times for each image, so without `match`."""
+    if not isinstance(value, dict):
+        return False
+    number, label, score = value.get("class"), value.get("label"), value.get("score")
+    named = isinstance(number, int) and isinstance(label, str)
+    return named and isinstance(score, (float, int)) and _is_finite(score)
 
 
 def has_scores(value: object, classes: Classes) -> TypeGuard[list[float]]:
@@ -126,8 +128,13 @@ def has_scores(value: object, classes: Classes) -> TypeGuard[list[float]]:
         isinstance(value, list)
         and len(value) == len(classes.labels)
         and all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
-        and all(abs(one) <= float_info.max for one in value)  # JSON's integers have no end
+        and all(map(_is_finite, value))
     )
+
+
+def _is_finite(number: float) -> bool:
+    """Say whether a float can hold it: no NaN is, and JSON's integers have no end."""
+    return abs(number) <= float_info.max
 
 
 def classify(scores: Sequence[float], classes: Classes) -> Mapping[str, Any] | str:
