@@ -56,7 +56,7 @@ class Predicted:
         labels: Counter[str] = Counter()
         card: object = None
         for body in bodies:
-            if (found := body.get("model")) is not card:  # all of one request have the same object
+            if (found := body.get("model")) is not card:  # answers of one request share it
                 card = found
                 if (named := name_model(body) or model) != model:
                     model, recent = named, []
@@ -66,7 +66,7 @@ class Predicted:
         return Predicted(self._count(labels), model, tuple(recent[-WINDOW:]))
 
     def _count(self, labels: Mapping[str, int]) -> Mapping[str, int]:
-        """Add these, in order: those that came first are counted by their label."""
+        """Add these in order, by label until there are MAX_CLASSES, the rest as OTHER."""
         classes = Counter(self.classes)
         for text, count in labels.items():
             label = clean_label(text)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from math import isfinite
+from sys import float_info
 from typing import TYPE_CHECKING, Any, overload
 
 if TYPE_CHECKING:
@@ -82,10 +82,15 @@ def parse_json(value: bytes | None) -> Any:  # noqa: ANN401 - a document of any 
     return document if _is_plain(document) else None
 
 
+def is_finite(number: float) -> bool:
+    """Say whether it is a finite number that a float can hold; JSON's integers have no end."""
+    return abs(number) <= float_info.max
+
+
 def _is_plain(document: object) -> bool:
     level, depth = [document], 0
     while level and depth <= MAX_DEPTH:
-        if any(isinstance(one, float) and not isfinite(one) for one in level):
+        if any(isinstance(one, int | float) and not is_finite(one) for one in level):
             return False
         level, depth = [inner for one in level for inner in _list_nested(one)], depth + 1
     return not level

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from http import HTTPStatus
 from math import exp
-from sys import float_info
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 from ..records import Busy, Failed, Prediction, Reason, Rejection
-from ..text import decode_text, replace_control_characters
+from ..text import decode_text, is_finite, replace_control_characters
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -114,12 +113,12 @@ def _rejection(code: str, message: str) -> Rejection:
 
 
 def _is_ranked(value: object) -> bool:
-    """Say whether a value names a class; four times for each image, so without `match`."""
+    """Say whether a value names a class. It is asked of each class, and `match` is slower."""
     if not isinstance(value, dict):
         return False
     number, label, score = value.get("class"), value.get("label"), value.get("score")
     named = isinstance(number, int) and isinstance(label, str)
-    return named and isinstance(score, (float, int)) and _is_finite(score)
+    return named and isinstance(score, (float, int)) and is_finite(score)
 
 
 def has_scores(value: object, classes: Classes) -> TypeGuard[list[float]]:
@@ -128,13 +127,8 @@ def has_scores(value: object, classes: Classes) -> TypeGuard[list[float]]:
         isinstance(value, list)
         and len(value) == len(classes.labels)
         and all(isinstance(one, int | float) and not isinstance(one, bool) for one in value)
-        and all(map(_is_finite, value))
+        and all(map(is_finite, value))
     )
-
-
-def _is_finite(number: float) -> bool:
-    """Say whether a float can hold it: no NaN is, and JSON's integers have no end."""
-    return abs(number) <= float_info.max
 
 
 def classify(scores: Sequence[float], classes: Classes) -> Mapping[str, Any] | str:

@@ -226,6 +226,8 @@ UNSPLIT = {
     "none": b'{"predictions": [], "outputs": []}',
     "one for two": b'{"predictions": [1], "outputs": [%s]}' % json.dumps(tensor([1], 1)).encode(),
     "NaN": b'{"predictions": [NaN, 1], "outputs": [%s]}' % json.dumps(tensor([NAN, 1], 2)).encode(),
+    "no float": b'{"predictions": [1%s, 1], "outputs": [%s]}'
+    % (b"0" * 400, json.dumps(tensor([10**400, 1], 2)).encode()),
     "too deep": b'{"predictions": %s1%s}' % (b"[" * 99, b"]" * 99),
 }
 
@@ -497,7 +499,7 @@ WRONG_SCORES = {
     "too few": ([0.5, 0.5], "one for each label"),
     "texts": (["a", "b", "c", "d"], "one for each label"),
     "truths": ([True, False, False, False], "one for each label"),
-    "endless": ([10**400, 0, 0, 0], "one for each label"),
+    "endless": ([10**400, 0, 0, 0], "finite"),
 }
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,7 +164,7 @@ def test_texts_of_strangers_are_cut_and_cleaned() -> None:
     strange = result(
         0, ("label", HOSTILE.encode()), id=HOSTILE, label=HOSTILE, top=[{"label": HOSTILE}]
     )
-    see(view, replace(strange, key=HOSTILE.encode()))
+    see(view, strange._replace(key=HOSTILE.encode()))
     see(view, dead_letter(reason=HOSTILE, detail=HOSTILE, id=HOSTILE), dead=True)
     view.add_images({})
     found = page(view)
