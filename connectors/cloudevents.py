@@ -86,7 +86,7 @@ class CloudEvents:
             *((self.prefix + name, text.encode()) for name, text in attributes.items()),
             ("content-type", b"application/json"),
         )
-        return replace(message, headers=headers)
+        return message._replace(headers=headers)
 
     def _is_of_event(self, name: str) -> bool:
         """Say whether a reader takes a header for a part of the event; some heed no case."""

@@ -7,7 +7,7 @@ read them. Relay and loop know nothing of it.
 from __future__ import annotations
 
 import faulthandler
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, Any, get_args
@@ -79,7 +79,7 @@ class InstrumentedBroker:
         self._clock = clock
         self._wall = wall
         # By identity: one record may be handed out twice, under one id, while it is held.
-        self._held: dict[Hashable | None, OrderedDict[int, int]] = {}
+        self._held: dict[Hashable | None, OrderedDict[int, int]] = defaultdict(OrderedDict)
         self._moved: set[Hashable | None] = set()
 
     def poll(self, limit: int, timeout: float) -> Sequence[Record]:
@@ -87,7 +87,7 @@ class InstrumentedBroker:
         with self._forgetting_on_rewind():
             records = self._broker.poll(limit, timeout)
         for record in records:
-            self._held.setdefault(record.lane, OrderedDict())[id(record)] = record.time
+            self._held[record.lane][id(record)] = record.time
         self._note_oldest()
         return records
 
@@ -123,7 +123,7 @@ class InstrumentedBroker:
         try:
             yield
         except Rewound:
-            self._held = {}
+            self._held.clear()
             self._note_oldest()
             raise
 

@@ -84,8 +84,7 @@ class Settled:
     outcome: Outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """What is published; the broker knows which topic is which, and adds origin and partition."""
 
     value: bytes | None

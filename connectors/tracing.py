@@ -17,7 +17,6 @@ thread of the loop alone; `encode` only reads.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from opentelemetry import trace
@@ -176,7 +175,7 @@ class Traces:
             if not origin.trace_flags.sampled:
                 return message  # nobody keeps spans of that trace
             ours = self._create_result(origin, pack)
-        return replace(message, headers=replace_context(message.headers, ours))
+        return message._replace(headers=replace_context(message.headers, ours))
 
     def _create_result(self, origin: SpanContext, pack: Pack) -> Headers:
         """Make the span of a result in its record's trace; return what names it."""
