@@ -219,6 +219,7 @@ def test_an_image_on_which_the_handler_fails_is_not_rejected_but_looked_for(plac
         reply(BOOT),
         reply({**ITEM, "top": "boot"}),
         reply({**ITEM, "top": [{}]}),
+        reply({**ITEM, "top": ["boot"]}),
         reply({**ITEM, "score": float("nan")}),
         reply({**ITEM, "score": 10**400}).replace(b"0" * 400, b"0.0e999"),
         reply({**ITEM, "score": 10**400}),  # which Python reads as an integer, and no float holds
