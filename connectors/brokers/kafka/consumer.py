@@ -147,15 +147,14 @@ class GroupConsumer:
         reading = self.group_metadata is not None
         fetched = self._fetch(limit if reading else 0, timeout)
         if reading and self._is_current():
-            last = {(found.topic, found.partition): found.offset for found in fetched}
-            self._handed_out |= {TopicPartition(*one): last[one] + 1 for one in last}
-            return fetched
+            self._handed_out |= {one: records[-1].offset + 1 for one, records in fetched.items()}
+            return [found for records in fetched.values() for found in records]
         self.rewind()
         if reading:
             raise Rewound("the group has shared out its partitions anew")
         return []
 
-    def _fetch(self, limit: int, timeout: float) -> list[Untyped]:
+    def _fetch(self, limit: int, timeout: float) -> Mapping[TopicPartition, list[Untyped]]:
         """What the library hands out now; it has to be asked even when nothing is wanted.
 
         It pauses partitions, but not those that it is assigned inside the call.
@@ -164,17 +163,18 @@ class GroupConsumer:
         turn(*self._consumer.assignment())
         try:
             raise_kept_error(self._consumer)
-            fetched = self._poll_until_stable(limit or 1, timeout)
+            return self._poll_until_stable(limit or 1, timeout)
         except kafka_errors.NoOffsetForPartitionError:
             self.group_metadata = None  # just assigned and never committed: rewinding places it
-            return []
+            return {}
         except kafka_errors.OffsetOutOfRangeError as error:
             raise self._out_of_range(error) from error
         except (kafka_errors.CorruptRecordError, kafka_errors.UnsupportedCodecError) as error:
             return self._hold_back_unreadable(error, timeout)
-        return [found for records in fetched.values() for found in records]
 
-    def _hold_back_unreadable(self, error: KafkaError, timeout: float) -> list[Untyped]:
+    def _hold_back_unreadable(
+        self, error: KafkaError, timeout: float
+    ) -> Mapping[TopicPartition, list[Untyped]]:
         """Hand out nothing while records before an unreadable one are not committed, then Stop."""
         partition = find_unreadable(self._consumer, error)
         if partition is None:
