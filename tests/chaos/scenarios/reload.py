@@ -1,7 +1,7 @@
 """A restarted Kafka that answers with old offsets, before it has read its log.
 
-Kafka 4 may do so (docs/decisions/013). Here its log is long and the restarted JVM has no compiler,
-so that it does for seconds. Meanwhile a member of the group goes back to the committed offsets, or,
+Kafka 4 may do so (docs/decisions/013). Here its log is long and the restarted JVM compiles late, so
+that it does for seconds. Meanwhile a member of the group goes back to the committed offsets, or,
 in a second case, one takes its place that knows nothing. Neither must double anything, and both
 must if they believe whatever they are told.
 """
